@@ -1,0 +1,137 @@
+"""One optimiser step over any number of microbatches.
+
+`Update` compiles two programs: *accumulate* adds the gradient of one microbatch to a running sum (one compilation per
+listed vision bucket), *apply* turns the sum into new weights. The number of microbatches is not a shape, so a step with
+more or fewer of them compiles nothing. Losses divide by a denominator of the whole step that every microbatch carries;
+hence gradients just add, and the result does not depend on how examples were split over rows, microbatches or devices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from dv2_jax.data.packing import PackedBatch
+from dv2_jax.recipes.state import Params, TrainState, split_params, state_shardings
+
+# (all parameters, microbatch) -> (its share of the step's loss, additive metrics; names ending in "_max" combine by maximum)
+LossFn = Callable[[Params, PackedBatch], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
+
+
+class Update:
+    """`state, metrics = update(state, microbatches)`; the old state's buffers are donated."""
+
+    def __init__(
+        self,
+        loss_fn: LossFn,
+        optimizer: optax.GradientTransformation,
+        trainable: tuple[str, ...],
+        *,
+        schedule: optax.Schedule | None = None,
+        param_shardings: Mapping[str, NamedSharding] | None = None,
+    ):
+        self.trainable = trainable
+        learn_shardings = {n: param_shardings[n] for n in trainable} if param_shardings else None
+
+        def zeros(params: Params) -> Params:
+            return {n: jnp.zeros(params[n].shape, jnp.float32) for n in trainable}
+
+        def accumulate(params: Params, gradients: Params, batch: PackedBatch):
+            learn, frozen = split_params(params, trainable)
+
+            def loss(learn):
+                return loss_fn({**frozen, **learn}, batch)
+
+            (value, metrics), new = jax.value_and_grad(loss, has_aux=True)(learn)
+            return jax.tree.map(jnp.add, gradients, new), {"loss": value, **metrics}
+
+        def apply(state: TrainState, gradients: Params):
+            learn, frozen = split_params(state.params, trainable)
+            updates, opt_state = optimizer.update(gradients, state.opt_state, learn)
+            params = {**frozen, **optax.apply_updates(learn, updates)}
+            metrics = {"grad_norm": optax.global_norm(gradients)}
+            if schedule is not None:
+                metrics["learning_rate"] = schedule(state.step)
+            return TrainState(params=params, opt_state=opt_state, step=state.step + 1), metrics
+
+        def apply_placed(state: TrainState, gradients: Params):
+            # One device needs no placement; on a mesh the new state must lie exactly where the old one did.
+            state, metrics = apply(state, gradients)
+            if param_shardings:
+                state = jax.lax.with_sharding_constraint(state, state_shardings(state, param_shardings))
+            return state, metrics
+
+        self._zeros = jax.jit(zeros, out_shardings=learn_shardings)
+        self._accumulate = jax.jit(
+            accumulate, donate_argnums=(1,), out_shardings=(learn_shardings, None) if learn_shardings else None
+        )
+        self._apply = jax.jit(apply_placed, donate_argnums=(0, 1))
+
+    def __call__(self, state: TrainState, microbatches: Sequence[PackedBatch]) -> tuple[TrainState, dict[str, float]]:
+        """One optimiser step. Raises FloatingPointError when the loss or the gradient norm is not finite."""
+        if not microbatches:
+            raise ValueError("an optimiser step needs at least one microbatch")
+        gradients = self._zeros(state.params)
+        parts = []
+        for batch in microbatches:
+            gradients, metrics = self._accumulate(state.params, gradients, batch)
+            parts.append(metrics)
+        state, metrics = self._apply(state, gradients)
+        combined = combine(jax.device_get(parts)) | {k: float(v) for k, v in jax.device_get(metrics).items()}
+        if not (math.isfinite(combined["loss"]) and math.isfinite(combined["grad_norm"])):
+            raise FloatingPointError(
+                f"step {int(state.step)}: loss {combined['loss']}, gradient norm {combined['grad_norm']};"
+                " the last checkpoint is intact: lower optim.learning_rate or optim.max_grad_norm and resume"
+            )
+        return state, combined
+
+    def gradients(self, params: Params, microbatches: Iterable[PackedBatch]) -> tuple[Params, dict[str, float]]:
+        """The summed gradient and metrics of a step, without applying it."""
+        gradients, parts = self._zeros(params), []
+        for batch in microbatches:
+            gradients, metrics = self._accumulate(params, gradients, batch)
+            parts.append(metrics)
+        return gradients, combine(jax.device_get(parts))
+
+    def compiled_programs(self) -> int:
+        """Compilations so far: the number of shapes seen by each of the three programs."""
+        return sum(f._cache_size() for f in (self._zeros, self._accumulate, self._apply))
+
+
+def combine(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Metrics of a step from those of its microbatches: maxima of names ending in "_max", sums of all others."""
+    return {
+        name: float(max(p[name] for p in parts) if name.endswith("_max") else np.sum([p[name] for p in parts]))
+        for name in parts[0]
+    }
+
+
+def place(batch: PackedBatch, mesh: Mesh | None) -> PackedBatch:
+    """Put a host batch on the devices: rows and vision groups split over the data axes, the denominator everywhere.
+
+    On several hosts every process passes the rows of its own devices.
+    """
+    if mesh is None:
+        return jax.device_put(batch)
+    data = ("data", "fsdp")
+
+    def spec(path, _leaf) -> PartitionSpec:
+        name = path[0].name
+        if name == "denominator":
+            return PartitionSpec()
+        return PartitionSpec(None, data) if name == "positions" else PartitionSpec(data)
+
+    specs = jax.tree_util.tree_map_with_path(spec, batch)
+    return jax.tree.map(
+        lambda s, leaf: jax.make_array_from_process_local_data(NamedSharding(mesh, s), np.asarray(leaf)),
+        specs,
+        batch,
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )
