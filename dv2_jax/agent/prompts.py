@@ -1,0 +1,132 @@
+"""System and user prompts. Rows that carry their own messages never come here.
+
+``full`` and ``full_no_search`` follow the order of content of the released prompts (spec 2.2, 2.3) in our own
+words. ``brief`` is for a tiny model that reads it thousands of times: together with its user prompt it stays
+under 60 words. A path names a text file to use as the system prompt.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from dv2_jax.data.chat import IMAGE_MARKER
+from dv2_jax.data.question import Question
+
+BRIEF = """\
+Think, then act. image_1 is the first picture.
+Run Python: <code>
+```python
+...
+```
+</code>
+Search: <tool_call>
+{"name": "search", "arguments": {"query": "..."}}
+</tool_call>
+or {"name": "image_search"}.
+Finish: <answer>...</answer>"""
+
+_HEAD = """\
+You are an agent. Keep working until the user's question is completely answered; only then end your turn.
+
+Work step by step. Whenever you cannot tell the answer yet, you may write Python that processes the picture; it \
+runs in a Jupyter notebook, and its standard output, its standard error and every figure shown with \
+`plt.show()` come back to you.
+
+You MUST use Python whenever working on the picture could help: enlarge a region, rotate, raise the contrast, \
+compute statistics, isolate a feature.
+"""
+_SEARCH_HEAD = """
+When your own knowledge is not sufficient, you MUST search, thoroughly, and not give up early.
+
+There are two searches. Image search looks for pages whose pictures resemble the original picture of the \
+question. Text search sends a query to a web search engine.
+"""
+_PLAN = """
+You MUST plan before every call and think about what came back afterwards. Do not chain calls without reasoning \
+in between.
+"""
+_ONE_KIND = """
+Tools may be combined over several rounds, but use only one kind of tool in a round.
+"""
+_TAIL = """
+Every picture of the question is already loaded: the i-th is the global variable `image_i`, a `PIL.Image`; the \
+first is `image_1`.
+
+## Tools
+
+## python
+
+Put the code between `<code>` and `</code>`, like this:
+<code>
+```python
+print(image_1.size)
+```
+</code>
+
+1. A run either returns or is stopped at a time limit.
+2. Show pictures with `plt.show()` (import matplotlib first), or leave a `PIL.Image` as the last value to see \
+its own pixels.
+3. All runs share one kernel: variables persist.
+4. Code must terminate; no endless loops.
+5. Do not write to the disk."""
+_SEARCH_TAIL = """
+
+## search
+
+Call signatures, one JSON object between `<tool_call>` and `</tool_call>`:
+- `image_search`: pages with pictures like the original picture of the question, with their titles. It takes no \
+arguments. Use it at most once.
+- `search`: web pages for the text `query` (a string).
+
+<tool_call>
+{"name": "image_search"}
+</tool_call>
+<tool_call>
+{"name": "search", "arguments": {"query": "year the Pont du Gard was built"}}
+</tool_call>
+
+1. You may search many times.
+2. Compare sources and check what they claim.
+3. Prefer sources that are reliable and up to date.
+4. One search per round.
+5. Image search only once."""
+
+SYSTEM = {
+    "brief": BRIEF,
+    "full": _HEAD + _SEARCH_HEAD + _PLAN + _ONE_KIND + _TAIL + _SEARCH_TAIL,
+    "full_no_search": _HEAD + _PLAN + _TAIL,
+}
+_USER_FULL = """
+
+Put your final answer inside <answer> </answer>. Reason step by step; use Python if it helps, and search the \
+Internet if you need to. Each of your turns has exactly one of these forms: <think> </think> <code> </code> to \
+run code, <think> </think> <tool_call> </tool_call> to search, <think> </think> <answer> </answer> to finish."""
+_USER_FULL_NO_SEARCH = """
+
+Put your final answer inside <answer> </answer>. Reason step by step; use Python if it helps. Each of your \
+turns has exactly one of these forms: <think> </think> <code> </code> to run code, <think> </think> <answer> \
+</answer> to finish."""
+_USER = {"brief": "", "full": _USER_FULL, "full_no_search": _USER_FULL_NO_SEARCH}
+
+
+@functools.cache
+def system_prompt(name: str) -> str:
+    """The system prompt called ``name``, or the text of the file at that path."""
+    if name in SYSTEM:
+        return SYSTEM[name]
+    path = Path(name)
+    if not path.is_file():
+        raise ValueError(f"agent.system_prompt {name!r} is neither a file nor one of {', '.join(SYSTEM)}")
+    return path.read_text(encoding="utf-8")
+
+
+def messages(question: Question, prompt: str) -> tuple[dict, ...]:
+    """System and user message of a question: its own where it has them, else those of ``prompt``."""
+    if question.messages is not None:
+        return question.messages
+    text = question.text
+    if IMAGE_MARKER not in text:
+        text = f"{IMAGE_MARKER}\n" * len(question.images) + text
+    user = text + _USER.get(prompt, _USER_FULL)
+    return ({"role": "system", "content": system_prompt(prompt)}, {"role": "user", "content": user})

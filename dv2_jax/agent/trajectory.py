@@ -1,0 +1,87 @@
+"""A trajectory: one growing list of ids and everything that is aligned with it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dv2_jax.data.chat import PictureInput
+from dv2_jax.data.question import Question
+
+if TYPE_CHECKING:
+    from dv2_jax.data.tokenizer import Tokenizer
+
+__all__ = ["Finish", "PictureInput", "Trajectory", "TurnRecord"]
+
+
+class Finish(enum.Enum):
+    """Why a trajectory ended."""
+
+    ANSWER = "answer"  # a non-empty <answer>
+    MAX_TURNS = "max_turns"  # the last permitted generation did not answer
+    MAX_TOKENS = "max_tokens"  # no room for another token, or for the next observation
+    TURN_LIMIT = "turn_limit"  # a turn reached its own token cap, or was empty
+    LOST = "lost"  # the infrastructure failed; never a verdict on the policy
+
+
+@dataclass(frozen=True)
+class TurnRecord:
+    """One generation and what came back. ``text`` lacks the environment's ``<think>``."""
+
+    text: str
+    kind: str  # protocol.Turn.kind
+    observation: str | None = None  # None: nothing was appended after this turn
+    images: tuple[bytes, ...] = ()
+    status: str = ""  # tools_service.client.Status name; empty without a tool call
+    wall_ms: float = 0.0  # in the tool
+
+
+@dataclass
+class Trajectory:
+    """Ids with what is aligned to them, from the prompt to the last token.
+
+    ``token_ids``, ``loss_mask``, ``logprobs`` and ``versions`` have the same length T. ``loss_mask`` is 1 on
+    sampled tokens alone; there, ``logprobs`` holds the behaviour log-prob (natural log, at the sampling
+    temperature) and ``versions`` the policy version that sampled it; elsewhere they are 0.0 and -1.
+    ``pictures`` follow the order of their placeholders.
+    """
+
+    id: str
+    question: Question
+    token_ids: list[int] = field(default_factory=list)
+    loss_mask: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    pictures: list[PictureInput] = field(default_factory=list)
+    turns: list[TurnRecord] = field(default_factory=list)
+    finish: Finish | None = None  # None: still running
+    dropped: bool = False  # infrastructure failure: kept out of the loss
+    prompt_tokens: int = 0  # length of the prompt at the head of token_ids
+    reward: float | None = None
+    reward_parts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def response_ids(self) -> list[int]:
+        return self.token_ids[self.prompt_tokens :]
+
+    def response_text(self, tokenizer: Tokenizer) -> str:
+        """Everything after the prompt, observations included: what the rules of spec 6.3 read."""
+        return tokenizer.decode(self.response_ids)
+
+    @property
+    def sampled_tokens(self) -> int:
+        return sum(self.loss_mask)
+
+    @property
+    def tool_calls(self) -> int:
+        """Turns whose tool was run, whatever came of it."""
+        return sum(bool(turn.status) for turn in self.turns)
+
+    @property
+    def used_code(self) -> bool:
+        return any(turn.kind == "code" and turn.status for turn in self.turns)
+
+    @property
+    def used_search(self) -> bool:
+        return any(turn.kind in ("search", "image_search") and turn.status for turn in self.turns)
