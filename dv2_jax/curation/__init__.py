@@ -1,0 +1,1 @@
+"""Difficulty filters and trajectory synthesis: where training data comes from."""
