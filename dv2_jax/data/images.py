@@ -1,0 +1,105 @@
+"""Pictures as the model sees them: decoded to RGB, resized to whole merged tokens, cut into patches."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageOps
+
+PATCH = 14  # pixels per side
+MERGE = 2  # patches per side of a merged token
+FRAMES = 2  # a still picture fills both frames of a temporal patch
+MAX_ASPECT = 200
+
+# Normalisation of CLIP's training data, which Qwen2.5-VL keeps (preprocessor_config.json).
+_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+# What each byte becomes, per channel: scaled in float64, then normalised in float32 like the released processor.
+_LEVELS = (((np.arange(256, dtype=np.float64) / 255).astype(np.float32)[:, None] - _MEAN) / _STD).T.copy()
+
+ImageSource = Image.Image | bytes | str | Path
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read or used; the message says why, for people and for the policy."""
+
+
+def smart_resize(
+    height: int, width: int, *, factor: int = PATCH * MERGE, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """The size at which the model sees a picture: multiples of ``factor``, area in bounds, aspect kept.
+
+    Sides are rounded to the nearest multiple (ties to even, as Python rounds); a picture that is then too large
+    is scaled down and floored, one too small scaled up and ceiled.
+    """
+    if height < 1 or width < 1:
+        raise ImageError(f"picture of {width}x{height} pixels is empty")
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise ImageError(f"picture of {width}x{height} pixels is more than {MAX_ASPECT} times as long as wide")
+    rows, columns = round(height / factor), round(width / factor)
+    if rows * columns * factor**2 > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        rows = max(1, math.floor(height / shrink / factor))
+        columns = max(1, math.floor(width / shrink / factor))
+    elif rows * columns * factor**2 < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rows, columns = math.ceil(height * grow / factor), math.ceil(width * grow / factor)
+    return rows * factor, columns * factor
+
+
+def load_image(source: ImageSource) -> Image.Image:
+    """An RGB picture, upright by its EXIF orientation, transparency laid over white, 16 bits scaled to 8.
+
+    Raises ImageError when the file is missing, truncated, not a picture or absurdly large.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(ImageOps.exif_transpose(source))
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise ImageError(f"no picture at {source}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+        raise ImageError(f"cannot read a picture from {name}: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        levels = np.asarray(image).astype(np.float64)
+        # Pillow clips 16-bit greys to white instead of scaling them.
+        top = 65535 if levels.max(initial=0) > 255 else 255
+        image = Image.fromarray(np.clip(np.rint(levels * (255 / top)), 0, 255).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def preprocess(
+    image: ImageSource, *, min_pixels: int, max_pixels: int
+) -> tuple[Float[np.ndarray, "p 1176"], tuple[int, int, int]]:
+    """Patches and grid (1, rows, columns) of a picture, equal to transformers' PIL ``Qwen2VLImageProcessor``.
+
+    Patches of a 2x2 square are neighbours, squares in raster order; a patch is (channel, frame, row, column).
+    """
+    rgb = load_image(image)
+    height, width = smart_resize(rgb.height, rgb.width, min_pixels=min_pixels, max_pixels=max_pixels)
+    if (width, height) != rgb.size:
+        rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
+    rows, columns = height // PATCH, width // PATCH
+    squares = np.asarray(rgb).reshape(rows // MERGE, MERGE, PATCH, columns // MERGE, MERGE, PATCH, 3)
+    patches = squares.transpose(0, 3, 1, 4, 6, 2, 5)  # square row, square column, row, column, channel, y, x
+    patches = patches.reshape(rows * columns, 3, PATCH * PATCH)
+    values = np.empty((rows * columns, 3, FRAMES, PATCH * PATCH), np.float32)
+    for channel in range(3):
+        values[:, channel] = _LEVELS[channel][patches[:, channel]][:, None]
+    return values.reshape(rows * columns, -1), (1, rows, columns)

@@ -1,0 +1,280 @@
+"""Architecture of a Qwen2.5-VL: the published sizes, a tiny one, and the transformers ``config.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    out_hidden_size: int  # width of the text tower
+    patch_size: int = 14  # pixels
+    temporal_patch_size: int = 2  # frames; a still picture is shown twice
+    spatial_merge_size: int = 2  # patches per side of one merged token
+    window_size: int = 112  # pixels per side of an attention window
+    fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)  # blocks that see the whole picture
+    in_channels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % (4 * self.num_heads):
+            raise ValueError(
+                f"vision hidden_size {self.hidden_size} / num_heads {self.num_heads} must be a multiple of 4: "
+                "half of a head's dimensions turn with the row, half with the column"
+            )
+        if self.window_size % (self.patch_size * self.spatial_merge_size):
+            raise ValueError(f"window_size {self.window_size} must hold whole merged tokens")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def window_patches(self) -> int:
+        """Patches of a full window (64 as published)."""
+        return (self.window_size // self.patch_size) ** 2
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers of one patch as the image processor lays it out (1176 as published)."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    mrope_section: tuple[int, int, int]  # rotary frequencies that turn with time, height, width
+    tie_word_embeddings: bool
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 128000
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads or self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size}, num_heads {self.num_heads}, num_kv_heads {self.num_kv_heads}: "
+                "each must be a multiple of the next"
+            )
+        if 2 * sum(self.mrope_section) != self.head_dim:
+            raise ValueError(f"mrope_section {self.mrope_section} must sum to half of head_dim {self.head_dim}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    vision: VisionConfig
+    text: TextConfig
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+    bos_token_id: int = 151643
+    eos_token_id: int = 151645
+    pad_token_id: int = 151643
+
+    def __post_init__(self) -> None:
+        if self.vision.out_hidden_size != self.text.hidden_size:
+            raise ValueError(
+                f"vision.out_hidden_size {self.vision.out_hidden_size} must equal "
+                f"text.hidden_size {self.text.hidden_size}"
+            )
+        for name in _SPECIAL_IDS:
+            if not 0 <= getattr(self, name) < self.text.vocab_size:
+                raise ValueError(f"{name} {getattr(self, name)} is outside the vocabulary of {self.text.vocab_size}")
+
+    @classmethod
+    def preset(cls, name: str) -> ModelConfig:
+        """A published size: 3b, 7b, 32b or 72b."""
+        try:
+            return _PRESETS[name]
+        except KeyError:
+            raise ValueError(f"unknown model preset {name!r}; known: {', '.join(_PRESETS)}") from None
+
+    @classmethod
+    def tiny(
+        cls,
+        vocab_size: int,
+        *,
+        image_token_id: int,
+        video_token_id: int,
+        vision_start_token_id: int,
+        vision_end_token_id: int,
+        bos_token_id: int,
+        eos_token_id: int,
+        pad_token_id: int,
+        hidden_size: int = 192,
+        num_layers: int = 5,
+        num_heads: int = 6,
+        num_kv_heads: int = 2,
+        intermediate_size: int = 512,
+        mrope_section: tuple[int, int, int] = (4, 6, 6),
+        rope_theta: float = 1e4,
+        tie_word_embeddings: bool = True,
+        max_position_embeddings: int = 4096,
+        vision_depth: int = 3,
+        vision_hidden_size: int = 96,
+        vision_num_heads: int = 3,
+        vision_intermediate_size: int = 256,
+        window_size: int = 112,
+        fullatt_block_indexes: tuple[int, ...] = (2,),
+    ) -> ModelConfig:
+        """The laptop's size: every part of the published architecture, two million parameters."""
+        vision = VisionConfig(
+            depth=vision_depth,
+            hidden_size=vision_hidden_size,
+            intermediate_size=vision_intermediate_size,
+            num_heads=vision_num_heads,
+            out_hidden_size=hidden_size,
+            window_size=window_size,
+            fullatt_block_indexes=fullatt_block_indexes,
+        )
+        text = TextConfig(
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            mrope_section=mrope_section,
+            tie_word_embeddings=tie_word_embeddings,
+            rope_theta=rope_theta,
+            max_position_embeddings=max_position_embeddings,
+        )
+        return cls(
+            vision,
+            text,
+            image_token_id,
+            video_token_id,
+            vision_start_token_id,
+            vision_end_token_id,
+            bos_token_id,
+            eos_token_id,
+            pad_token_id,
+        )
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
+        """Read a transformers ``config.json``; the text fields may lie at the root (as published) or in text_config.
+
+        Raises ValueError for what this model does not have: another model type, another activation,
+        sliding windows, scaled rotary frequencies.
+        """
+        if config.get("model_type") != "qwen2_5_vl":
+            raise ValueError(f"model_type {config.get('model_type')!r} is not 'qwen2_5_vl'")
+        text = {**config, **(config.get("text_config") or {})}
+        vision = config["vision_config"]
+        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        unsupported = {
+            "hidden_act": text.get("hidden_act", "silu") != "silu",
+            "use_sliding_window": bool(text.get("use_sliding_window", False)),
+            "rope type": rope_type not in ("default", "mrope"),
+            "vision hidden_act": vision.get("hidden_act", "silu") != "silu",
+        }
+        if any(unsupported.values()):
+            raise ValueError(f"unsupported in config.json: {', '.join(k for k, bad in unsupported.items() if bad)}")
+        tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+        token_ids = {name: text[name] for name in _SPECIAL_IDS if text.get(name) is not None}
+        if isinstance(token_ids.get("eos_token_id"), list):
+            token_ids["eos_token_id"] = token_ids["eos_token_id"][0]
+        return cls(
+            vision=VisionConfig(
+                **{
+                    name: tuple(vision[name]) if name == "fullatt_block_indexes" else vision[name]
+                    for name in (field.name for field in dataclasses.fields(VisionConfig))
+                    if name in vision
+                }
+            ),
+            text=TextConfig(
+                vocab_size=text["vocab_size"],
+                hidden_size=text["hidden_size"],
+                intermediate_size=text["intermediate_size"],
+                num_layers=text["num_hidden_layers"],
+                num_heads=text["num_attention_heads"],
+                num_kv_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
+                mrope_section=tuple(rope.get("mrope_section", (16, 24, 24))),
+                tie_word_embeddings=bool(tied),
+                rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 1e6))),
+                rms_norm_eps=text.get("rms_norm_eps", 1e-6),
+                max_position_embeddings=text.get("max_position_embeddings", 128000),
+            ),
+            **token_ids,
+        )
+
+    def to_hf(self, dtype: str = "bfloat16") -> dict[str, Any]:
+        """The ``config.json`` in the published, flat layout, which every transformers and vLLM release reads."""
+        vision = dataclasses.asdict(self.vision)
+        vision |= {
+            "fullatt_block_indexes": list(self.vision.fullatt_block_indexes),
+            "model_type": "qwen2_5_vl",
+            "hidden_act": "silu",
+            "in_chans": self.vision.in_channels,
+            "spatial_patch_size": self.vision.patch_size,
+            "tokens_per_second": 2,
+        }
+        text = self.text
+        return {
+            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+            "model_type": "qwen2_5_vl",
+            **{name: getattr(self, name) for name in _SPECIAL_IDS},
+            "vocab_size": text.vocab_size,
+            "hidden_size": text.hidden_size,
+            "intermediate_size": text.intermediate_size,
+            "num_hidden_layers": text.num_layers,
+            "num_attention_heads": text.num_heads,
+            "num_key_value_heads": text.num_kv_heads,
+            "max_position_embeddings": text.max_position_embeddings,
+            "rms_norm_eps": text.rms_norm_eps,
+            "rope_theta": text.rope_theta,
+            "rope_scaling": {"type": "mrope", "mrope_section": list(text.mrope_section)},
+            "tie_word_embeddings": text.tie_word_embeddings,
+            "hidden_act": "silu",
+            "attention_dropout": 0.0,
+            "initializer_range": 0.02,
+            "use_cache": True,
+            "use_sliding_window": False,
+            "sliding_window": 32768,
+            "max_window_layers": text.num_layers,
+            "torch_dtype": dtype,
+            "vision_config": vision,
+        }
+
+
+_SPECIAL_IDS = (
+    "image_token_id",
+    "video_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+
+
+def _published(width: int, ff: int, layers: int, heads: int, kv_heads: int, vocab: int, vision_ff: int, tied: bool):
+    vision = VisionConfig(32, 1280, vision_ff, 16, out_hidden_size=width)
+    text = TextConfig(vocab, width, ff, layers, heads, kv_heads, (16, 24, 24), tied)
+    return ModelConfig(vision, text)
+
+
+# The config.json files of Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct.
+_PRESETS = {
+    "3b": _published(2048, 11008, 36, 16, 2, 151936, 3420, tied=True),
+    "7b": _published(3584, 18944, 28, 28, 4, 152064, 3420, tied=False),
+    "32b": _published(5120, 27648, 64, 40, 8, 152064, 3456, tied=False),
+    "72b": _published(8192, 29568, 80, 64, 8, 152064, 3456, tied=False),
+}

@@ -1,0 +1,72 @@
+"""Between the model object and what jit sees: a static graph definition and a flat dict of arrays.
+
+Keys are dotted paths (``text.layers.q.kernel``); layers are stacked. A dict of arrays costs a jitted call
+0.2 ms where an NNX module costs up to 58 ms.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from dv2_jax.model.config import ModelConfig
+from dv2_jax.model.layers import LAYER_AXIS
+from dv2_jax.model.qwen2_5_vl import Qwen2_5_VL
+
+Params: TypeAlias = dict[str, Array]
+GraphDef: TypeAlias = nnx.GraphDef[Qwen2_5_VL]
+
+
+def split(model: Qwen2_5_VL) -> tuple[GraphDef, Params]:
+    graphdef, state = nnx.split(model)
+    return graphdef, {".".join(path): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+
+
+def merge(graphdef: GraphDef, params: Params) -> Qwen2_5_VL:
+    """The model again; cheap under a trace, not meant for eager use in a loop."""
+    return nnx.merge(graphdef, nnx.from_flat_state([(tuple(name.split(".")), value) for name, value in params.items()]))
+
+
+def build(
+    config: ModelConfig, *, compute_dtype: jnp.dtype = jnp.float32, remat: bool = False
+) -> tuple[GraphDef, Params]:
+    """Graph definition and abstract parameters; nothing is allocated."""
+    return split(_abstract(config, jnp.dtype(jnp.float32), jnp.dtype(compute_dtype), remat))
+
+
+def abstract_params(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
+    return split(_abstract(config, jnp.dtype(dtype), jnp.dtype(dtype), False))[1]
+
+
+def logical_axes(config: ModelConfig) -> dict[str, tuple[str | None, ...]]:
+    """Name of every dimension of every parameter; ``parallel.mesh.AXIS_RULES`` maps them to mesh axes."""
+    _, state = nnx.split(_abstract(config, jnp.dtype(jnp.float32), jnp.dtype(jnp.float32), False))
+    return {".".join(path): leaf.get_metadata()["logical_axes"] for path, leaf in nnx.to_flat_state(state)}
+
+
+def is_stacked(axes: tuple[str | None, ...]) -> bool:
+    return axes[:1] == (LAYER_AXIS,)
+
+
+def init_params(config: ModelConfig, key: Array, dtype: jnp.dtype = jnp.float32) -> Params:
+    """Random weights: kernels scaled by their fan-in, residual outputs also by depth."""
+    return _init(config, jnp.dtype(dtype))(key)
+
+
+@functools.lru_cache
+def _init(config: ModelConfig, dtype: jnp.dtype):
+    return jax.jit(lambda key: split(Qwen2_5_VL(config, rngs=nnx.Rngs(params=key), param_dtype=dtype))[1])
+
+
+@functools.lru_cache
+def _abstract(config: ModelConfig, dtype: jnp.dtype, compute_dtype: jnp.dtype, remat: bool) -> Qwen2_5_VL:
+    return nnx.eval_shape(
+        lambda: Qwen2_5_VL(
+            config, rngs=nnx.Rngs(0), param_dtype=dtype, compute_dtype=compute_dtype, remat=remat
+        )
+    )

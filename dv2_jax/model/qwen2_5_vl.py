@@ -1,0 +1,71 @@
+"""Qwen2.5-VL in Flax NNX: one forward pass for training, prefill and decoding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from dv2_jax.model.config import ModelConfig
+from dv2_jax.model.layers import Init
+from dv2_jax.model.text import Attend, TextTower
+from dv2_jax.model.vision import Projector, VisionTower
+from dv2_jax.model.vision_inputs import VisionBatch
+from dv2_jax.ops.gather import move_rows
+
+
+class Qwen2_5_VL(nnx.Module):
+    """Parameters live under ``vision.``, ``projector.`` and ``text.``; those names are what freezing refers to."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        rngs: nnx.Rngs,
+        param_dtype: jnp.dtype = jnp.float32,
+        compute_dtype: jnp.dtype = jnp.float32,
+        remat: bool = False,
+    ):
+        init = Init(rngs, jnp.dtype(param_dtype))
+        self.config = config
+        self.compute_dtype = jnp.dtype(compute_dtype)
+        self.vision = VisionTower(init, config.vision, remat=remat)
+        self.projector = Projector(init, config.vision)
+        self.text = TextTower(init, config.text, remat=remat)
+
+    def encode_images(self, vision: VisionBatch) -> Float[Array, "M D"]:
+        """Merged embeddings in placeholder order, picture after picture; rows beyond the last picture are zero."""
+        merged = self.projector(self.vision(vision, self.compute_dtype))
+        return move_rows(merged, vision.merged_index, vision.merged_inverse)
+
+    def embed(
+        self,
+        token_ids: Int[Array, "B T"],
+        image_embeds: Float[Array, "M D"] | None = None,
+        image_index: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Token embeddings; where ``image_index`` is not -1, that row of ``image_embeds`` instead."""
+        text = self.text.embedding[...].astype(self.compute_dtype)[token_ids]
+        if image_embeds is None or image_index is None:
+            return text
+        pictures = image_embeds.astype(self.compute_dtype)[jnp.maximum(image_index, 0)]
+        return jnp.where((image_index >= 0)[..., None], pictures, text)
+
+    def hidden(
+        self, embeds: Float[Array, "B T D"], positions: Int[Array, "3 B T"], attend: Attend, cache: Any = None
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Hidden states after the final norm, and the new cache.
+
+        ``cache`` is a pytree whose leaves lead with the layers; ``attend`` gets and returns one layer's slice.
+        """
+        return self.text(embeds, positions, attend, cache)
+
+    def head_kernel(self) -> Float[Array, "D V"]:
+        """The vocabulary projection; the embedding's transpose when tied."""
+        return self.text.embedding[...].T if self.text.head is None else self.text.head.kernel[...]
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """fp32 logits of every given hidden state; for many tokens use ``ops.logprobs.chunked_logprobs``."""
+        return jnp.matmul(hidden, self.head_kernel().astype(hidden.dtype), preferred_element_type=jnp.float32)

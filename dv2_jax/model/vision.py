@@ -1,0 +1,128 @@
+"""The vision tower: patches in, one merged embedding per 2x2 patches out.
+
+Patches stand in rows of fixed length; a row holds one large picture or several small ones, told apart by
+segment ids. A block attends within segments of a row and does not know what a segment is: for the few
+full-attention blocks it is a picture, for the others a window, with the patches moved to rows of one window's
+length. So no block costs the square of all patches, and there is one attention code for both.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from dv2_jax.model.config import VisionConfig
+from dv2_jax.model.layers import GatedMLP, Init, Linear, RMSNorm
+from dv2_jax.model.rope import Turn, patch_turn, rotate
+from dv2_jax.model.text import unroll_of
+from dv2_jax.model.vision_inputs import VisionBatch
+from dv2_jax.ops.attention import segment_attention
+from dv2_jax.ops.gather import move_rows
+
+NORM_EPS = 1e-6  # fixed in the published tower, whatever the text tower's is
+
+
+class VisionBlock(nnx.Module):
+    def __init__(self, init: Init, config: VisionConfig):
+        width, heads, dim = config.hidden_size, config.num_heads, config.head_dim
+        residual_scale = (2 * config.depth) ** -0.5
+        into, out = ("vision_embed", "vision_heads", "head_dim"), ("vision_heads", "head_dim", "vision_embed")
+        self.attention_norm = RMSNorm(init, width, NORM_EPS)
+        self.q = Linear(init, (width,), (heads, dim), into, bias=True)
+        self.k = Linear(init, (width,), (heads, dim), into, bias=True)
+        self.v = Linear(init, (width,), (heads, dim), into, bias=True)
+        self.o = Linear(init, (heads, dim), (width,), out, bias=True, scale=residual_scale)
+        self.mlp_norm = RMSNorm(init, width, NORM_EPS)
+        self.mlp = GatedMLP(
+            init,
+            width,
+            config.intermediate_size,
+            ("vision_embed", "vision_mlp"),
+            bias=True,
+            residual_scale=residual_scale,
+        )
+
+    def __call__(
+        self, x: Float[Array, "R P C"], turn: Turn, segments: Int[Array, "R P"]
+    ) -> Float[Array, "R P C"]:
+        y = self.attention_norm(x)
+        x = x + self.o(segment_attention(rotate(self.q(y), turn), rotate(self.k(y), turn), self.v(y), segments))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class VisionTower(nnx.Module):
+    def __init__(self, init: Init, config: VisionConfig, *, remat: bool):
+        self.config, self.remat = config, remat
+        self.patch_embed = Linear(init, (config.patch_dim,), (config.hidden_size,), ("patch", "vision_embed"))
+        self.blocks = VisionBlock(init.stacked(config.depth), config)
+
+    def __call__(self, batch: VisionBatch, dtype: jnp.dtype) -> Float[Array, "P C"]:
+        """Hidden states of all patches, row after row; see ``VisionBatch`` for the order."""
+        config = self.config
+        rows, length, _ = batch.patches.shape
+        x = self._embed(batch.patches.astype(dtype))
+        whole = patch_turn(batch.coordinates, head_dim=config.head_dim)
+        for full, blocks in itertools.groupby(range(config.depth), lambda i: i in config.fullatt_block_indexes):
+            blocks = list(blocks)
+            if full:
+                x = self._scan(blocks, x, whole, batch.picture_segments)
+            elif batch.window_index is None:
+                x = self._scan(blocks, x, whole, batch.window_segments)
+            else:
+                slots = batch.window_segments.shape
+                flat = move_rows(
+                    x.reshape(rows * length, -1), batch.window_index.reshape(-1), batch.window_inverse
+                )
+                coordinates = jnp.take(
+                    batch.coordinates.reshape(-1, 2), batch.window_index, axis=0, mode="fill", fill_value=0
+                )
+                windows = self._scan(
+                    blocks,
+                    flat.reshape(*slots, -1),
+                    patch_turn(coordinates, head_dim=config.head_dim),
+                    batch.window_segments,
+                )
+                x = move_rows(
+                    windows.reshape(slots[0] * slots[1], -1), batch.window_inverse, batch.window_index.reshape(-1)
+                ).reshape(rows, length, -1)
+        return x.reshape(rows * length, -1)
+
+    def _embed(self, patches: Float[Array, "R P half"]) -> Float[Array, "R P C"]:
+        # A still picture's frames are equal, so the batch carries one of them and the kernel's frames are summed.
+        config = self.config
+        kernel = self.patch_embed.kernel[...].reshape(
+            config.in_channels, config.temporal_patch_size, config.patch_size**2, config.hidden_size
+        )
+        kernel = kernel.sum(axis=1).reshape(-1, config.hidden_size)
+        return patches @ kernel.astype(patches.dtype)
+
+    def _scan(self, blocks: list[int], x: Array, turn: Turn, segments: Array) -> Array:
+        graph, stacked = nnx.split(self.blocks)
+        if len(blocks) < self.config.depth:
+            stacked = jax.tree.map(lambda w: w[blocks[0] : blocks[-1] + 1], stacked)
+
+        def body(x, params):
+            return nnx.merge(graph, params)(x, turn, segments), None
+
+        if self.remat:
+            body = jax.checkpoint(body)
+        return jax.lax.scan(body, x, stacked, unroll=unroll_of(len(blocks)))[0]
+
+
+class Projector(nnx.Module):
+    """Four patches of a 2x2 square, normalised one by one, become one token of the text tower."""
+
+    def __init__(self, init: Init, config: VisionConfig):
+        merged = config.hidden_size * config.spatial_merge_size**2
+        self.norm = RMSNorm(init, config.hidden_size, NORM_EPS)
+        self.hidden = Linear(init, (merged,), (merged,), ("merged", "merged_mlp"), bias=True)
+        self.out = Linear(init, (merged,), (config.out_hidden_size,), ("merged_mlp", "embed"), bias=True)
+
+    def __call__(self, x: Float[Array, "P C"]) -> Float[Array, "M D"]:
+        x = self.norm(x)
+        x = x.reshape(-1, self.hidden.inputs[0])
+        return self.out(jax.nn.gelu(self.hidden(x), approximate=False))

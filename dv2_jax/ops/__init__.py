@@ -1,0 +1,1 @@
+"""Array functions, one each, with their backends."""
