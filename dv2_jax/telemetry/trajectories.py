@@ -1,0 +1,260 @@
+"""Trajectory records: what happened in a rollout, on disk, readable without the code that made it.
+
+A directory ``trajectories/`` holds one ``<stage>.jsonl`` per stage (``train``, ``base``, ``cold_start``, ``rl``,
+``evaluate``), a line per trajectory, and ``pictures/`` with every picture once, named by the digest of its
+bytes. A line is the whole truth of the trajectory: ids, which of them were trained on, their behaviour
+log-probs and policy versions, plus the same as text.
+
+Files are only ever appended to, one whole line per write. A writer killed mid-line leaves a torn last line: the
+next writer starts on a fresh line, and the reader steps over what does not parse and says how much that was.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+PICTURE = "\ufffc"  # stands in a segment's text for one picture (a whole run of image placeholder ids)
+PICTURE_FOLDER = "pictures"
+_IMAGE_PAD = "<|image_pad|>"
+
+
+def picture_name(data: bytes) -> str:
+    """File name of an encoded picture: digest of its bytes plus the suffix its first bytes tell."""
+    if data.startswith(b"\x89PNG"):
+        suffix = ".png"
+    elif data.startswith(b"\xff\xd8"):
+        suffix = ".jpg"
+    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        suffix = ".webp"
+    elif data.startswith(b"GIF8"):
+        suffix = ".gif"
+    else:
+        suffix = ".img"
+    return hashlib.sha256(data).hexdigest()[:24] + suffix
+
+
+def segments(token_ids: Sequence[int], loss_mask: Sequence[int], tokenizer: Any) -> list[dict]:
+    """Cut a trajectory where its mask changes: prompt, then model and observation in turn.
+
+    Each piece is ``{"role", "start", "end", "text"}``; a model piece also has ``"ends"``: for each of its tokens the
+    offset in ``text`` at which the token's characters end. A token that completes no character (the first bytes of
+    a multi-byte one) ends where its predecessor does.
+    """
+    if len(token_ids) != len(loss_mask):
+        raise ValueError(f"{len(token_ids)} token ids but {len(loss_mask)} mask entries")
+    image_pad = tokenizer.id(_IMAGE_PAD)
+    pieces: list[dict] = []
+    start = 0
+    while start < len(token_ids):
+        end = start + 1
+        while end < len(token_ids) and bool(loss_mask[end]) == bool(loss_mask[start]):
+            end += 1
+        text, ends = _decode(token_ids[start:end], tokenizer, image_pad)
+        trained = bool(loss_mask[start])
+        role = "model" if trained else ("observation" if pieces else "prompt")
+        piece = {"role": role, "start": start, "end": end, "text": text}
+        pieces.append(piece | {"ends": ends} if trained else piece)
+        start = end
+    return pieces
+
+
+def _decode(ids: Sequence[int], tokenizer: Any, image_pad: int) -> tuple[str, list[int]]:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text, ends, previous = "", [], None
+    for token in ids:
+        if token == image_pad:
+            text += decoder.decode(b"", final=True)
+            if previous != image_pad:
+                text += PICTURE
+            decoder.reset()
+        else:
+            text += decoder.decode(tokenizer.token_bytes(token))
+        ends.append(len(text))
+        previous = token
+    text += decoder.decode(b"", final=True)
+    if ends:
+        ends[-1] = len(text)
+    return text, ends
+
+
+def loss_mask(record: dict) -> list[int]:
+    """The loss mask of a record, one 0 or 1 per token id."""
+    mask = [0] * len(record["token_ids"])
+    for piece in record["segments"]:
+        if piece["role"] == "model":
+            mask[piece["start"] : piece["end"]] = [1] * (piece["end"] - piece["start"])
+    return mask
+
+
+class TrajectoryWriter:
+    """Appends trajectories to ``directory`` (created on first use); see the module's docstring for the layout."""
+
+    def __init__(self, directory: str | Path, tokenizer: Any):
+        self.directory = Path(directory)
+        self.tokenizer = tokenizer
+        self._files: dict[str, Any] = {}
+        self._known_pictures: set[str] = set()
+
+    def write(
+        self,
+        trajectories: Iterable[Any],
+        *,
+        stage: str,
+        step: int | None = None,
+        advantages: Sequence[float] | None = None,
+    ) -> None:
+        """Append ``trajectories`` under ``stage``; ``advantages`` has one number per trajectory.
+
+        The lines are on their way to the disk when this returns (flushed, not synced).
+        """
+        batch = list(trajectories)
+        if advantages is not None and len(advantages) != len(batch):
+            raise ValueError(f"{len(batch)} trajectories but {len(advantages)} advantages")
+        if not batch:
+            return
+        file = self._open(stage)
+        for row, trajectory in enumerate(batch):
+            record = self.record(trajectory)
+            record |= {"stage": stage, "step": step, "time": round(time.time(), 3)}
+            if advantages is not None:
+                record["advantage"] = float(advantages[row])
+            file.write((json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n").encode())
+        file.flush()
+
+    def record(self, trajectory: Any) -> dict:
+        """One trajectory as plain JSON types; its pictures are written to the picture folder on the way."""
+        question = trajectory.question
+        sampled = [i for i, trained in enumerate(trajectory.loss_mask) if trained]
+        inputs = [self._picture(data) for data in question.images]
+        turns = [
+            {
+                "kind": _name(turn.kind),
+                "text": turn.text,
+                "observation": turn.observation,
+                "pictures": [self._picture(data) for data in turn.images],
+                "status": str(_name(turn.status)).lower(),
+                "wall_ms": turn.wall_ms,
+            }
+            for turn in trajectory.turns
+        ]
+        return {
+            "format": FORMAT,
+            "id": trajectory.id,
+            "question": {
+                "id": question.id,
+                "skill": question.skill,
+                "data_source": question.data_source,
+                "text": question.text,
+                "answer": question.answer,
+                "verifier": question.verifier,
+                "pictures": inputs,
+            },
+            "token_ids": [int(token) for token in trajectory.token_ids],
+            "segments": segments(trajectory.token_ids, trajectory.loss_mask, self.tokenizer),
+            # 9 significant digits round-trip a float32 exactly
+            "logprobs": [float(f"{float(trajectory.logprobs[i]):.9g}") for i in sampled],
+            "versions": [int(trajectory.versions[i]) for i in sampled],
+            "views": [{"digest": view.digest, "grid": [int(n) for n in view.grid]} for view in trajectory.pictures],
+            "turns": turns,
+            "finish": _name(trajectory.finish),
+            "dropped": bool(trajectory.dropped),
+            "reward": None if trajectory.reward is None else float(trajectory.reward),
+            "reward_parts": dict(trajectory.reward_parts),
+            "tool_calls": int(trajectory.tool_calls),
+        }
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def __enter__(self) -> TrajectoryWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _open(self, stage: str) -> Any:
+        if stage not in self._files:
+            if not stage.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(f"stage {stage!r}: use letters, digits, '-' and '_', it names a file")
+            self.directory.mkdir(parents=True, exist_ok=True)
+            path = self.directory / f"{stage}.jsonl"
+            file = open(path, "ab")
+            if file.tell() > 0:
+                with open(path, "rb") as written:
+                    written.seek(-1, os.SEEK_END)
+                    if written.read(1) != b"\n":  # the last writer was killed mid-line
+                        file.write(b"\n")
+            self._files[stage] = file
+        return self._files[stage]
+
+    def _picture(self, data: bytes) -> str:
+        name = picture_name(data)
+        if name not in self._known_pictures:
+            folder = self.directory / PICTURE_FOLDER
+            path = folder / name
+            if not path.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                partial = folder / f".{name}.{os.getpid()}"
+                partial.write_bytes(data)
+                os.replace(partial, path)
+            self._known_pictures.add(name)
+        return name
+
+
+def _name(value: Any) -> Any:
+    """An enum member by its name in lower case; anything else as it is."""
+    name = getattr(value, "name", None)
+    return name.lower() if isinstance(name, str) else value
+
+
+def stages(directory: str | Path) -> list[str]:
+    """Names of the stages that have records."""
+    return sorted(path.stem for path in Path(directory).glob("*.jsonl"))
+
+
+def read_trajectories(directory: str | Path, stage: str) -> Iterator[dict]:
+    """The records of one stage, in order of first appearance; the newest wins where (step, id) repeats.
+
+    A step repeats when a run is killed after it wrote trajectories and before its checkpoint. Torn lines are
+    skipped; :func:`torn_lines` counts them.
+    """
+    path = Path(directory) / f"{stage}.jsonl"
+    newest: dict[tuple, int] = {}
+    order: list[tuple] = []
+    with open(path, "rb") as file:
+        offset = 0
+        for line in file:
+            record = _parse(line)
+            if record is not None:
+                key = (record.get("step"), record["id"])
+                if key not in newest:
+                    order.append(key)
+                newest[key] = offset
+            offset += len(line)
+        for key in order:
+            file.seek(newest[key])
+            yield json.loads(file.readline())
+
+
+def torn_lines(directory: str | Path, stage: str) -> int:
+    """How many lines of a stage's file do not parse: one for each time its writer was killed mid-line."""
+    with open(Path(directory) / f"{stage}.jsonl", "rb") as file:
+        return sum(_parse(line) is None for line in file)
+
+
+def _parse(line: bytes) -> dict | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and "id" in record else None

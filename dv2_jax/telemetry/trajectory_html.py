@@ -1,0 +1,193 @@
+"""One trajectory record as HTML: a card that a person can read from question to reward."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from html import escape
+
+from pygments.lexers import PythonLexer
+from pygments.token import Comment, Keyword, Name, Number, Operator, String, _TokenType
+
+from dv2_jax.telemetry.trajectories import PICTURE
+
+_CODE = re.compile(r"(?<=```python\n)(.*?)(?=\n?```|\Z)", re.DOTALL)
+_MARKER = re.compile(r"<\|[a-z_]+\|>|</?(?:think|code|tool_call|answer|tool_response)>|```(?:python)?")
+_ESCAPED_MARKER = re.compile(_MARKER.pattern.replace("<", "&lt;").replace(">", "&gt;"))
+_LINK = re.compile(r"\[([^\]\n]+)\] ?\(([^)\s]*)\)")
+_COLOURS: tuple[tuple[_TokenType, str], ...] = (
+    (Comment, "c"), (String, "s"), (Number, "m"), (Keyword, "k"), (Operator.Word, "k"),
+    (Name.Builtin, "b"), (Name.Function, "f"), (Name.Class, "f"),
+)  # fmt: skip
+STAGE_TITLES = {"base": "base", "cold_start": "cold start", "rl": "after RL", "train": "RL", "evaluate": "evaluation"}
+
+
+def stage_title(record: dict) -> str:
+    title = STAGE_TITLES.get(record["stage"], record["stage"].replace("_", " "))
+    return title if record.get("step") is None else f"{title}, step {record['step']}"
+
+
+def outcome(record: dict) -> str:
+    """``right``, ``wrong``, or ``lost`` where infrastructure failed."""
+    if record["dropped"]:
+        return "lost"
+    return "right" if record["reward_parts"].get("accuracy", 0) > 0.5 else "wrong"
+
+
+def tools_of(record: dict) -> list[str]:
+    """Which tools it called: of ``code``, ``search``, ``image_search``, in this order; ``none`` if it called none."""
+    used = {turn["kind"] for turn in record["turns"]}
+    return [tool for tool in ("code", "search", "image_search") if tool in used] or ["none"]
+
+
+def card(record: dict, picture: Callable[[str, str], str]) -> str:
+    """A folded ``<details>``; ``picture(file name, caption)`` gives the HTML that shows a stored picture."""
+    question, result = record["question"], outcome(record)
+    sign = _sign(record.get("advantage"))
+    calls = record["tool_calls"]
+    facts = [f'<span class="chip">{escape(stage_title(record))}</span>']
+    facts.append(f"<span>{calls} tool call{'s' * (calls != 1)}</span>" if calls else "<span>no tools</span>")
+    if record["reward"] is not None:
+        facts.append(f"<span>reward {record['reward']:.2f}</span>")
+    if record.get("advantage") is not None:
+        facts.append(f'<span class="adv {sign}">advantage {record["advantage"]:+.2f}</span>')
+    mark = {"right": "✓", "wrong": "✗", "lost": "–"}[result]
+    return (
+        f'<details class="card {sign}" data-stage="{escape(stage_title(record))}" data-outcome="{result}"'
+        f' data-skill="{escape(question["skill"])}" data-tools="{" ".join(tools_of(record))}">'
+        f'<summary><span class="mark {result}">{mark}</span><span class="skill">{escape(question["skill"])}</span>'
+        f'<span class="ask">{escape(_one_line(question["text"]))}</span><span class="facts">{"".join(facts)}</span>'
+        f'</summary><div class="body">{_question(record, picture)}{_transcript(record, picture)}</div></details>'
+    )
+
+
+def _question(record: dict, picture: Callable[[str, str], str]) -> str:
+    question = record["question"]
+    views = record["views"]
+    pictures = []
+    for index, name in enumerate(question["pictures"]):
+        seen = f"seen by the model at {_view_size(views[index])}" if index < len(views) else ""
+        pictures.append(picture(name, f"image_{index + 1} {seen}".strip()))
+    rows = [("expected", question["answer"]), ("answered", _final_answer(record) or "–")]
+    rows += [(name.replace("_", " "), _number(value)) for name, value in record["reward_parts"].items()]
+    rows.append(("reward", "–" if record["reward"] is None else f"{record['reward']:.2f}"))
+    if record.get("advantage") is not None:
+        rows.append(("advantage", f"{record['advantage']:+.3f}"))
+    rows += [("ended by", str(record["finish"]).replace("_", " ")), ("tokens", str(len(record["token_ids"])))]
+    rows.append(("… trained on", str(len(record["logprobs"]))))
+    if record["versions"]:
+        low, high = min(record["versions"]), max(record["versions"])
+        rows.append(("policy version", str(low) if low == high else f"{low}–{high}"))
+    table = "".join(f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in rows)
+    return (
+        f'<aside><p class="question">{escape(question["text"])}</p>{"".join(pictures)}'
+        f'<table class="parts">{table}</table></aside>'
+    )
+
+
+def _transcript(record: dict, picture: Callable[[str, str], str]) -> str:
+    names = iter(record["question"]["pictures"] + [name for turn in record["turns"] for name in turn["pictures"]])
+    logprobs, versions = iter(record["logprobs"]), iter(record["versions"])
+    parts, turn_number = [], 0
+    for piece in record["segments"]:
+        count = piece["end"] - piece["start"]
+        if piece["role"] == "model":
+            turn = record["turns"][turn_number] if turn_number < len(record["turns"]) else None
+            turn_number += 1
+            scores = [(next(logprobs), next(versions)) for _ in piece["ends"]]
+            label = f"turn {turn_number} · {_kind(turn)} · {count} tokens, trained on"
+            parts.append(f'<section class="model"><h4>{label}</h4><pre>{_tokens(piece, scores)}</pre></section>')
+        else:
+            shown, inline = _context(piece["text"], names, picture)
+            label = f"{count} tokens, not trained on"
+            if piece["role"] == "prompt":
+                parts.append(f'<details class="context"><summary>prompt · {label}</summary>{shown}</details>')
+            else:
+                turn = record["turns"][turn_number - 1] if 0 < turn_number <= len(record["turns"]) else None
+                parts.append(
+                    f'<section class="context"><h4>{_observation_label(turn)} · {label}</h4>{shown}{inline}</section>'
+                )
+    return f'<div class="transcript">{"".join(parts)}</div>'
+
+
+def _tokens(piece: dict, scores: list[tuple[float, int]]) -> str:
+    """The text of a model piece, one element per token, cut again where the syntax colouring changes."""
+    text, out, start = piece["text"], [], 0
+    colours = _colouring(text)
+    borders = [begin for begin, _ in colours]
+    for end, (logprob, version) in zip(piece["ends"], scores, strict=True):
+        inner, at = [], start
+        while at < end:
+            index = bisect_right(borders, at) - 1
+            stop = min(end, borders[index + 1]) if index + 1 < len(borders) else end
+            css, fragment = colours[index][1], escape(text[at:stop])
+            inner.append(f'<b class="{css}">{fragment}</b>' if css else fragment)
+            at = stop
+        surprise = min(1.0, -logprob / 3.0)
+        tip = f"log p {logprob:.3f} · p {2.718281828459045**logprob:.1%} · version {version}"
+        out.append(f'<i title="{tip}" style="--t:{surprise:.2f}">{"".join(inner)}</i>')
+        start = end
+    return "".join(out)
+
+
+def _colouring(text: str) -> list[tuple[int, str]]:
+    """Where each colour starts: [(offset, class or "")], ascending, from offset 0."""
+    marks: list[tuple[int, str]] = [(0, "")]
+    for match in _MARKER.finditer(text):
+        marks += [(match.start(), "tag"), (match.end(), "")]
+    for match in _CODE.finditer(text):
+        marks = [mark for mark in marks if not match.start() <= mark[0] < match.end()]
+        at = match.start()
+        for token, value in PythonLexer(stripnl=False, ensurenl=False).get_tokens(match.group()):
+            marks.append((at, next((css for family, css in _COLOURS if token in family), "")))
+            at += len(value)
+        marks.append((match.end(), "tag" if text.startswith("```", match.end()) else ""))
+    return sorted(dict(marks).items())
+
+
+def _context(text: str, names: Iterator[str], picture: Callable[[str, str], str]) -> tuple[str, str]:
+    """A prompt's or observation's text, and the pictures that stand in it."""
+    shown = []
+    for _ in range(text.count(PICTURE)):
+        name = next(names, None)
+        shown.append(picture(name, "") if name else '<span class="missing">picture not stored</span>')
+    body = escape(text, quote=False)
+    body = _LINK.sub(r'<a href="\2" rel="noreferrer">\1</a>', body) if "tool_response" in text else body
+    body = _ESCAPED_MARKER.sub(r'<b class="tag">\g<0></b>', body)
+    body = body.replace(PICTURE, '<b class="tag">⟨picture⟩</b>')
+    return f"<pre>{body}</pre>", f'<div class="shots">{"".join(shown)}</div>' if shown else ""
+
+
+def _kind(turn: dict | None) -> str:
+    names = {"code": "runs code", "search": "searches", "image_search": "searches by image", "answer": "answers"}
+    return "cut off" if turn is None else names.get(turn["kind"], str(turn["kind"]))
+
+
+def _observation_label(turn: dict | None) -> str:
+    if turn is None:
+        return "observation"
+    status = "" if turn["status"] in ("", "ok") else f" · {str(turn['status']).replace('_', ' ')}"
+    return f"tool answers after {turn['wall_ms']:.0f} ms{status}" if turn["wall_ms"] else f"tool answers{status}"
+
+
+def _final_answer(record: dict) -> str:
+    found = re.findall(r"<answer>(.*?)</answer>", record["turns"][-1]["text"] if record["turns"] else "", re.DOTALL)
+    return found[0].strip() if found else ""
+
+
+def _view_size(view: dict) -> str:
+    _, rows, columns = view["grid"]
+    return f"{columns * 14} × {rows * 14}"
+
+
+def _sign(advantage: float | None) -> str:
+    return "" if not advantage else "up" if advantage > 0 else "down"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("<image>", "").split())
+
+
+def _number(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
