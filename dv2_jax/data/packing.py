@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from dv2_jax.model.config import ModelConfig
 from dv2_jax.model.positions import mrope_positions
-from dv2_jax.model.vision_inputs import VisionBatch, merged_tokens, vision_batch
+from dv2_jax.model.vision_inputs import VisionBatch, VisionBucket, fits, merged_tokens, vision_batch
 
 
 class Picture(Protocol):
@@ -63,14 +63,16 @@ class PackSpec:
     model: ModelConfig
     rows: int  # B
     row_tokens: int  # T
-    patch_buckets: tuple[int, ...]  # P per group: ascending; the largest is the capacity of a group
+    image_buckets: tuple[VisionBucket, ...]  # shapes of a group's pictures; every batch takes the smallest that fits
     groups: int = 1  # data shards; divides rows
 
     def __post_init__(self):
         if self.rows % self.groups:
             raise ValueError(f"rows={self.rows} is not a multiple of groups={self.groups}, the number of data shards")
-        if list(self.patch_buckets) != sorted(set(self.patch_buckets)) or not self.patch_buckets:
-            raise ValueError(f"patch_buckets={self.patch_buckets} must be distinct and ascending")
+
+    def hold(self, grids: Iterable[tuple[int, int, int]]) -> bool:
+        """Whether one group has room for pictures of these grids."""
+        return fits(list(grids), self.image_buckets, self.model.vision)
 
     def check(self, example: Example) -> None:
         """Raise ValueError where `example` can never be placed or its lists disagree."""
@@ -83,9 +85,9 @@ class PackSpec:
             column = getattr(example, name)
             if column is not None and len(column) != tokens:
                 raise ValueError(f"{name} has {len(column)} entries for {tokens} tokens")
-        patches = sum(len(p.patches) for p in {p.digest: p for p in example.pictures}.values())
-        if patches > self.patch_buckets[-1]:
-            raise ValueError(f"an example with {patches} picture patches exceeds the largest of patch_buckets={self.patch_buckets}")
+        grids = list({p.digest: p.grid for p in example.pictures}.values())
+        if not self.hold(grids):
+            raise ValueError(f"an example with pictures of grids {grids} fits none of image_buckets={self.image_buckets}")
 
 
 @partial(
@@ -155,13 +157,13 @@ class Packer:
     def take(self) -> list[list[Example]]:
         """Remove one batch from the pool: the examples of each row."""
         spec, pool = self.spec, self.pool
-        held: list[dict[str, int]] = [{} for _ in range(spec.groups)]
+        held: list[dict[str, tuple[int, int, int]]] = [{} for _ in range(spec.groups)]
         per_group = spec.rows // spec.groups
 
         def admit(row: int, item: int) -> bool:
             group = held[row // per_group]
-            new = {p.digest: len(p.patches) for p in pool[item].pictures if p.digest not in group}
-            if sum(group.values()) + sum(new.values()) > spec.patch_buckets[-1]:
+            new = {p.digest: p.grid for p in pool[item].pictures if p.digest not in group}
+            if new and not spec.hold([*group.values(), *new.values()]):
                 return False
             group.update(new)
             return True
@@ -257,10 +259,12 @@ def build_batch(rows: Sequence[Sequence[Example]], spec: PackSpec, *, denominato
 
 
 def _vision(pictures: list[dict[str, tuple[Picture, int]]], spec: PackSpec) -> VisionBatch:
-    """One VisionBatch per group, all in the bucket that the fullest group needs, stacked."""
-    needed = max(sum(len(p.patches) for p, _ in group.values()) for group in pictures)
-    bucket = next(size for size in spec.patch_buckets if size >= needed)
-    batches = [vision_batch([(p.patches, p.grid) for p, _ in group.values()], (bucket,)) for group in pictures]
+    """One VisionBatch per group, all in the smallest bucket that holds every group, stacked."""
+    grids = [[p.grid for p, _ in group.values()] for group in pictures]
+    bucket = next(b for b in sorted(spec.image_buckets, key=lambda b: b.merged) if all(fits(g, (b,), spec.model.vision) for g in grids))
+    batches = [
+        vision_batch([(p.patches, p.grid) for p, _ in group.values()], (bucket,), spec.model.vision) for group in pictures
+    ]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 from jaxtyping import Array, Bool, Float
 
 from dv2_jax.data.packing import PackedBatch
-from dv2_jax.model.qwen2_5_vl import merge
+from dv2_jax.model.params import GraphDef, merge
 from dv2_jax.ops.attention import causal_segment_attention
 from dv2_jax.ops.logprobs import chunked_logprobs
 
 
 def token_logprobs(
-    graphdef: Any,
+    graphdef: GraphDef,
     params: dict[str, Array],
     batch: PackedBatch,
     *,

@@ -13,12 +13,11 @@ GROUPS = ("vision", "projector", "text")
 
 
 def parameter_group(name: str) -> str:
-    """The freezing group of a flat parameter name: the merger is the projector, as in the released SFT."""
-    if name.startswith("vision."):
-        return "projector" if "merger" in name.split(".") else "vision"
-    if name.startswith("text."):
-        return "text"
-    raise ValueError(f"parameter {name!r} belongs to none of the groups {GROUPS}: names start with 'vision.' or 'text.'")
+    """The freezing group of a flat parameter name: its first part."""
+    group = name.split(".", 1)[0]
+    if group not in GROUPS:
+        raise ValueError(f"parameter {name!r} belongs to none of the groups {GROUPS}")
+    return group
 
 
 def trainable_names(names: Iterable[str], freeze: Iterable[str]) -> tuple[str, ...]:
@@ -35,8 +34,7 @@ def trainable_names(names: Iterable[str], freeze: Iterable[str]) -> tuple[str, .
 
 def decays(name: str) -> bool:
     """Whether weight decay applies: not to norm scales and biases, whose stacked arrays look like matrices."""
-    parts = name.split(".")
-    return parts[-1] != "bias" and not any("norm" in part or part == "ln_q" for part in parts)
+    return name.rsplit(".", 1)[-1] not in ("bias", "scale")
 
 
 def learning_rate(config: OptimConfig, total_steps: int) -> optax.Schedule:

@@ -56,7 +56,7 @@ class Update:
             learn, frozen = split_params(state.params, trainable)
             updates, opt_state = optimizer.update(gradients, state.opt_state, learn)
             params = {**frozen, **optax.apply_updates(learn, updates)}
-            metrics = {"grad_norm": optax.global_norm(gradients)}
+            metrics = {"grad_norm": optax.tree.norm(gradients)}
             if schedule is not None:
                 metrics["learning_rate"] = schedule(state.step)
             return TrainState(params=params, opt_state=opt_state, step=state.step + 1), metrics
@@ -72,7 +72,7 @@ class Update:
         self._accumulate = jax.jit(
             accumulate, donate_argnums=(1,), out_shardings=(learn_shardings, None) if learn_shardings else None
         )
-        self._apply = jax.jit(apply_placed, donate_argnums=(0, 1))
+        self._apply = jax.jit(apply_placed, donate_argnums=(0,))
 
     def __call__(self, state: TrainState, microbatches: Sequence[PackedBatch]) -> tuple[TrainState, dict[str, float]]:
         """One optimiser step. Raises FloatingPointError when the loss or the gradient norm is not finite."""

@@ -1,0 +1,163 @@
+"""The policy loss against the formulas of TRL and verl written out in float64 numpy, and torch's autograd."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from dv2_jax.config import RLConfig
+from dv2_jax.rl.advantages import group_advantages, informative_groups
+from dv2_jax.rl.losses import policy_loss, with_algorithm
+
+B, T = 6, 24
+
+
+@pytest.fixture(scope="module")
+def sample():
+    """An off-policy batch with tool masks; some ratios beyond every clip."""
+    rng = np.random.default_rng(0)
+    old = -rng.exponential(1.0, (B, T))
+    new = old + rng.normal(0.0, 0.5, (B, T))
+    new[0, 3] = old[0, 3] + 30.0  # beyond the clamp of the log-ratio
+    new[1, 4] = old[1, 4] - 30.0
+    new[2, 5] = old[2, 5] + 2.0  # ratio 7.4 > dual clip, with the negative advantage of row 2
+    mask = (rng.random((B, T)) < 0.7).astype(np.float64)
+    mask[[0, 1, 2], [3, 4, 5]] = 1.0
+    advantages = np.repeat(np.array([1.2, 0.7, -0.9, -1.1, 0.0, 0.4])[:, None], T, 1)
+    return new, old, advantages, mask
+
+
+def torch_token_losses(new, old, advantages, config):
+    """Per-token loss as verl's compute_policy_loss_vanilla and TRL's dapo state it."""
+    ratio = torch.exp(torch.clamp(new - old, -20.0, 20.0))
+    loss = torch.maximum(-advantages * ratio, -advantages * torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high))
+    if config.dual_clip:
+        loss = torch.where(advantages < 0, torch.minimum(loss, -config.dual_clip * advantages), loss)
+    return loss
+
+
+def weights(mask, aggregation):
+    if aggregation == "token_mean":
+        return mask, mask.sum()
+    return mask / np.maximum(mask.sum(1, keepdims=True), 1), float(len(mask))
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
+@pytest.mark.parametrize("clips", [(0.2, 0.3, 3.0), (0.2, 0.2, 3.0), (0.2, 0.28, 0.0)])
+def test_loss_and_gradient_equal_the_published_formulas(sample, aggregation, clips):
+    """Sees: swapped clip bounds, a dual clip of the wrong sign, a missing clamp, a mean over the wrong axis."""
+    new, old, advantages, mask = sample
+    config = RLConfig(clip_low=clips[0], clip_high=clips[1], dual_clip=clips[2], loss_aggregation=aggregation)
+    t_new = torch.tensor(new, requires_grad=True)
+    per_token = torch_token_losses(t_new, torch.tensor(old), torch.tensor(advantages), config)
+    t_mask = torch.tensor(mask)
+    if aggregation == "token_mean":
+        expected = (per_token * t_mask).sum() / t_mask.sum()
+    else:
+        expected = ((per_token * t_mask).sum(1) / t_mask.sum(1)).mean()
+    expected.backward()
+
+    weight, denominator = weights(mask, aggregation)
+
+    def ours(x):
+        return policy_loss(x, jnp.asarray(old, jnp.float32), jnp.asarray(advantages, jnp.float32), jnp.asarray(weight, jnp.float32), config, denominator)[0]  # fmt: skip
+
+    value, gradient = jax.value_and_grad(ours)(jnp.asarray(new, jnp.float32))
+    assert abs(float(value) - expected.item()) < 1e-6 * max(1.0, abs(expected.item()))
+    np.testing.assert_allclose(gradient, t_new.grad, rtol=2e-6, atol=1e-7)
+
+
+def test_kl_to_a_reference_is_the_k3_estimate(sample):
+    """Sees: k3 with its sign or its arguments exchanged (the gradient then pushes away from the reference)."""
+    new, old, _, mask = sample
+    new = np.clip(new, old - 1, old + 1)
+    reference = old - 0.3
+    config = RLConfig(kl_coefficient=0.05)
+    d = reference - new
+    expected = 0.05 * ((np.exp(d) - d - 1) * mask).sum() / mask.sum()
+    value, _ = policy_loss(*(jnp.asarray(x) for x in (new, old, np.zeros_like(new), mask)), config, mask.sum(), jnp.asarray(reference))  # fmt: skip
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
+def test_losses_of_microbatches_add_up_to_the_loss_of_the_batch(sample, aggregation):
+    """Sees: a mean of means, the defect that turned the released token-mean into a mean over sequences."""
+    new, old, advantages, mask = sample
+    weight, denominator = weights(mask, aggregation)
+    config = RLConfig(loss_aggregation=aggregation)
+
+    def loss(rows):
+        return float(policy_loss(*(jnp.asarray(x[rows]) for x in (new, old, advantages, weight)), config, denominator)[0])
+
+    parts = [loss(slice(0, 1)), loss(slice(1, 5)), loss(slice(5, 6))]
+    assert sum(parts) == pytest.approx(loss(slice(None)), abs=1e-6)
+
+
+def test_a_fully_masked_row_changes_nothing_and_padding_may_hold_anything(sample):
+    """Sees: NaN of padding reaching the loss or the gradient through 0 * nan."""
+    new, old, advantages, mask = sample
+    config = RLConfig()
+    padded = [np.concatenate([x, np.full((1, T), np.nan)]) for x in (new, old)]
+    a = np.concatenate([advantages, np.ones((1, T))])
+    m = np.concatenate([mask, np.zeros((1, T))])
+
+    def loss(x, o, adv, w):
+        return policy_loss(x, o, adv, w, config, mask.sum())[0]
+
+    whole = jax.value_and_grad(loss)(*(jnp.asarray(x) for x in (new, old, advantages, mask)))
+    with_void = jax.value_and_grad(loss)(*(jnp.asarray(x) for x in (*padded, a, m)))
+    assert float(whole[0]) == pytest.approx(float(with_void[0]), abs=1e-7)
+    np.testing.assert_array_equal(with_void[1][:B], whole[1])
+    np.testing.assert_array_equal(with_void[1][B], 0.0)
+
+
+def test_clip_flags_mark_the_tokens_whose_gradient_is_cut(sample):
+    """Sees: fractions counted on the wrong sign of the advantage, or on masked tokens."""
+    new, old, advantages, mask = sample
+    config = RLConfig()
+
+    def loss(x):
+        return policy_loss(x, *(jnp.asarray(v) for v in (old, advantages, mask)), config, 1.0)
+
+    gradient, flags = jax.grad(lambda x: loss(x)[0])(jnp.asarray(new)), loss(jnp.asarray(new))[1]
+    cut = flags["clipped_high"] | flags["clipped_low"] | flags["dual_clipped"]
+    inside = (mask > 0) & (advantages != 0) & (np.abs(new - old) < 20)
+    np.testing.assert_array_equal((np.asarray(gradient) == 0) & inside, np.asarray(cut) & inside)
+    assert bool(flags["dual_clipped"][2, 5])
+
+
+def test_advantages_equal_the_published_group_normalisation():
+    """Sees: a biased deviation, a wrong epsilon, groups mixed up when they are interleaved."""
+    rng = np.random.default_rng(1)
+    rewards = rng.choice([0.0, 0.2, 0.72, 0.8, 0.92, 1.0], 32)
+    groups = np.arange(32) % 4
+    got = group_advantages(rewards, groups)
+    for g in range(4):
+        r = torch.tensor(rewards[groups == g])
+        np.testing.assert_allclose(got[groups == g], (r - r.mean()) / (r.std() + 1e-6), rtol=1e-12)
+    centred = group_advantages(rewards, groups, normalise_std=False)
+    np.testing.assert_allclose([centred[groups == g].sum() for g in range(4)], 0.0, atol=1e-12)
+    np.testing.assert_allclose(group_advantages([1.0, 0.0, 1.0, 0.0], [0] * 4)[0], 0.866024, atol=1e-6)
+
+
+def test_lost_trajectories_and_constant_groups_get_no_advantage():
+    """Sees: a lost trajectory entering its group's mean as an empty answer, rounding blown up by a tiny deviation."""
+    rewards = np.array([1.0, 0.0, np.nan, 0.1, 0.1, 0.1, 0.7, np.nan])
+    groups = np.array([0, 0, 0, 1, 1, 1, 2, 2])
+    valid = np.isfinite(rewards)
+    got = group_advantages(rewards, groups, valid=valid)
+    np.testing.assert_allclose(got, [0.5 / (0.5**0.5 + 1e-6), -0.5 / (0.5**0.5 + 1e-6), 0, 0, 0, 0, 0, 0])
+    assert informative_groups(rewards, groups, valid) == {0}
+    with pytest.raises(ValueError, match="not finite"):
+        group_advantages(rewards, groups)
+
+
+def test_the_released_preset_sets_what_was_left_at_its_default():
+    """Sees: a preset that overwrites what the user chose, or one that changes nothing."""
+    released = with_algorithm(RLConfig(algorithm="released", clip_low=0.1))
+    assert (released.clip_low, released.clip_high, released.loss_aggregation) == (0.1, 0.2, "sequence_mean")
+    assert with_algorithm(RLConfig()) == RLConfig()
+    assert {f.name for f in dataclasses.fields(RLConfig)} >= {"clip_low", "dual_clip", "normalise_std"}
