@@ -98,7 +98,7 @@ class Pictures:
             self._embedded[name] = embed(path.read_bytes())
         width, height = self._embedded[name][1]
         small = " small" if max(width, height) < 160 else ""
-        text = f"{caption} · {width} × {height} px" if caption else f"{width} × {height} px"
+        text = caption.replace("{size}", f"{width} × {height} px")
         shown = f"width:{3 * width}px" if small else ""
         return (
             f'<figure class="shot{small}"><img data-picture="{name}" alt="{escape(text)}" style="{shown}">'

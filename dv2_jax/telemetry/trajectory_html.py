@@ -15,7 +15,7 @@ from dv2_jax.telemetry.trajectories import PICTURE
 _CODE = re.compile(r"(?<=```python\n)(.*?)(?=\n?```|\Z)", re.DOTALL)
 _MARKER = re.compile(r"<\|[a-z_]+\|>|</?(?:think|code|tool_call|answer|tool_response)>|```(?:python)?")
 _ESCAPED_MARKER = re.compile(_MARKER.pattern.replace("<", "&lt;").replace(">", "&gt;"))
-_LINK = re.compile(r"\[([^\]\n]+)\] ?\(([^)\s]*)\)")
+_LINK = re.compile(r"\[([^\]\n]+)\] ?\((https?://[^)\s\"'<>]*)\)")  # a result's address may be hostile: only the web's
 _COLOURS: tuple[tuple[_TokenType, str], ...] = (
     (Comment, "c"), (String, "s"), (Number, "m"), (Keyword, "k"), (Operator.Word, "k"),
     (Name.Builtin, "b"), (Name.Function, "f"), (Name.Class, "f"),
@@ -42,7 +42,10 @@ def tools_of(record: dict) -> list[str]:
 
 
 def card(record: dict, picture: Callable[[str, str], str]) -> str:
-    """A folded ``<details>``; ``picture(file name, caption)`` gives the HTML that shows a stored picture."""
+    """A folded ``<details>``; ``picture(file name, caption)`` gives the HTML that shows a stored picture.
+
+    A caption may name the picture's size: ``{size}``.
+    """
     question, result = record["question"], outcome(record)
     sign = _sign(record.get("advantage"))
     calls = record["tool_calls"]
@@ -67,8 +70,8 @@ def _question(record: dict, picture: Callable[[str, str], str]) -> str:
     views = record["views"]
     pictures = []
     for index, name in enumerate(question["pictures"]):
-        seen = f"seen by the model at {_view_size(views[index])}" if index < len(views) else ""
-        pictures.append(picture(name, f"image_{index + 1} {seen}".strip()))
+        seen = f"; the model saw {_view_size(views[index])}" if index < len(views) else ""
+        pictures.append(picture(name, f"image_{index + 1}, {{size}}{seen}"))
     rows = [("expected", question["answer"]), ("answered", _final_answer(record) or "–")]
     rows += [(name.replace("_", " "), _number(value)) for name, value in record["reward_parts"].items()]
     rows.append(("reward", "–" if record["reward"] is None else f"{record['reward']:.2f}"))
@@ -106,7 +109,8 @@ def _transcript(record: dict, picture: Callable[[str, str], str]) -> str:
             else:
                 turn = record["turns"][turn_number - 1] if 0 < turn_number <= len(record["turns"]) else None
                 parts.append(
-                    f'<section class="context"><h4>{_observation_label(turn)} · {label}</h4>{shown}{inline}</section>'
+                    f'<section class="context"><h4>{_observation_label(turn)} · {label}</h4>'
+                    f'<div class="beside">{shown}{inline}</div></section>'
                 )
     return f'<div class="transcript">{"".join(parts)}</div>'
 
@@ -151,7 +155,7 @@ def _context(text: str, names: Iterator[str], picture: Callable[[str, str], str]
     shown = []
     for _ in range(text.count(PICTURE)):
         name = next(names, None)
-        shown.append(picture(name, "") if name else '<span class="missing">picture not stored</span>')
+        shown.append(picture(name, "{size}") if name else '<span class="missing">picture not stored</span>')
     body = escape(text, quote=False)
     body = _LINK.sub(r'<a href="\2" rel="noreferrer">\1</a>', body) if "tool_response" in text else body
     body = _ESCAPED_MARKER.sub(r'<b class="tag">\g<0></b>', body)

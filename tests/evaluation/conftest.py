@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,6 +50,12 @@ def png(width: int, height: int, seed: int = 0) -> bytes:
     out = io.BytesIO()
     Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR).save(out, "PNG")
     return out.getvalue()
+
+
+@pytest.fixture(scope="session")
+def parts() -> SimpleNamespace:
+    """What dialogues are put together from."""
+    return SimpleNamespace(CROP=CROP, SUM=SUM, SEARCH=SEARCH, Item=Item, Result=Result, png=png)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,1 @@
+"""Held-out questions through the same protocol as training, counted per skill."""
