@@ -46,18 +46,22 @@ class Result(Protocol):
     restarted: bool
 
 
-def render(turn: Turn, result: Result | None, config: AgentConfig, *, images_left: int | None = None) -> Observation:
+def render(
+    turn: Turn, result: Result | None, config: AgentConfig, *, images_left: int | None = None, row_index: str = ""
+) -> Observation:
     """The observation for what ``turn`` asked and the tool answered.
 
     Args:
         turn: the parsed turn; ``malformed`` and ``none`` need no result.
         images_left: pictures that the trajectory may still take (default: no limit but the per-turn one).
+        row_index: the index of a released row, with which the layout of a failed search ends (" for {index}").
 
     Raises:
         ValueError: for an infrastructure failure, which must be retried and never shown to the policy.
     """
+    failed_row = f" for {row_index}" if row_index else ""
     if turn.kind in ("malformed", "none"):
-        return Observation(neutral(turn.error))
+        return Observation(neutral(turn.error) + failed_row * turn.names_row)
     if not turn.calls_tool or result is None:
         raise ValueError(f"a turn of kind {turn.kind!r} with result {result!r} has no observation")
     status = getattr(result.status, "name", str(result.status))
@@ -65,8 +69,10 @@ def render(turn: Turn, result: Result | None, config: AgentConfig, *, images_lef
         raise ValueError(f"{status} is a failure of the infrastructure ({result.message!r}): retry, do not render")
     limit = config.max_images_per_turn
     limit = limit if images_left is None else max(0, min(limit, images_left))
-    if status == "REFUSED" or (turn.kind != "code" and status != "OK"):
-        return Observation(neutral(f"Error: {result.message or status.lower()}"))
+    if turn.kind != "code" and status != "OK":
+        return Observation(neutral(f"Error: {result.message or status.lower()}") + failed_row)
+    if status == "REFUSED":
+        return Observation(neutral(f"Error: {result.message or 'refused'}"))
     if turn.kind == "code":
         return _render_code(result, status, config, limit)
     items = list(result.items)[: config.search_results]
@@ -86,21 +92,19 @@ def clip(text: str, limit: int, stream: str) -> str:
 
 
 def _render_code(result: Result, status: str, config: AgentConfig, limit: int) -> Observation:
-    notes = [result.stderr.rstrip("\n")] if result.stderr.strip() else []
-    if status not in ("OK", "ERROR"):
-        notes.append(result.message or _FAILED.get(status, status))
+    notes = [] if status in ("OK", "ERROR") else [result.message or _FAILED.get(status, status)]
     if result.restarted:
         notes.append("The Python session was restarted: variables are lost, the pictures are loaded again.")
-    stderr = "\n".join(notes) if len(notes) > 1 or status not in ("OK", "ERROR") else result.stderr
+    stderr = "\n".join([*filter(None, [result.stderr.rstrip("\n")]), *notes]) if notes else result.stderr
     readable = [picture for picture in map(returned_picture, result.images) if picture is not None]
-    shown, left_out = tuple(readable[:limit]), len(result.images) - len(readable[:limit])
-    images = f"Images:\n{IMAGE_MARKER * len(shown)}" if shown else ""
-    if left_out:
-        images += f"{chr(10) if shown else ''}[{left_out} more images left out]"
+    shown = tuple(readable[:limit])
+    lines = ["Images:", IMAGE_MARKER * len(shown)] if shown else []
+    if len(shown) < len(result.images):
+        lines.append(f"[{len(result.images) - len(shown)} images left out]")
     text = _CODE.format(
         stdout=neutral(clip(result.stdout, config.stdout_chars, "stdout")),
         stderr=neutral(clip(stderr, config.stderr_chars, "stderr")),
-        images=images,
+        images="\n".join(lines),
     )
     return Observation(text.strip(), shown)
 
@@ -120,8 +124,8 @@ def _render_image_search(items: Sequence, limit: int) -> Observation:
     entries, thumbnails = [], []
     for number, item in enumerate(items, start=1):
         # A thumbnail that is missing, or for which there is no room, leaves the title: that is what answers.
-        shown = item.thumbnail is not None and len(thumbnails) < limit and returned_picture(item.thumbnail) is not None
-        thumbnails += [item.thumbnail] if shown else []
-        entries.append(f"{number}. {IMAGE_MARKER if shown else ''}\n[{neutral(item.title)}] \n")
+        picture = returned_picture(item.thumbnail) if item.thumbnail and len(thumbnails) < limit else None
+        thumbnails += [picture] if picture else []
+        entries.append(f"{number}. {IMAGE_MARKER if picture else ''}\n[{neutral(item.title)}] \n")
     head = f"A Google image search for the image found {len(items)} results:\n\n## Web Results\n"
     return Observation(_SEARCH.format(body=head + "\n\n".join(entries)), tuple(thumbnails))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 
 import PIL.Image
 
 from dv2_jax.config import AgentConfig, ImageConfig
-from dv2_jax.data.images import load_image, smart_resize
+from dv2_jax.data.images import ImageError, load_image, smart_resize
 from dv2_jax.data.question import Question
 
 MIN_SIDE = 32  # pixels; as released
@@ -38,16 +37,11 @@ def returned_picture(encoded: bytes) -> bytes | None:
     None for what cannot be decoded: one bad picture must not cost a trajectory.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            with PIL.Image.open(io.BytesIO(encoded)) as picture:
-                size = returned_size(*picture.size)
-                if size == picture.size:
-                    picture.load()
-                    return encoded
-                return _png(picture.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS))
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
+        picture = load_image(encoded)
+    except ImageError:
         return None
+    size = returned_size(*picture.size)
+    return encoded if size == picture.size else _png(picture.resize(size, PIL.Image.Resampling.LANCZOS))
 
 
 def sandbox_pictures(question: Question, agent: AgentConfig, image: ImageConfig) -> tuple[bytes, ...]:

@@ -19,18 +19,23 @@ _CODE = re.compile(r"<code>(.*?)</code>", re.DOTALL)
 _FENCE = re.compile(r"```python\s*\n(.*?)\n```", re.DOTALL)
 _TOOL_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
+# No tags in these: the rewards count tags over the whole trajectory, observations included.
+NO_ACTION = "Error: No action found. Write a code block, a tool call or an answer that is not empty."
+NO_CODE = "Error: No runnable code. Between the code tags, put it in a fence that opens with ```python and closes with ```."
+
 
 @dataclass(frozen=True)
 class Turn:
     """What a turn asks for.
 
     ``payload`` is the answer, the code, or the query; for ``malformed`` and ``none`` it is empty and ``error``
-    is what the policy gets to read.
+    is what the policy gets to read; ``names_row``: the released layout ends it with the row's index.
     """
 
     kind: Kind
     payload: str = ""
     error: str = ""
+    names_row: bool = False
 
     @property
     def calls_tool(self) -> bool:
@@ -47,10 +52,6 @@ def parse_turn(text: str) -> Turn:
     if "<tool_call>" in text:
         return _parse_search(text)
     return Turn("none", error=NO_ACTION)
-
-
-NO_ACTION = "Error: No action found. Write <code>, <tool_call> or a non-empty <answer>."
-NO_CODE = "Error: Invalid code block. Write <code>\n```python\n...\n```\n</code>."
 
 
 def _parse_code(text: str) -> Turn:
@@ -81,8 +82,10 @@ def _parse_search(text: str) -> Turn:
     if name != "search":
         return Turn("malformed", error=f"Error: Invalid tool call name: {raw}.")
     query = arguments.get("query") if isinstance(arguments, dict) else None
+    if query is None:
+        return Turn("malformed", error="Error: 'query'", names_row=True)
     if not isinstance(query, str) or not query.strip():
-        return Turn("malformed", error=f"Error: Invalid tool call parameters for search: {raw}.")
+        return Turn("malformed", error="Error: 'query' must be a string that is not empty", names_row=True)
     return Turn("search", query)
 
 

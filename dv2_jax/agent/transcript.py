@@ -95,7 +95,8 @@ class Transcript:
     def add_result(self, result: Result | None, *, wall_ms: float = 0.0) -> Segment | None:
         """Renders and appends the answer to the last turn; ``result`` is None where the turn calls no tool."""
         self._expect(asked=True)
-        observation = render(self._turn, result, self.config, images_left=self.images_left)
+        row = str(self._trajectory.question.meta.get("index", ""))
+        observation = render(self._turn, result, self.config, images_left=self.images_left, row_index=row)
         status = getattr(result.status, "name", str(result.status)) if result is not None else ""
         return self.add_observation(observation, status=status, wall_ms=wall_ms)
 

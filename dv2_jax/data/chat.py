@@ -62,16 +62,17 @@ class ChatExample:
         self.loss_mask.extend([int(trained)] * len(token_ids))
 
 
-def neutral(text: str) -> str:
-    """``text`` in which no added token and no picture marker is spelled out: ``<|im_end|>`` → ``< |im_end|>``.
+_SPELLED_OUT = re.compile(r"<(\|[a-z_]+\|>|/?(?:image|video|think|code|answer|tool_call|tool_response)>)")
 
-    Ids are safe without it (`Tokenizer.encode_untrusted`). It keeps the *text* of a trajectory safe too, for
-    whoever renders and tokenises it again elsewhere, and keeps ``<image>`` for real pictures.
+
+def neutral(text: str) -> str:
+    """What a tool returned, with nothing in it that means something to us: ``<|im_end|>`` → ``< |im_end|>``.
+
+    Control tokens, picture markers and the protocol's tags get a space. Ids are safe without it
+    (`Tokenizer.encode_untrusted`); it keeps the *text* of a trajectory safe too. There, ``<image>`` stands for a
+    real picture, the rewards count tags, and others may render and tokenise it again.
     """
     return _SPELLED_OUT.sub(r"< \1", text)
-
-
-_SPELLED_OUT = re.compile(r"<(\|[a-z_]+\|>|image>|video>)")
 
 
 class ChatEncoder:

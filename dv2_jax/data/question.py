@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-DataSource = Literal["perception", "reason", "search"]
-DATA_SOURCES: tuple[DataSource, ...] = ("perception", "reason", "search")
+DataSource = Literal["perception", "reason", "search", "vstar-test"]
+DATA_SOURCES: tuple[DataSource, ...] = ("perception", "reason", "search", "vstar-test")
 VERIFIERS = ("text", "number", "choice", "math")
 
 
@@ -15,7 +15,7 @@ class Question:
     """A question with its pictures and its checked answer.
 
     Attributes:
-        id: unique over a data set; also the image-search key of rows that have one.
+        id: unique over a data set.
         skill: what the question exercises; results are reported per skill.
         data_source: which released reward applies (spec 6.3).
         text: the question alone, without the wording of the prompt. It may say where its pictures
@@ -24,7 +24,8 @@ class Question:
         answer: the reference answer.
         verifier: how ``rewards.equivalence`` compares a prediction with ``answer``.
         messages: the row's own system and user messages; used byte for byte when given.
-        meta: anything else, e.g. ``tolerance`` (number), ``aliases`` (text), ``choices`` (choice).
+        meta: anything else, e.g. ``tolerance`` (number), ``aliases`` (text), ``choices`` (choice);
+            ``index``: the key under which released rows are known to the image-search cache.
     """
 
     id: str
