@@ -1,0 +1,65 @@
+"""Held-out questions, the protocol of training, greedy tokens: accuracy and tool use per skill.
+
+    python -m dv2_jax.evaluate --config=configs/evaluate.py             two CPU cores, the shipped cold start
+    python -m dv2_jax.evaluate --config=configs/evaluate.py:7b \\
+        --config.model.init=hf:/models/deepeyesv2-7b --config.task.source=/data/questions.jsonl
+
+Budgets, prompts and images are those that the RL recipe of the same preset trains with.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from runpy import run_path
+
+from dv2_jax.config import Config, SamplingConfig
+
+RL_PRESETS = run_path(str(Path(__file__).with_name("rl.py")))["PRESETS"]
+
+
+def of_rl(preset: str, name: str) -> Config:
+    """The RL recipe's preset, turned to evaluation: greedy tokens, and a run directory of its own."""
+    config = RL_PRESETS[preset]()
+    return replace(
+        config,
+        recipe="evaluate",
+        run=replace(config.run, name=name, resume=False),
+        sampling=SamplingConfig(temperature=0.0),
+    )
+
+
+def laptop() -> Config:
+    """The tiny model on two CPU cores, on the embedded tasks."""
+    return of_rl("laptop", "evaluate")
+
+
+def evaluate_3b() -> Config:
+    """A 3B checkpoint; 8 devices."""
+    return of_rl("3b", "evaluate-3b")
+
+
+def evaluate_7b() -> Config:
+    """A 7B checkpoint; 8 devices."""
+    return of_rl("7b", "evaluate-7b")
+
+
+def evaluate_7b_v5p_32() -> Config:
+    """A 7B checkpoint on a v5p-32 slice: 16 chips on 4 hosts."""
+    return of_rl("7b_v5p_32", "evaluate-7b-v5p-32")
+
+
+def evaluate_32b() -> Config:
+    """A 32B checkpoint; 32 devices, 4 of them to a tensor group."""
+    return of_rl("32b", "evaluate-32b")
+
+
+PRESETS = {
+    "laptop": laptop,
+    "3b": evaluate_3b,
+    "7b": evaluate_7b,
+    "7b_v5p_32": evaluate_7b_v5p_32,
+    "32b": evaluate_32b,
+}
+
+
+def get_config(preset: str = "laptop") -> Config:
+    return PRESETS[preset]()

@@ -1,0 +1,134 @@
+"""Reinforcement learning from a cold-started policy, with real tools.
+
+    python -m dv2_jax.train --config=configs/rl.py                      two CPU cores, the embedded tasks
+    python -m dv2_jax.train --config=configs/rl.py:7b \\
+        --config.model.init=hf:/models/cold-start-7b --config.task.source=/data/rl.parquet
+
+The real sizes carry the released DeepEyesV2 settings: 256 prompts × 16 samples, 8 optimiser steps per batch of
+rollouts, learning rate 1e-6 without warm-up, no KL term, 9 turns of at most 8,192 tokens, 24,576 in all.
+The clip range is the paper's 0.2/0.3 (DAPO); ``7b_released`` is what the released script runs.
+"""
+
+from dataclasses import replace
+
+from dv2_jax.config import (
+    AgentConfig,
+    Config,
+    EngineConfig,
+    EvalConfig,
+    ImageConfig,
+    MeshConfig,
+    ModelSource,
+    OptimConfig,
+    RLConfig,
+    RunConfig,
+    TaskConfig,
+    ToolsConfig,
+)
+
+
+def laptop() -> Config:
+    """The tiny model on two CPU cores: shipped cold start, embedded tasks, local tools, minutes."""
+    return Config(recipe="rl", run=RunConfig(name="rl"))
+
+
+def accelerator(size: str) -> Config:
+    """What the real sizes share; ``fsdp`` takes every device that is there."""
+    return Config(
+        recipe="rl",
+        run=RunConfig(name=f"rl-{size}"),
+        model=ModelSource(
+            init=f"hf:models/deepeyesv2-{size}-cold-start",  # what configs/sft.py of this size exports
+            preset=size,
+            compute_dtype="bfloat16",
+            remat=True,  # nothing is frozen: the released run trains the vision tower too
+        ),
+        image=ImageConfig(min_pixels=4 * 28**2, max_pixels=16_384 * 28**2),
+        agent=AgentConfig(
+            system_prompt="full",
+            max_turns=9,
+            max_turn_tokens=8_192,
+            max_total_tokens=24_576,  # prompt at most 8,192, response at most 16,384, tool text included
+            max_images=50,
+            max_images_per_turn=10,
+        ),
+        tools=ToolsConfig(cell_timeout_s=200.0, request_timeout_s=240.0),
+        task=TaskConfig(
+            source="data/deepeyesv2_rl.parquet",
+            train_size=82_389,  # rows of the released set; 60 steps see 15,360 of them
+        ),
+        optim=OptimConfig(
+            learning_rate=1e-6, warmup_ratio=0.0, schedule="constant", b1=0.9, b2=0.999, weight_decay=0.01
+        ),
+        # 64 sequences of full length: 24,576 pages of 64 tokens. At 7B (56 KiB a token) that is 84 GiB over all
+        # devices, at 3B (36 KiB) 54 GiB, at 32B (256 KiB) 384 GiB.
+        engine=EngineConfig(
+            slots=64, page_size=64, pages=24_576, prefill_rows=4, prefill_tokens=1_024, decode_tokens=16
+        ),
+        rl=RLConfig(
+            algorithm="dapo",
+            steps=60,
+            prompts_per_step=256,
+            group_size=16,
+            minibatches=8,  # 32 prompts, 512 trajectories each
+            microbatch_rows=8,
+            row_tokens=24_576,
+            clip_low=0.2,
+            clip_high=0.3,
+            loss_aggregation="token_mean",
+            checkpoint_every=4,
+        ),
+        eval=EvalConfig(stages=("cold_start", "rl")),
+    )
+
+
+def rl_3b() -> Config:
+    """Qwen2.5-VL-3B; 8 devices."""
+    return accelerator("3b")
+
+
+def rl_7b() -> Config:
+    """Qwen2.5-VL-7B, the size of the paper; 8 devices."""
+    return accelerator("7b")
+
+
+def rl_7b_released() -> Config:
+    """7B as the released script runs it: GRPO, clip 0.2/0.2, dual clip 3, mean over sequences."""
+    config = rl_7b()
+    return replace(
+        config,
+        run=replace(config.run, name="rl-7b-released"),
+        rl=replace(config.rl, algorithm="released", clip_high=0.2, dual_clip=3.0, loss_aggregation="sequence_mean"),
+    )
+
+
+def rl_7b_v5p_32() -> Config:
+    """7B on a v5p-32 slice: 16 chips on 4 hosts."""
+    config = rl_7b()
+    return replace(
+        config,
+        run=replace(config.run, name="rl-7b-v5p-32"),
+        mesh=MeshConfig(data=1, fsdp=16, tensor=1),
+        engine=replace(config.engine, slots=256, pages=98_304),  # 336 GiB of KV pages, 21 per chip
+        rl=replace(config.rl, microbatch_rows=16),
+    )
+
+
+def rl_32b() -> Config:
+    """Qwen2.5-VL-32B; 32 devices, 4 of them to a tensor group."""
+    config = accelerator("32b")
+    return replace(config, mesh=MeshConfig(data=1, fsdp=-1, tensor=4))
+
+
+PRESETS = {
+    "laptop": laptop,
+    "3b": rl_3b,
+    "7b": rl_7b,
+    "7b_released": rl_7b_released,
+    "7b_v5p_32": rl_7b_v5p_32,
+    "32b": rl_32b,
+}
+
+
+def get_config(preset: str = "laptop") -> Config:
+    return PRESETS[preset]()

@@ -1,0 +1,301 @@
+"""Configuration: frozen dataclasses whose defaults run on a laptop.
+
+A recipe file (``configs/rl.py``) exposes ``PRESETS``, a table from name to a function that returns a ``Config``
+(the first is the default), and ``get_config(preset: str) -> Config``. ``load`` reads it, applies dotted
+command-line overrides and rejects what it does not know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, TypeVar
+
+from dv2_jax import config_help
+from dv2_jax.overrides import ConfigError, check_types, flatten, from_mapping, replace_value, suggest
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    name: str = "default"  # run directory is root/name
+    root: str = "runs"  # local path or gs://
+    seed: int = 0  # of everything that is drawn: questions, order, tokens
+    resume: bool = True  # continue from the newest checkpoint in the run directory
+    tensorboard: bool = True  # event files beside metrics.jsonl
+    wandb_project: str = ""  # empty: off
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    init: str = "package:cold_start"  # package:base | package:cold_start | hf:/path | checkpoint:/path | random
+    preset: str = "tiny"  # architecture when init is random: tiny | 3b | 7b | 32b | 72b
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # weights stay float32
+    freeze: tuple[str, ...] = ()  # subset of ("vision", "projector", "text")
+    remat: bool = False  # rematerialise each layer in the backward pass
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    data: int = 1  # replicas that share the batch
+    fsdp: int = -1  # -1: all remaining devices
+    tensor: int = 1  # devices that split each layer's heads and features
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    min_pixels: int = 56 * 56  # the model's view, after smart_resize
+    max_pixels: int = 112 * 112  # larger pictures are shrunk
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Budgets and wording of one trajectory (DeepEyesV2 released values in the 7b preset)."""
+
+    system_prompt: str = "brief"  # brief | full | full_no_search | path of a text file
+    max_turns: int = 6  # generations
+    max_turn_tokens: int = 160  # of one generation
+    max_total_tokens: int = 1024  # prompt + response, image tokens expanded
+    max_images: int = 12  # per trajectory
+    max_images_per_turn: int = 10  # that one observation may bring
+    stdout_chars: int = 8000  # of an observation; the rest is clipped, with a note
+    stderr_chars: int = 4000  # likewise
+    search_results: int = 5  # per query
+    prefill_think: bool = True  # observations end with a masked "<think>"
+    code_images: Literal["native", "view"] = "native"  # size at which image_i is pre-loaded in the sandbox
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    temperature: float = 1.0  # 0: greedy
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    slots: int = 64  # sequences decoding at once
+    page_size: int = 32  # tokens per KV page
+    pages: int = 2560  # KV pages in all
+    prefill_rows: int = 16  # sequences per prefill dispatch
+    prefill_tokens: int = 128  # tokens per row of a prefill dispatch
+    decode_tokens: int = 16  # K: tokens per decode dispatch
+
+
+@dataclass(frozen=True)
+class ToolsConfig:
+    address: str = ""  # host:port[,host:port]; empty: start a service on loopback
+    token_file: str = ""  # holds the secret of the service at address
+    text_index: str = ""  # index for the service that we start; empty: the facts of the default tasks
+    image_index: str = ""  # likewise, of pictures
+    cell_timeout_s: float = 10.0  # seconds one code block may run
+    request_timeout_s: float = 60.0  # seconds until a request counts as lost
+    retries: int = 2  # of infrastructure failures, before the trajectory is dropped from the loss
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    source: str = "default"  # default: the embedded tasks | path of a parquet/jsonl file in the released row format
+    skills: tuple[str, ...] = ("perception", "reasoning", "search", "integration", "plain")  # kinds of embedded tasks
+    train_size: int = 4096  # questions
+    eval_size: int = 500  # held-out questions
+    seed: int = 0  # of the questions that are generated
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Released arithmetic (spec of DeepEyesV2, reward_score/deepeyesv2.py)."""
+
+    accuracy_weight: float = 0.8  # of a right answer
+    format_weight: float = 0.2  # of well-formed turns
+    search_penalty: float = 0.1  # fraction of accuracy lost in the search split after a tool call
+    max_answer_chars: int = 300  # longer ones are wrong (perception and search)
+    tool_bonus: float = 0.0  # for a right answer that used code
+    judge_base_url: str = ""  # OpenAI-compatible; empty: rules
+    judge_model: str = ""  # its name at that endpoint
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    learning_rate: float = 1e-4  # at its peak
+    warmup_ratio: float = 0.05  # fraction of the steps that climb to it
+    schedule: Literal["constant", "cosine"] = "cosine"  # after the warm-up; cosine ends at 0
+    b1: float = 0.9  # AdamW, decay of the first moment
+    b2: float = 0.95  # of the second
+    weight_decay: float = 0.01  # not on norms and biases
+    max_grad_norm: float = 1.0  # global; 0: no clipping
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    steps: int = 300  # optimiser steps
+    batch_rows: int = 8  # packed rows per optimiser step
+    row_tokens: int = 1024  # tokens of a packed row
+    microbatches: int = 1  # forward and backward passes per optimiser step
+    data: str = "cold_start"  # cold_start: scripted solver through the service | pretrain | path of messages JSON
+    examples: int = 6000  # trajectories generated when data is cold_start
+    checkpoint_every: int = 100  # steps
+
+
+@dataclass(frozen=True)
+class RLConfig:
+    algorithm: Literal["dapo", "released"] = "dapo"  # the paper's | what the released script runs
+    steps: int = 40  # batches of rollouts
+    prompts_per_step: int = 16  # questions per batch of rollouts
+    group_size: int = 8  # trajectories per question
+    minibatches: int = 1  # optimiser steps per rollout batch
+    microbatch_rows: int = 8  # packed rows per gradient accumulation step
+    row_tokens: int = 1024  # tokens of a packed row
+    clip_low: float = 0.2  # the ratio is clipped to 1 - clip_low ...
+    clip_high: float = 0.3  # ... 1 + clip_high
+    dual_clip: float = 3.0  # bound of the loss at negative advantages; 0: off
+    loss_aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"  # over the batch
+    normalise_std: bool = True  # divide advantages by the group's standard deviation
+    dynamic_sampling: bool = False  # drop groups with equal rewards and sample others instead
+    max_sampling_rounds: int = 4  # of dynamic sampling
+    kl_coefficient: float = 0.0  # weight of the divergence from the starting policy; 0: none
+    checkpoint_every: int = 10  # steps
+    keep_trajectories: int = 64  # written per step with pictures
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    batch: int = 64  # questions in flight
+    stages: tuple[str, ...] = ("base", "cold_start", "rl")  # what the RL recipe evaluates
+
+
+@dataclass(frozen=True)
+class Config:
+    recipe: Literal["sft", "rl", "evaluate"] = "rl"
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelSource = field(default_factory=ModelSource)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    tools: ToolsConfig = field(default_factory=ToolsConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Config:
+        """The configuration that ``to_dict`` (or a run's ``config.json``) came from."""
+        return from_mapping(cls, data)
+
+
+ResultT = TypeVar("ResultT")
+
+
+def load(argv: Sequence[str] | None = None, *, verb: str = "train", default_config: str = "") -> Config:
+    """The configuration that a command line asks for.
+
+    ``argv`` (default ``sys.argv[1:]``) holds ``--config=FILE[:PRESET]``, which may be left out where the verb has a
+    ``default_config``, and ``--config.SECTION.FIELD=VALUE`` (or ``... VALUE`` as its own word), applied in order.
+    ``--help`` prints and raises SystemExit(0). Raises ConfigError naming the key, the value and the nearest right one.
+    """
+    source, overrides, wants_help = _split_arguments(sys.argv[1:] if argv is None else argv, verb)
+    source = source or default_config
+    if not source:
+        if wants_help:
+            files = sorted(str(path) for path in (_repository() / "configs").glob("*.py"))
+            print(config_help.usage(verb), "\n\nconfiguration files that come with the project:")
+            print("\n".join(f"  {path}" for path in files), "\n\nfields and their defaults:")
+            print(config_help.field_lines(Config()))
+            raise SystemExit(0)
+        raise ConfigError(f"no configuration given\n{config_help.usage(verb)}")
+    path, preset = _split_preset(source)
+    module = _import_file(path)
+    config = _preset(module, path, preset)
+    for key, text in overrides:
+        config = replace_value(config, key, text)
+    check_types(config)
+    if wants_help:
+        print(config_help.usage(verb, default_config))
+        print(f"\n{(module.__doc__ or '').strip()}\n\npresets of {path}:")
+        print(config_help.preset_lines(module.PRESETS))
+        print(f"\nfields, with their values in preset {preset or next(iter(module.PRESETS))!r}:")
+        print(config_help.field_lines(config))
+        raise SystemExit(0)
+    return config
+
+
+def run_verb(run: Callable[[Config], ResultT], argv: Sequence[str] | None = None, **kwargs: str) -> ResultT:
+    """``run(load(argv))``, where a ConfigError ends the process with one message instead of a trace."""
+    try:
+        return run(load(argv, **kwargs))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _split_arguments(argv: Sequence[str], verb: str) -> tuple[str, list[tuple[str, str]], bool]:
+    """(FILE[:PRESET], [(dotted key, text)], whether help is asked for)."""
+    source, overrides, wants_help = "", [], False
+    words = list(argv)
+    while words:
+        flag, equals, text = words.pop(0).partition("=")
+        if flag in ("--help", "-h"):
+            wants_help = True
+            continue
+        if flag != "--config" and not flag.startswith("--config."):
+            known = {"--config", "--help"} | {f"--config.{key}" for key, _, _ in flatten(Config())}
+            nested = f"; did you mean '--config.{flag[2:]}'?" if f"--config.{flag[2:]}" in known else ""
+            raise ConfigError(f"unknown argument {flag!r}{nested or suggest(flag, known)}\n{config_help.usage(verb)}")
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise ConfigError(f"{flag} needs a value: {flag}=VALUE")
+            text = words.pop(0)
+        if flag == "--config":
+            source = text
+        else:
+            overrides.append((flag.removeprefix("--config."), text))
+    return source, overrides, wants_help
+
+
+def _split_preset(source: str) -> tuple[Path, str]:
+    """``configs/rl.py:7b`` → (path, "7b"). A relative path that is not here is looked for beside the package."""
+    name, colon, preset = source.rpartition(":")
+    if not colon or preset.endswith(".py"):
+        name, preset = source, ""
+    path = Path(name)
+    if not path.is_file() and not path.is_absolute() and (_repository() / path).is_file():
+        path = _repository() / path
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else _repository() / "configs"
+        near = [str(found) for found in sorted(folder.glob("*.py"))]
+        raise ConfigError(f"no configuration file {name!r}{suggest(name, near)} (there: {', '.join(near) or 'none'})")
+    return path, preset
+
+
+def _repository() -> Path:
+    return Path(__file__).resolve().parent.parent
+
+
+def _import_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"dv2_jax_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not getattr(module, "PRESETS", None) or not callable(getattr(module, "get_config", None)):
+        raise ConfigError(f"{path} needs PRESETS (name → function) and get_config(preset)")
+    return module
+
+
+def _preset(module: ModuleType, path: Path, preset: str) -> Config:
+    name = preset or next(iter(module.PRESETS))
+    if name not in module.PRESETS:
+        raise ConfigError(f"{path} has no preset {name!r}{suggest(name, module.PRESETS)}"
+                          f" (presets: {', '.join(module.PRESETS)})")
+    config = module.get_config(name)
+    if not isinstance(config, Config):
+        raise ConfigError(f"get_config({name!r}) of {path} returned {type(config).__name__}, not a Config")
+    return config
