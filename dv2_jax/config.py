@@ -164,6 +164,7 @@ class RLConfig:
 class EvalConfig:
     batch: int = 64  # questions in flight
     stages: tuple[str, ...] = ("base", "cold_start", "rl")  # what the RL recipe evaluates
+    baselines: tuple[str, ...] = ()  # what evaluate reports besides: guessing, no_tools (tools are refused)
 
 
 @dataclass(frozen=True)
