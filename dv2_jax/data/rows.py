@@ -15,8 +15,6 @@ from typing import Any
 
 from dv2_jax.data.question import DATA_SOURCES, Question
 
-# How answers are compared without a judge. Released rows name no verifier.
-_VERIFIERS = {"perception": "text", "reason": "math", "search": "text", "vstar-test": "text"}
 _BATCH_ROWS = 16  # parquet rows decoded at a time
 
 
@@ -84,10 +82,17 @@ def _question(row: Mapping[str, Any], id_: str, folder: Path) -> Question:
         text=text,
         images=tuple(_picture(image, folder) for image in row.get("images") or ()),
         answer=truth,
-        verifier=extra.get("verifier") or _VERIFIERS[source],
+        verifier=extra.get("verifier") or _verifier(source, truth),
         messages=messages,
         meta=extra,
     )
+
+
+def _verifier(source: str, truth: str) -> str:
+    """How answers are compared without a judge; released rows do not say."""
+    if source == "reason":
+        return "math"
+    return "choice" if len(truth.strip()) == 1 and truth.strip().isalpha() else "text"
 
 
 def _messages(value: Any) -> tuple[dict, ...]:

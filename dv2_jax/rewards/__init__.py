@@ -33,10 +33,10 @@ def _judge(base_url: str, model: str) -> Judge:
 
 
 def answer_ok(trajectory: Trajectory, text: str, config: RewardConfig) -> bool:
-    """Whether the final answer is right: by rules, or by the judge where one is configured and rules are weak.
+    """Whether the final answer is right: by the rules, or else by the judge where one is configured.
 
-    Numbers and choices are always checked by rules, which are exact there. A missing perception or search answer
-    is put to the judge as "None", as released.
+    The rules are strict, so what they accept needs no judge; numbers they reject are wrong, too. A missing
+    perception or search answer is put to the judge as "None", as released.
 
     Raises:
         JudgeUnavailable: when the judge cannot be reached.
@@ -44,8 +44,10 @@ def answer_ok(trajectory: Trajectory, text: str, config: RewardConfig) -> bool:
     question, prediction = trajectory.question, final_answer(text)
     if too_long(prediction, question.data_source, config):
         return False
-    if not config.judge_base_url or question.verifier in ("number", "choice"):
-        return equivalent(prediction, question.answer, question.verifier, question.meta)
+    if equivalent(prediction, question.answer, question.verifier, question.meta):
+        return True
+    if not config.judge_base_url or question.verifier == "number":
+        return False
     judge = _judge(config.judge_base_url, config.judge_model)
     if question.data_source == "reason":
         return bool(prediction) and judge.same_mathematics(question.text, question.answer, prediction)
