@@ -45,7 +45,7 @@ def print_comparison(stages: Mapping[str, Mapping], title: str = "", console: Co
     """Print :func:`comparison_table`; a narrow terminal gets one table per stage instead of cut-off columns."""
     console = console or Console()
     whole = comparison_table(stages, title)
-    if len(stages) > 1 and console.measure(whole).minimum > console.width:
+    if len(stages) > 1 and console.measure(whole, options=console.options.update(width=1000)).maximum > console.width:
         for stage, summary in stages.items():
             console.print(comparison_table({stage: summary}, title))
     else:
