@@ -1,0 +1,94 @@
+"""Several hosts as one program: joining them, and values that all of them must agree on.
+
+Every process runs the same program in the same order, so whatever only one process can know (a clock, a signal, the
+length of its own rows) must be agreed on before it decides a branch or a shape; otherwise the next collective hangs.
+All functions but ``is_main`` and ``process_index`` are collective: every process calls them, in the same order.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import json
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def initialize(environ: dict[str, str] | None = None) -> None:
+    """Joins the other processes, if there are any; before anything asks JAX for devices.
+
+    Explicit: ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``.
+    Otherwise a TPU host or a Slurm job of several tasks is detected by JAX. Any other machine stays alone.
+    Raises ValueError when only some of the three variables are set.
+    """
+    environ = os.environ if environ is None else environ
+    given = [name for name in (COORDINATOR, COUNT, INDEX) if environ.get(name)]
+    if given:
+        missing = [name for name in (COORDINATOR, COUNT, INDEX) if name not in given]
+        if missing:
+            raise ValueError(f"{', '.join(given)} set, but {', '.join(missing)} missing: set all three or none")
+        jax.distributed.initialize(environ[COORDINATOR], int(environ[COUNT]), int(environ[INDEX]))
+    elif _on_tpu_host(environ) or int(environ.get("SLURM_NTASKS", "1")) > 1:
+        jax.distributed.initialize()
+
+
+def _on_tpu_host(environ: dict[str, str]) -> bool:
+    """A machine with TPU devices and their library; not one that only compiles for TPUs."""
+    if environ.get("JAX_PLATFORMS", "").startswith("cpu") or importlib.util.find_spec("libtpu") is None:
+        return False
+    return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
+
+
+def process_index() -> int:
+    return jax.process_index()
+
+
+def is_main() -> bool:
+    """Whether this process writes logs, reports and exports. Checkpoints are written by all."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process has come here. ``name`` must be the same everywhere: a mismatch is an error."""
+    multihost_utils.sync_global_devices(name)
+
+
+def agree(value: Any) -> Any:
+    """Process 0's ``value``, on every process. Anything JSON can hold; tuples come back as lists."""
+    if jax.process_count() == 1:
+        return value
+    text = np.frombuffer(json.dumps(value).encode() if is_main() else b"", np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))  # shapes must be equal everywhere
+    padded = np.zeros(length, np.uint8)
+    padded[: text.size] = text
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8).tobytes())
+
+
+def any_process(flag: bool) -> bool:
+    """Whether ``flag`` holds on at least one process, e.g. an interrupt that only one host received."""
+    return largest(int(flag)) > 0
+
+
+def largest(value: int) -> int:
+    """The maximum over all processes, e.g. of the bucket that each one's rows need. Below 2**31."""
+    if jax.process_count() == 1:
+        return value
+    return int(np.max(multihost_utils.process_allgather(np.int32(value))))
+
+
+def gather_json(value: Any) -> list[Any]:
+    """Every process's ``value``, in the order of their indices, on every process."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(text.size))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: text.size] = text
+    rows = np.asarray(multihost_utils.process_allgather(padded), np.uint8)
+    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths)]

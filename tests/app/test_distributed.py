@@ -1,0 +1,84 @@
+"""Two real processes on the loopback interface agree on what only one of them knows."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from dv2_jax.parallel import distributed
+
+PROGRAM = """
+import json, sys
+from dv2_jax.parallel import distributed
+distributed.initialize()
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+me = distributed.process_index()
+devices = jax.devices()
+x = jax.make_array_from_process_local_data(
+    NamedSharding(Mesh(devices, "d"), PartitionSpec("d")), jnp.full((1, 3), me + 1.0), (len(devices), 3))
+distributed.barrier("before")
+print(json.dumps({
+    "main": distributed.is_main(),
+    "processes": jax.process_count(),
+    "agreed": distributed.agree({"next tick": "decode", "ü": [me, 1.5]}),
+    "none": distributed.agree(None if me == 0 else "other"),
+    "any": distributed.any_process(me == 1),
+    "no one": distributed.any_process(False),
+    "largest": distributed.largest(100 + me),
+    "gathered": distributed.gather_json("x" * (me + 1)),
+    "sum": float(jnp.sum(x)),
+}))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_two_processes_agree_on_process_0s_value_and_see_each_others_flags():
+    """Sees a value that stays local (each process would go its own way), and ragged lengths that would hang."""
+    port = free_port()
+    shared = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                           "JAX_NUM_PROCESSES": "2"}
+    shared.pop("XLA_FLAGS", None)  # one device for each process
+    processes = [subprocess.Popen([sys.executable, "-c", PROGRAM], env=shared | {"JAX_PROCESS_ID": str(index)},
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for index in range(2)]
+    try:
+        outputs = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, errors) in zip(processes, outputs):
+        assert process.returncode == 0, errors
+    first, second = (json.loads(out.splitlines()[-1]) for out, _ in outputs)  # Gloo prints its own lines before
+    assert (first.pop("main"), second.pop("main")) == (True, False)
+    assert first == second == {
+        "processes": 2,
+        "agreed": {"next tick": "decode", "ü": [0, 1.5]},
+        "none": None,
+        "any": True,
+        "no one": False,
+        "largest": 101,
+        "gathered": ["x", "xx"],
+        "sum": 9.0,
+    }
+
+
+def test_a_single_process_agrees_with_itself():
+    assert distributed.agree({"a": 1}) == {"a": 1}
+    assert distributed.gather_json([1]) == [[1]]
+    assert distributed.largest(7) == 7
+    assert distributed.is_main() and not distributed.any_process(False)
+
+
+def test_half_an_explicit_setup_is_an_error_that_names_what_is_missing():
+    """Sees a launcher that forgot the index on one host, which would otherwise train alone."""
+    with pytest.raises(ValueError, match="JAX_PROCESS_ID missing"):
+        distributed.initialize({"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_NUM_PROCESSES": "2"})
