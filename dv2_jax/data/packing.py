@@ -143,6 +143,7 @@ class Packer:
     def __init__(self, spec: PackSpec, *, lookahead: float = 1.25):
         self.spec = spec
         self.pool: list[Example] = []
+        self.places: list[int] = []  # of the pool's examples, as their source numbers them
         self._waited = 0  # the first so many have waited for a batch already
         self._enough = lookahead * spec.rows * spec.row_tokens
 
@@ -150,9 +151,14 @@ class Packer:
         """Whether more examples would help before the next batch (a pool larger than the batch packs tighter)."""
         return sum(len(e.token_ids) for e in self.pool) < self._enough
 
-    def add(self, example: Example) -> None:
+    def add(self, example: Example, place: int = -1) -> None:
         self.spec.check(example)
         self.pool.append(example)
+        self.places.append(place)
+
+    def all_waited(self) -> None:
+        """Treat the whole pool as left over from an earlier batch (when a saved pool is restored)."""
+        self._waited = len(self.pool)
 
     def take(self) -> list[list[Example]]:
         """Remove one batch from the pool: the examples of each row."""
@@ -170,7 +176,7 @@ class Packer:
 
         lengths = [len(e.token_ids) for e in pool]
         placed, left = first_fit_decreasing(lengths, spec.rows, spec.row_tokens, urgent=self._waited, admit=admit)
-        self.pool = [pool[i] for i in left]
+        self.pool, self.places = [pool[i] for i in left], [self.places[i] for i in left]
         self._waited = len(left)
         return [[pool[i] for i in row] for row in placed]
 
