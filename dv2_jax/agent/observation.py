@@ -100,7 +100,7 @@ def _render_code(result: Result, status: str, config: AgentConfig, limit: int) -
     shown = tuple(readable[:limit])
     lines = ["Images:", IMAGE_MARKER * len(shown)] if shown else []
     if len(shown) < len(result.images):
-        lines.append(f"[{len(result.images) - len(shown)} images left out]")
+        lines.append(f"[images left out: {len(result.images) - len(shown)}]")
     text = _CODE.format(
         stdout=neutral(clip(result.stdout, config.stdout_chars, "stdout")),
         stderr=neutral(clip(stderr, config.stderr_chars, "stderr")),

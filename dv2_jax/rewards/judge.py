@@ -64,7 +64,6 @@ class Judge:
     timeout_s: float = 120.0  # per request
     attempts: int = 8  # per question; as released for the math judge
     longest_wait_s: float = 30.0  # between two attempts
-    transport: httpx.BaseTransport | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _client: httpx.Client | None = field(default=None, repr=False)
 
@@ -121,7 +120,6 @@ class Judge:
                     base_url=self.base_url.rstrip("/") + "/",
                     headers={"Authorization": f"Bearer {os.environ.get(API_KEY_VARIABLE, 'EMPTY')}"},
                     timeout=self.timeout_s,
-                    transport=self.transport,
                     limits=httpx.Limits(max_connections=64),
                 )
             return self._client

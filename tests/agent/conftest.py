@@ -1,0 +1,43 @@
+"""A small tokenizer, a codec and a question, shared by the tests of the agent loop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tool_results import png
+
+from dv2_jax.agent import prompts
+from dv2_jax.agent.splice import SpliceCodec
+from dv2_jax.config import AgentConfig, ImageConfig
+from dv2_jax.data.question import Question
+from dv2_jax.data.tokenizer import Tokenizer, train_bpe
+
+
+IMAGE = ImageConfig(min_pixels=56 * 56, max_pixels=112 * 112)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return train_bpe([*prompts.SYSTEM.values(), "Code execution result:\nstdout:\n```\nstderr:\n```"] * 2, 500)
+
+
+@pytest.fixture(scope="session")
+def agent() -> AgentConfig:
+    return AgentConfig(max_turns=4, max_turn_tokens=400, max_total_tokens=4000, max_images=5, max_images_per_turn=3)
+
+
+@pytest.fixture(scope="session")
+def codec(tokenizer, agent) -> SpliceCodec:
+    return SpliceCodec(tokenizer, IMAGE, agent)
+
+
+@pytest.fixture(scope="session")
+def make_codec(tokenizer, agent):
+    """A codec whose agent config differs in the given fields."""
+    return lambda **fields: SpliceCodec(tokenizer, IMAGE, replace(agent, **fields))
+
+
+@pytest.fixture
+def question() -> Question:
+    return Question("q1", "perception", "perception", "What is written there?", (png(200, 100),), "7")
