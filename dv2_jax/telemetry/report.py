@@ -11,6 +11,7 @@ import base64
 import io
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping
 from html import escape
@@ -269,7 +270,11 @@ def _duration(seconds: float) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m dv2_jax.telemetry.report", description=__doc__.splitlines()[0])
     parser.add_argument("run_dir", help="a run directory, e.g. runs/default")
-    print(write_report(parser.parse_args(argv).run_dir))
+    try:
+        print(write_report(parser.parse_args(argv).run_dir))
+    except FileNotFoundError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,103 @@
+"""``python -m dv2_jax.chat --image my.png [--question "…"] [--model package:cold_start]``
+
+Ask a policy about your own picture and watch it use its tools: thoughts, code, what the code printed and drew,
+searches and what they found, the answer. Without ``--question`` it asks you for one question after another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from dv2_jax.config import Config, ConfigError, load
+
+if TYPE_CHECKING:
+    from dv2_jax.evaluation.session import Session
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="python -m dv2_jax.chat",
+        description="Ask a policy about your own pictures and watch it use its tools.",
+        epilog="Any field of the configuration can be set as well, e.g. --config.sampling.temperature=1 or "
+        "--config=configs/evaluate.py:7b; `python -m dv2_jax.evaluate --help` lists them.",
+    )
+    result.add_argument("--image", action="append", type=Path, default=[], help="a picture; may be given several times")
+    result.add_argument("--question", help="ask this, print the answer and leave; else you are asked")
+    result.add_argument(
+        "--model",
+        help="package:cold_start (the default), package:base, hf:FOLDER, or a run directory (its newest checkpoint)",
+    )
+    result.add_argument("--pictures", type=Path, default=Path("chat_pictures"), help="folder for returned pictures")
+    return result
+
+
+def configuration(model: str | None, rest: list[str]) -> Config:
+    """The evaluation configuration with the command line's ``--config…`` words, and ``--model`` on top."""
+    config = load(rest, verb="chat", default_config="configs/evaluate.py")
+    if model:
+        init = model if ":" in model or model == "random" else f"checkpoint:{model}"
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, init=init))
+    engine = dataclasses.replace(config.engine, slots=1, prefill_rows=1)
+    run = dataclasses.replace(config.run, name="chat")
+    return dataclasses.replace(config, engine=engine, run=run)
+
+
+def questions(given: str | None, console: Console) -> Iterator[str]:
+    """The one given, or what is typed, until an empty line or the end of the input."""
+    if given is not None:
+        yield given
+        return
+    while True:
+        try:
+            text = console.input("\n[bold]ask>[/] ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if not text:
+            return
+        yield text
+
+
+def talk(session: Session, images: tuple[bytes, ...], texts: Iterator[str], show: object) -> None:
+    """One trajectory per question, each shown turn by turn as it happens."""
+    from dv2_jax.data.question import Question
+    from dv2_jax.rollout.scheduler import RolloutRequest
+
+    scheduler = session.scheduler()
+    for number, text in enumerate(texts):
+        question = Question(f"chat-{number}", "chat", "perception", text, images, answer="")
+        request = RolloutRequest(question, question.id, number)
+        (trajectory,) = scheduler.run([request], on_turn=lambda _, turn: show.turn(turn))
+        show.end(trajectory)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments, rest = parser().parse_known_args(argv)
+    console = Console()
+    try:
+        config = configuration(arguments.model, rest)
+        images = tuple(path.read_bytes() for path in arguments.image)
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    from dv2_jax.evaluation.narration import Narrator
+    from dv2_jax.evaluation.session import open_session
+
+    with console.status("loading the policy and starting its tools"):
+        session = open_session(config)
+    with session:
+        asked = questions(arguments.question, console)
+        first = next(asked, None)
+        if first is not None:
+            talk(session, images, itertools.chain([first], asked), Narrator(console, arguments.pictures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""``python -m dv2_jax.evaluate [--config=configs/evaluate.py[:PRESET]] [--config.model.init=…]``
+
+Asks a policy the held-out questions, greedily, with its tools; prints accuracy and tool use per skill. The run
+directory then holds ``results.json``, ``trajectories/`` and ``report/index.html``.
+``--config.eval.baselines=guessing,no_tools`` adds what needs no skill.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dv2_jax.config import Config, ConfigError, run_verb
+
+if TYPE_CHECKING:
+    from dv2_jax.data.question import Question
+    from dv2_jax.evaluation.counting import EvalResult
+    from dv2_jax.evaluation.session import Session
+
+BASELINES = ("guessing", "no_tools")
+
+
+def run(config: Config) -> dict:
+    """Evaluate ``config.model`` and return what ``results.json`` holds."""
+    if unknown := set(config.eval.baselines) - set(BASELINES):
+        raise ConfigError(f"eval.baselines = {sorted(unknown)}: there are {', '.join(BASELINES)}")
+    from rich.console import Console
+
+    from dv2_jax.evaluation.baselines import RefusingTools
+    from dv2_jax.evaluation.benchmark import held_out
+    from dv2_jax.evaluation.session import open_session
+    from dv2_jax.evaluation.table import print_comparison
+    from dv2_jax.telemetry.report import write_report
+    from dv2_jax.telemetry.trajectories import TrajectoryWriter
+
+    started, console = time.perf_counter(), Console()
+    questions = held_out(config.task)
+    run_dir = Path(config.run.root) / config.run.name
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(run_dir / "config.json", config.to_dict())
+    for stage in ("evaluate", "no_tools"):  # of an earlier evaluation under this name
+        (run_dir / "trajectories" / f"{stage}.jsonl").unlink(missing_ok=True)
+    results: dict = {"model": config.model.init, "questions": len(questions)}
+    with open_session(config, run_dir=run_dir) as session:
+        with TrajectoryWriter(run_dir / "trajectories", session.tokenizer) as writer:
+            result = _answer(session, questions, "answering", console)
+            results["evaluate"] = result.summary()
+            writer.write(result.trajectories, stage="evaluate")
+            if "no_tools" in config.eval.baselines:
+                result = _answer(session, questions, "answering without tools", console, tools=RefusingTools())
+                results["no_tools"] = result.summary()
+                writer.write(result.trajectories, stage="no_tools")
+        results["recompilations"] = session.recompilations()
+    if "guessing" in config.eval.baselines:
+        results["guessing"] = _guessing(config, questions)
+    results["seconds"] = round(time.perf_counter() - started, 1)
+    write_json(run_dir / "results.json", results)
+    stages = {name: results[name] for name in ("evaluate", "no_tools") if name in results}
+    print_comparison(stages, f"{config.model.init}, {len(questions)} held-out questions", console)
+    if "guessing" in results:
+        shares = ", ".join(f"{skill} {share:.1%}" for skill, share in results["guessing"].items())
+        console.print(f"always the commonest training answer: {shares}")
+    console.print(f"{run_dir / 'results.json'}\n{write_report(run_dir)}", soft_wrap=True)
+    return results
+
+
+def _answer(session: Session, questions: Sequence[Question], title: str, console, tools=None) -> EvalResult:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from dv2_jax.evaluation.evaluate import evaluate
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(title, total=len(questions))
+        scheduler = session.scheduler(temperature=0.0, tools=tools)
+        return evaluate(
+            questions, scheduler, session.tokenizer, session.config.reward, lambda _: progress.advance(bar)
+        )
+
+
+def _guessing(config: Config, questions: Sequence[Question]) -> dict[str, float]:
+    from dv2_jax.data.tasks import generate
+    from dv2_jax.evaluation.baselines import guessing_accuracy
+    from dv2_jax.evaluation.benchmark import EMBEDDED
+
+    if config.task.source != EMBEDDED:
+        raise ConfigError("eval.baselines = guessing: needs the embedded tasks (task.source=default)")
+    train = generate("train", config.task.train_size, config.task.seed, config.task.skills)
+    return guessing_accuracy(questions, train)
+
+
+def write_json(path: Path, document: dict) -> None:
+    """Write ``path`` so that a reader finds the old file or the new one, never half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    run_verb(run, verb="evaluate", default_config="configs/evaluate.py")

@@ -1,0 +1,54 @@
+"""``python -m dv2_jax.export --checkpoint=runs/default --output=FOLDER [--dtype bfloat16|float32]``
+
+Writes a policy as PyTorch programs read it: safetensors and config.json in the layout of transformers, with
+tokenizer, chat template, image processor and generation settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="python -m dv2_jax.export",
+        description="Write a policy in the layout of transformers (safetensors, config, tokenizer, processor).",
+    )
+    result.add_argument(
+        "--checkpoint",
+        required=True,
+        help="a run directory (its newest checkpoint), one of its checkpoints, package:base, package:cold_start, "
+        "or hf:FOLDER to rewrite one",
+    )
+    result.add_argument("--output", required=True, type=Path, help="folder to create; must be empty or not exist")
+    result.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the weights")
+    return result
+
+
+def run(checkpoint: str, output: Path, dtype: str) -> Path:
+    """Load and write; see :func:`dv2_jax.checkpoint.export.export_hf` for what lands in ``output``."""
+    from dv2_jax.checkpoint.export import export_hf, image_config
+    from dv2_jax.checkpoint.policy import architecture, load_weights
+    from dv2_jax.config import ImageConfig, ModelSource
+
+    source = ModelSource(init=checkpoint if ":" in checkpoint else f"checkpoint:{checkpoint}")
+    described = architecture(source)
+    params = load_weights(source, described.config)
+    return export_hf(output, params, described, image_config(source.init) or ImageConfig(), dtype)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parser().parse_args(argv)
+    try:
+        output = run(arguments.checkpoint, arguments.output, arguments.dtype)
+    except (FileNotFoundError, FileExistsError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    size = sum(path.stat().st_size for path in output.iterdir())
+    print(f"{output}: {size / 2**20:.1f} MiB in {arguments.dtype}; load it with transformers' AutoModelForImageTextToText")
+
+
+if __name__ == "__main__":
+    main()
