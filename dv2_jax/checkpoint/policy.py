@@ -110,7 +110,7 @@ def _restore(path: Path, config: ModelConfig, shardings: Mapping[str, Sharding] 
         for name, array in abstract_params(config, jnp.float32).items()
     }
     with CheckpointStore(folder) as store:
-        return store.restore_params(targets, int(path.name) if path.name.isdigit() else None).params
+        return store.restore_params(targets, int(path.name) if path.name.isdigit() else None)
 
 
 def run_directory(path: str | Path) -> Path:
