@@ -1,0 +1,1 @@
+"""What a run tells: metrics, progress, spans, trajectories and the report page."""

@@ -1,0 +1,127 @@
+"""Numbers per step: ``metrics.jsonl`` always, TensorBoard event files and Weights & Biases when asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FILE = "metrics.jsonl"
+
+
+class Metrics:
+    """Writes one line per call of ``write``; on process 0 alone, the others pass ``enabled=False``.
+
+    ``first_step`` is the step that a continued run does next: what an earlier run wrote at or after it was lost with
+    that run's state, will be done again, and is removed first. Each line is flushed, so a killed run keeps it.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        first_step: int = 0,
+        tensorboard: bool = False,
+        wandb_project: str = "",
+        run_name: str = "",
+        config: Mapping[str, Any] | None = None,
+        enabled: bool = True,
+    ):
+        self._file = self._board = self._wandb = None
+        if not enabled:
+            return
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        _forget_from(directory / FILE, first_step)
+        self._file = open(directory / FILE, "a", encoding="utf-8")
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step or None)
+        if wandb_project:
+            self._wandb = _start_wandb(wandb_project, run_name or directory.name, config, directory)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """One row: plain numbers, strings, or scalar arrays of any library (fetched here, so pass finished ones).
+
+        A number that is not finite is written as null, since JSON has no word for it, and named in ``not_finite``.
+        Raises TypeError for a value that is no scalar.
+        """
+        if self._file is None:
+            return
+        row = {name: _plain(name, value) for name, value in values.items()}
+        broken = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+        line = {"step": step, "time": round(time.time(), 3)} | row | {name: None for name in broken}
+        if broken:
+            line["not_finite"] = broken
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._file.flush()
+        figures = {name: value for name, value in row.items() if not isinstance(value, str)}
+        if self._board is not None:
+            for name, value in figures.items():
+                self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(figures, step=step)
+
+    def close(self) -> None:
+        for sink in (self._file, self._board):
+            if sink is not None:
+                sink.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+        self._file = self._board = self._wandb = None
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run, oldest first; a line that a kill tore is left out."""
+    path = Path(directory) / FILE
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _plain(name: str, value: Any) -> float | int | str:
+    if hasattr(value, "item"):
+        try:
+            value = value.item()
+        except ValueError as error:  # more than one element
+            raise TypeError(f"metric {name!r} has shape {value.shape}, not a scalar") from error
+    if isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise TypeError(f"metric {name!r} is a {type(value).__name__}, not a number or a string")
+
+
+def _forget_from(path: Path, first_step: int) -> None:
+    if not path.exists():
+        return
+    kept = [row for row in read_metrics(path.parent) if row.get("step", -1) < first_step]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _start_wandb(project: str, name: str, config: Mapping[str, Any] | None, directory: Path) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise RuntimeError(f"run.wandb_project = {project!r} needs the package: pip install 'dv2_jax[wandb]'") from None
+    return wandb.init(project=project, name=name, id=name, resume="allow", config=dict(config or {}), dir=str(directory))
