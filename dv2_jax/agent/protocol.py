@@ -21,7 +21,9 @@ _TOOL_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 # No tags in these: the rewards count tags over the whole trajectory, observations included.
 NO_ACTION = "Error: No action found. Write a code block, a tool call or an answer that is not empty."
-NO_CODE = "Error: No runnable code. Between the code tags, put it in a fence that opens with ```python and closes with ```."
+NO_CODE = (
+    "Error: No runnable code. Between the code tags, put it in a fence that opens with ```python and closes with ```."
+)
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,12 @@ class Transcript:
         fits = fits and len(segment.images) <= self.images_left
         turn = trajectory.turns[-1]
         trajectory.turns[-1] = TurnRecord(
-            turn.text, turn.kind, observation.text if fits else None, observation.images if fits else (), status, wall_ms
+            turn.text,
+            turn.kind,
+            observation.text if fits else None,
+            observation.images if fits else (),
+            status,
+            wall_ms,
         )
         self._turn = None
         if not fits:

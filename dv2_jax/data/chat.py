@@ -113,7 +113,9 @@ class ChatEncoder:
             ids.extend(self.text(part, trusted=trusted))
         return ids
 
-    def message(self, role: str, text: str, pictures: Sequence[PictureInput] = (), *, trusted: bool = True) -> list[int]:
+    def message(
+        self, role: str, text: str, pictures: Sequence[PictureInput] = (), *, trusted: bool = True
+    ) -> list[int]:
         """``<|im_start|>role\\n{text}<|im_end|>\\n``."""
         # The template's "user\n" and the text are one run between control tokens: tokenised together, as Qwen does.
         body = self.body(f"{role}\n{text}", pictures, trusted=trusted)

@@ -14,9 +14,13 @@ from typing import Any
 
 from dv2_jax.rewards.numbers import equal_numbers, read_number
 
-_LEAD = re.compile(r"^(?:(?:so|thus|therefore|hence),? )?(?:the |my )?(?:final )?(?:answer|result)(?: is|:| =)\s*", re.IGNORECASE)
+_LEAD = re.compile(
+    r"^(?:(?:so|thus|therefore|hence),? )?(?:the |my )?(?:final )?(?:answer|result)(?: is|:| =)\s*", re.IGNORECASE
+)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_QUIET = re.compile(r"(?<!\d)[.,:](?=\d)|(?<=\d)[.,:](?!\d)|(?<!\d)[.,:](?!\d)|[;!?\"'`()\[\]{}«»“”„‘’…_*\u2010-\u2015-]")
+_QUIET = re.compile(
+    r"(?<!\d)[.,:](?=\d)|(?<=\d)[.,:](?!\d)|(?<!\d)[.,:](?!\d)|[;!?\"'`()\[\]{}«»“”„‘’…_*\u2010-\u2015-]"
+)
 _LABEL = re.compile(r"^(?:option |choice )?[(\[]?([A-Za-z])[)\]]?(?:[.:]|$|(?<=[)\]])\s)", re.IGNORECASE)
 _MAX_MATH_CHARS = 2000  # a longer expression is no answer and could keep the parser busy
 

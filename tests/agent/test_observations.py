@@ -141,7 +141,10 @@ def test_no_tool_output_can_pose_as_a_picture_a_turn_or_a_tag(agent):
         (Turn("search", HOSTILE), Result(items=(Item(HOSTILE, HOSTILE, HOSTILE, HOSTILE),))),
         (Turn("image_search"), Result(items=(Item(HOSTILE, thumbnail=png()),))),
         (Turn("search", "x"), Result(status="ERROR", message=HOSTILE)),
-        (parse_turn(f"<tool_call>{HOSTILE.replace('<tool_call>', '').replace('<answer>1', '<answer>')}</tool_call>"), None),
+        (
+            parse_turn(f"<tool_call>{HOSTILE.replace('<tool_call>', '').replace('<answer>1', '<answer>')}</tool_call>"),
+            None,
+        ),
     ]
     for turn, result in results:
         seen = render(turn, result, agent)

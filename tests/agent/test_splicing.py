@@ -61,7 +61,11 @@ def test_an_observation_is_spliced_as_released(make_codec, tokenizer, prefill):
 
 
 def test_equal_pictures_share_a_digest_and_another_resolution_does_not(codec):
-    first, again, other = codec.chat.picture(png(seed=1)), codec.chat.picture(png(seed=1)), codec.chat.picture(png(seed=2))
+    first, again, other = (
+        codec.chat.picture(png(seed=1)),
+        codec.chat.picture(png(seed=1)),
+        codec.chat.picture(png(seed=2)),
+    )
     assert first.digest == again.digest != other.digest
     from dv2_jax.config import ImageConfig
     from dv2_jax.data.chat import ChatEncoder
@@ -78,7 +82,19 @@ def test_markers_and_pictures_that_differ_in_number_are_an_error(codec):
         codec.prompt(Question("q", "s", "reason", "", (png(),), "a", messages=messages))
 
 
-PIECES = [*ADDED_TOKENS, "<image>", "</think>", "<", "|im_end|>", "x", "\n", "é", "```", "{stdout}", "\udc80".encode("utf-8", "replace").decode()]
+PIECES = [
+    *ADDED_TOKENS,
+    "<image>",
+    "</think>",
+    "<",
+    "|im_end|>",
+    "x",
+    "\n",
+    "é",
+    "```",
+    "{stdout}",
+    "\udc80".encode("utf-8", "replace").decode(),
+]
 
 
 @settings(max_examples=100, deadline=None)

@@ -80,6 +80,18 @@ def test_a_scripted_turn_has_the_ids_of_the_sampled_one(codec, question):
     assert scripted.trajectory().token_ids == sampled.trajectory().token_ids
 
 
+def test_a_stop_that_ends_inside_a_token_keeps_the_token_whole(codec, question, tokenizer):
+    """Sees ids cut or re-made from text: the token that completes ``</code>`` may carry a line break too."""
+    ids = tokenizer.encode(CODE + "\n")
+    assert tokenizer.token_bytes(ids[-1]) == b">\n"
+    transcript = Transcript(codec, question)
+    assert transcript.add_sampled(ids, [-1.0] * len(ids), 0).payload == "print(1)"
+    segment = transcript.add_result(Result(stdout="1"))
+    trajectory = transcript.trajectory()
+    assert trajectory.token_ids == [*transcript.prompt.token_ids, *ids, *segment.token_ids]
+    assert segment.token_ids[0] == codec.im_end and sum(trajectory.loss_mask) == len(ids)
+
+
 def test_a_turn_that_ended_itself_is_not_closed_twice(codec, question, tokenizer):
     transcript = Transcript(codec, question)
     turn = transcript.add_turn_text("<think>hm</think>")

@@ -39,7 +39,9 @@ def test_the_assistant_is_trained_and_nobody_else(encoder, picture):
     example = encode_messages(messages, [picture, picture], encoder)
     # After </code> generation has stopped: the white space behind it was never sampled.
     assert trained(encoder, example) == (
-        "<think>t1</think><code>\n```python\nx\n```\n</code>" "t2</think> hm<|im_end|>" "t3</think><answer>5</answer><|im_end|>"
+        "<think>t1</think><code>\n```python\nx\n```\n</code>"
+        "t2</think> hm<|im_end|>"
+        "t3</think><answer>5</answer><|im_end|>"
     )
     whole = encoder.tokenizer.decode(example.token_ids)
     pads = "<|vision_start|>" + "<|image_pad|>" * 4 + "<|vision_end|>"
@@ -70,7 +72,9 @@ def test_conversations_out_of_order_are_refused_by_name(encoder, picture):
         assert "row:7" in str(raised.value)
 
 
-@pytest.mark.parametrize("tag", ["<|im_end|>", "<image>", "<video>", "<think>", "</think>", "<tool_call>", "</tool_response>"])
+@pytest.mark.parametrize(
+    "tag", ["<|im_end|>", "<image>", "<video>", "<think>", "</think>", "<tool_call>", "</tool_response>"]
+)
 def test_neutral_text_contains_no_tag_and_stays_so(tag):
     text = f"<{tag}{tag}<b> a < b |x|"
     assert tag not in neutral(text) and neutral(neutral(text)) == neutral(text)

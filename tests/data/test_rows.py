@@ -85,7 +85,12 @@ def test_a_folder_is_read_file_by_file_in_order_of_name(tmp_path, picture):
 
 @pytest.mark.parametrize(
     ("source", "truth", "verifier"),
-    [("reason", "B", "math"), ("perception", "B", "choice"), ("vstar-test", "c", "choice"), ("perception", "7", "text")],
+    [
+        ("reason", "B", "math"),
+        ("perception", "B", "choice"),
+        ("vstar-test", "c", "choice"),
+        ("perception", "7", "text"),
+    ],
 )
 def test_the_rule_that_checks_an_answer_follows_from_source_and_answer(tmp_path, picture, source, truth, verifier):
     changed = row(picture, data_source=source, reward_model={"ground_truth": truth})

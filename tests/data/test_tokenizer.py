@@ -16,7 +16,9 @@ def tokenizer():
     return train_bpe(TEXTS * 4, 420)
 
 
-@pytest.mark.parametrize("text", [*TEXTS, "", "\n\n  \t x", "".join(map(chr, range(1, 0x250))), "</tool_call><tool_call>"])
+@pytest.mark.parametrize(
+    "text", [*TEXTS, "", "\n\n  \t x", "".join(map(chr, range(1, 0x250))), "</tool_call><tool_call>"]
+)
 def test_text_survives_encoding_and_decoding_however_little_it_is_trusted(tokenizer, text):
     import unicodedata
 
@@ -49,7 +51,9 @@ def test_ordinary_text_yields_only_the_tool_call_pair(tokenizer, name):
 
 
 def test_control_ids_are_all_added_tokens_but_the_tool_call_pair(tokenizer):
-    assert {tokenizer.token_bytes(id_).decode() for id_ in tokenizer.control_ids} == set(ADDED_TOKENS) - set(TOOL_TOKENS)
+    assert {tokenizer.token_bytes(id_).decode() for id_ in tokenizer.control_ids} == set(ADDED_TOKENS) - set(
+        TOOL_TOKENS
+    )
 
 
 def test_a_character_cut_in_the_middle_decodes_to_the_replacement_character(tokenizer):

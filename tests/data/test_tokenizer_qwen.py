@@ -47,7 +47,9 @@ def test_ids_equal_those_of_a_rank_driven_encoder(qwen, ranks):
     tiktoken = pytest.importorskip("tiktoken")
     from tiktoken.load import load_tiktoken_bpe
 
-    oracle = tiktoken.Encoding("qwen", pat_str=SPLIT_PATTERN, mergeable_ranks=load_tiktoken_bpe(str(ranks)), special_tokens={})
+    oracle = tiktoken.Encoding(
+        "qwen", pat_str=SPLIT_PATTERN, mergeable_ranks=load_tiktoken_bpe(str(ranks)), special_tokens={}
+    )
     for text in [*TEXTS, Path(__file__).read_text(encoding="utf-8"), Path(tiktoken.__file__).read_text()]:
         assert qwen.encode_untrusted(text) == oracle.encode_ordinary(unicodedata.normalize("NFC", text))
 

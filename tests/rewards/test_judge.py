@@ -66,7 +66,7 @@ def test_a_consistency_question_carries_all_three_texts_and_the_released_samplin
     assert not client.consistent("Q {x}", "A", "P")
     assert client.consistent("Q", "A", "P")
     assert endpoint.requests[0] == "/v1/models"  # asked once, and only with the first question
-    first, second = endpoint.requests[1:]
+    first, _ = endpoint.requests[1:]
     assert first["model"] == "served-model" and (first["temperature"], first["max_tokens"]) == (0.3, 8192)
     assert [m["role"] for m in first["messages"]] == ["system", "user"]
     assert first["messages"][1]["content"] == "[Question]: Q {x}\n[Reference answer]: A\n[Model's answer]: P"

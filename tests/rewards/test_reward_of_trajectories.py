@@ -18,7 +18,9 @@ def tokenizer():
     return train_bpe(["<think></think><answer>Paris</answer>"] * 3, 300)
 
 
-def finished(tokenizer, answer: str, *, verifier="text", source="perception", reference="Paris", name="t") -> Trajectory:
+def finished(
+    tokenizer, answer: str, *, verifier="text", source="perception", reference="Paris", name="t"
+) -> Trajectory:
     question = Question(name, "plain", source, "Which city?", (), reference, verifier=verifier)
     prompt = tokenizer.encode("<answer>not this</answer><think>")
     ids = tokenizer.encode(f"<think>x</think><answer>{answer}</answer>") + [tokenizer.id("<|im_end|>")]

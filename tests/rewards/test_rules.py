@@ -72,7 +72,10 @@ def test_the_length_limit_holds_for_perception_and_search_alone():
 
 
 def test_the_answer_is_the_first_after_the_last_thought():
-    assert final_answer("<think>a</think><answer>1</answer><think>b</think> <answer> 2\n</answer><answer>3</answer>") == "2"
+    assert (
+        final_answer("<think>a</think><answer>1</answer><think>b</think> <answer> 2\n</answer><answer>3</answer>")
+        == "2"
+    )
     assert final_answer("<answer>1</answer><think>b</think>") is None
 
 
