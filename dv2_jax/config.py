@@ -48,8 +48,8 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    min_pixels: int = 56 * 56  # the model's view, after smart_resize
-    max_pixels: int = 112 * 112  # larger pictures are shrunk
+    min_pixels: int = 56 * 56  # the model's view, after smart_resize; the tiny preset sees every picture at 56x56
+    max_pixels: int = 84 * 56  # larger pictures are shrunk
 
 
 @dataclass(frozen=True)

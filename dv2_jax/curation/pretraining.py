@@ -19,7 +19,7 @@ from dv2_jax.data.packing import Example
 from dv2_jax.data.question import Question
 from dv2_jax.data.tasks import lookup, pictures, plain, reasoning, world
 
-SHARES = {"gallery": 0.34, "plain_chat": 0.16, "pairs": 0.12, "notes": 0.16, "notes_chat": 0.08, "code": 0.14}
+SHARES = {"gallery": 0.32, "plain_chat": 0.14, "pairs": 0.10, "notes": 0.14, "notes_chat": 0.07, "code": 0.23}
 GALLERY_POOL = 3000  # pictures kept per kind and drawn again; each is shown in many contexts
 _SYLLABLES = [c + v + e for c in "bdfgklmnprstvz" for v in "aeiou" for e in ("", "n", "r", "s", "l")]
 
