@@ -9,7 +9,7 @@ run in a background thread, `prefetch` steps ahead, and the state is always that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import grain
@@ -26,7 +26,7 @@ MAX_SKIPPED = 10_000  # records left out in a row before that is an error
 def image_buckets(image: ImageConfig, agent: AgentConfig, model: ModelConfig, *, rows: int, row_tokens: int) -> tuple[VisionBucket, ...]:
     """Shapes of the pictures of one group of `rows` rows: a common one, and one for a trajectory full of pictures.
 
-    The common one gives an eighth of the tokens to pictures. The other, listed only where it is larger, has room for
+    The common one gives a sixteenth of the tokens to pictures. The other, listed only where it is larger, has room for
     as many of the largest pictures as one row can hold; twice their patches always fit by first fit.
     """
     vision = model.vision
@@ -38,7 +38,7 @@ def image_buckets(image: ImageConfig, agent: AgentConfig, model: ModelConfig, *,
         return VisionBucket.of(-(-patches // length), length, unit)
 
     merge = vision.spatial_merge_size**2
-    common = bucket(rows * row_tokens * merge // 8)
+    common = bucket(rows * row_tokens * merge // 16)
     full = bucket(2 * min(agent.max_images * picture, row_tokens * merge))
     return (common,) if full.rows * full.length <= common.rows * common.length else (common, full)
 
@@ -63,8 +63,35 @@ def batches(
     return iter(grain.experimental.ThreadPrefetchIterDataset(steps, prefetch_buffer_size=prefetch) if prefetch else steps)
 
 
+def batches_of_stream(
+    stream: Callable[[], Iterable[Example]], spec: PackSpec, *, microbatches: int = 1, prefetch: int = 2
+) -> grain.DatasetIterator[list[PackedBatch]]:
+    """As `batches`, of an endless generator that can only be drawn from the start.
+
+    It is resumed by drawing again what was consumed, so `stream()` must give the same examples each time.
+    """
+    steps = _Pack(_Replayed(stream), spec, microbatches)
+    return iter(grain.experimental.ThreadPrefetchIterDataset(steps, prefetch_buffer_size=prefetch) if prefetch else steps)
+
+
+class _Replayed:
+    """Access by place to a generator; going forward is cheap, going back starts again."""
+
+    def __init__(self, stream: Callable[[], Iterable[Example]]):
+        self._stream, self._iterator, self._at = stream, iter(stream()), 0
+
+    def __getitem__(self, place: int) -> Example:
+        if place < self._at:
+            self._iterator, self._at = iter(self._stream()), 0
+        while True:
+            example = next(self._iterator)
+            self._at += 1
+            if self._at > place:
+                return example
+
+
 class _Pack(grain.IterDataset):
-    def __init__(self, examples: grain.MapDataset, spec: PackSpec, microbatches: int):
+    def __init__(self, examples: grain.MapDataset | _Replayed, spec: PackSpec, microbatches: int):
         super().__init__(())
         self._examples, self._spec, self._microbatches = examples, spec, microbatches
 
@@ -73,7 +100,7 @@ class _Pack(grain.IterDataset):
 
 
 class _PackIterator(grain.DatasetIterator):
-    def __init__(self, examples: grain.MapDataset, spec: PackSpec, microbatches: int):
+    def __init__(self, examples: grain.MapDataset | _Replayed, spec: PackSpec, microbatches: int):
         super().__init__(())
         self._examples, self._spec, self._microbatches = examples, spec, microbatches
         self._next = 0  # place in the shuffled, repeated stream

@@ -93,7 +93,7 @@ class PackSpec:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["token_ids", "targets", "segment_ids", "positions", "loss_weight", "image_index", "vision",
-                 "behaviour_logprobs", "advantages", "denominator"],
+                 "behaviour_logprobs", "advantages", "denominator", "reference_logprobs"],
     meta_fields=[],
 )  # fmt: skip
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ class PackedBatch:
     behaviour_logprobs: Float[Array, "B T"]  # of targets
     advantages: Float[Array, "B T"]  # of targets
     denominator: Float[Array, ""]  # what the weighted sum over *all* microbatches of one step is divided by
+    reference_logprobs: Float[Array, "B T"] | None = None  # of targets under the reference policy, where there is one
 
 
 def first_fit_decreasing(

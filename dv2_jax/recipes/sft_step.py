@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -59,7 +60,8 @@ def sft_loop(
     """Take one optimiser step per element of `batches` (a microbatch or a sequence of them) until they end.
 
     `on_step(step, metrics, state)` is called after each; returning True stops. A background thread draws and places
-    up to `ahead` elements while the device computes. The caller's `state` is donated: use the returned one.
+    up to `ahead` elements while the device computes; 0: no thread, for a source that runs ahead by itself and whose
+    position must be that of the step. The caller's `state` is donated: use the returned one.
     """
 
     def placed() -> Iterator[list[PackedBatch]]:
@@ -67,7 +69,7 @@ def sft_loop(
             microbatches = [item] if isinstance(item, PackedBatch) else share_denominator(item)
             yield [place(b, mesh) for b in microbatches]
 
-    with Ahead(placed(), ahead) as source:
+    with Ahead(placed(), ahead) if ahead else nullcontext(placed()) as source:
         for microbatches in source:
             state, metrics = step(state, microbatches)
             if on_step is not None and on_step(int(state.step), metrics, state):

@@ -1,18 +1,11 @@
-"""What is logged of an RL step: sums over tokens on the device, means and rollout statistics on the host."""
+"""What is logged of an RL update: sums over tokens on the device, means of a whole step on the host."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
-
-if TYPE_CHECKING:
-    from dv2_jax.agent.trajectory import Trajectory
-
 
 def mismatch(
     logprobs: Float[Array, "B T"], behaviour_logprobs: Float[Array, "B T"], used: Bool[Array, "B T"]
@@ -56,34 +49,3 @@ def token_means(combined: Mapping[str, float]) -> dict[str, float]:
     """Divide the token sums of a step by its number of loss tokens; everything else passes through."""
     tokens = max(combined["loss_tokens"], 1.0)
     return {name: value / tokens if name in MEANS else value for name, value in combined.items()}
-
-
-def rollout_statistics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Means over the trajectories of a step that count; `dropped` is the share that does not."""
-    kept = [t for t in trajectories if not t.dropped]
-    statistics = {"dropped": 1.0 - len(kept) / max(len(trajectories), 1)}
-    if not kept:
-        return statistics
-    statistics |= {
-        "reward": float(np.mean([t.reward for t in kept])),
-        "tool_calls": float(np.mean([t.tool_calls for t in kept])),
-        "tool_rate": float(np.mean([t.tool_calls > 0 for t in kept])),
-        "turns": float(np.mean([len(t.turns) for t in kept])),
-        "tokens": float(np.mean([len(t.token_ids) for t in kept])),
-        "sampled_tokens": float(np.mean([sum(t.loss_mask) for t in kept])),
-    }
-    for part in sorted({name for t in kept for name in t.reward_parts}):
-        statistics[f"reward_{part}"] = float(np.mean([t.reward_parts.get(part, 0.0) for t in kept]))
-    for name, members in _by_skill(kept).items():
-        statistics[f"reward/{name}"] = float(np.mean([t.reward for t in members]))
-        statistics[f"tool_rate/{name}"] = float(np.mean([t.tool_calls > 0 for t in members]))
-    for finish, count in sorted(Counter(t.finish.name.lower() for t in kept).items()):
-        statistics[f"finish/{finish}"] = count / len(kept)
-    return statistics
-
-
-def _by_skill(trajectories: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
-    skills: dict[str, list[Trajectory]] = {}
-    for trajectory in trajectories:
-        skills.setdefault(trajectory.question.skill, []).append(trajectory)
-    return dict(sorted(skills.items()))

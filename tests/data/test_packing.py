@@ -1,6 +1,7 @@
 """Packing and the input pipeline: layout, pictures, nothing lost, and resuming bit for bit."""
 
 import hashlib
+import itertools
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from dv2_jax.config import AgentConfig, ImageConfig
 from dv2_jax.data.chat import PictureInput
-from dv2_jax.data.loader import batches, image_buckets
+from dv2_jax.data.loader import batches, batches_of_stream, image_buckets
 from dv2_jax.data.packing import Example, PackSpec, build_batch, first_fit_decreasing, pack_step, pack_stream
 from dv2_jax.model import ModelConfig, VisionBucket, mrope_positions
 
@@ -177,6 +178,21 @@ def test_the_pipeline_resumes_bit_for_bit_and_shuffles_by_seed():
                 counts[by_ids[tuple(got["token_ids"].tolist())]] += 1
     kept = counts[[i for i in records if i % 7]]
     assert kept.min() >= 1 and kept.max() - kept.min() <= 2 and not counts[::7].any()
+
+
+def test_an_endless_generator_resumes_bit_for_bit():
+    """Sees: a resumed stream that starts again, or that loses the examples waiting in the packer."""
+
+    def stream():
+        return (example(i, 10 + 13 * i % 70) for i in itertools.count())
+
+    it = batches_of_stream(stream, SPEC, microbatches=2)
+    for _ in range(4):
+        next(it)
+    state, expected = it.get_state(), [next(it) for _ in range(4)]
+    again = batches_of_stream(stream, SPEC, microbatches=2)
+    again.set_state(state)
+    assert all(same(a, b) for a, b in zip(expected, (next(again) for _ in range(4)), strict=True))
 
 
 def test_a_batch_without_pictures_has_the_same_shapes():

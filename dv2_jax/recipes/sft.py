@@ -1,0 +1,139 @@
+"""Supervised fine-tuning: packed conversations, one optimiser step after another.
+
+    examples (shuffled, encoded and packed in the background) -> gradient of every microbatch -> AdamW -> metrics
+
+What `sft.data` names decides where examples come from; all of them train the assistant's own tokens alone. A killed run
+continues with the next step, bit for bit: a checkpoint holds weights, moments and the position in the data.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from contextlib import closing
+from typing import Any
+
+import grain
+
+from dv2_jax.agent.splice import SpliceCodec
+from dv2_jax.config import Config
+from dv2_jax.data import loader, tasks
+from dv2_jax.data.chat import ChatEncoder
+from dv2_jax.data.packing import PackSpec
+from dv2_jax.data.rows import read_conversations
+from dv2_jax.parallel import distributed
+from dv2_jax.recipes import sft_data
+from dv2_jax.recipes.run import Policy, Run, begin, load_policy, make_learning, open_run, write_json
+from dv2_jax.recipes.sft_step import make_sft_step, sft_loop
+from dv2_jax.recipes.state import TrainState
+from dv2_jax.telemetry.recompilation import RecompilationCounter
+
+DATA_SEED = 1  # added to task.seed: the cold start's questions are not those that RL draws
+
+
+def run_sft(config: Config) -> dict[str, Any]:
+    """Train `config.sft.steps` optimiser steps; returns and writes `summary.json`.
+
+    Ctrl-C ends after a step with a checkpoint (`summary["interrupted"]`); the same command continues.
+    """
+    started = time.monotonic()
+    policy = load_policy(config)
+    learning = make_learning(config, policy, config.sft.steps)
+    step = make_sft_step(
+        policy.graphdef, learning.optimizer, learning.trainable, schedule=learning.schedule, param_shardings=policy.shardings
+    )
+    with open_run(config) as run, closing(open_data(run, policy)) as iterator:
+        state, extra = begin(run, policy, learning)
+        if extra:
+            iterator.set_state(extra["data"])
+        recompilations = RecompilationCounter()
+        last: dict[str, float] = {}
+        clock = time.monotonic()
+
+        with run.display.track("SFT", config.sft.steps, done=run.start) as bar:
+
+            def on_step(number: int, metrics: dict[str, float], state: TrainState) -> bool:
+                nonlocal clock
+                seconds, clock = time.monotonic() - clock, time.monotonic()
+                if number == run.start + 1:
+                    recompilations.reset()
+                last.update(metrics, tokens_per_s=metrics["tokens"] / seconds, step_s=seconds)
+                run.metrics.write(number, last | {"recompilations": recompilations.count})
+                bar.step({"loss": metrics["loss"], "gradient": metrics["grad_norm"], "speed, tokens/s": last["tokens_per_s"]})
+                stop = run.stop_requested()
+                if stop or number % config.sft.checkpoint_every == 0 or number == config.sft.steps:
+                    run.save(number, state, {"data": iterator.get_state()})
+                return stop or number == config.sft.steps
+
+            if run.start < config.sft.steps:
+                state = sft_loop(state, iterator, step, on_step, mesh=policy.mesh, ahead=0)
+
+        summary = {
+            "steps": int(state.step),
+            "interrupted": int(state.step) < config.sft.steps,
+            "loss": last.get("loss"),
+            "tokens_per_s": last.get("tokens_per_s"),
+            "recompilations": recompilations.count,
+            "seconds": time.monotonic() - started,
+        }
+        if distributed.is_main():
+            write_json(run.directory / "summary.json", summary)
+        if summary["interrupted"]:
+            run.display.line(f"stopped after step {summary['steps']}; the same command continues")
+    return summary
+
+
+def open_data(run: Run, policy: Policy) -> grain.DatasetIterator:
+    """The iterator over steps that `sft.data` names."""
+    config, sft = run.config, run.config.sft
+    if sft.batch_rows % sft.microbatches:
+        raise ValueError(f"sft.batch_rows={sft.batch_rows} is not a multiple of sft.microbatches={sft.microbatches}")
+    rows, shards = sft.batch_rows // sft.microbatches, policy.data_shards
+    spec = PackSpec(
+        policy.config,
+        rows,
+        sft.row_tokens,
+        loader.image_buckets(config.image, config.agent, policy.config, rows=rows // shards, row_tokens=sft.row_tokens),
+        groups=shards,
+    )
+    encoder = ChatEncoder(policy.tokenizer, config.image)
+    stepwise = functools.partial(loader.batches, spec=spec, seed=config.run.seed, microbatches=sft.microbatches)
+    if sft.data == "pretrain":
+        from dv2_jax.curation.pretraining import Curriculum
+
+        return loader.batches_of_stream(
+            lambda: Curriculum(encoder, config.agent, config.run.seed), spec, microbatches=sft.microbatches
+        )
+    if sft.data == "cold_start":
+        return stepwise(_cold_start(run, policy), sft_data.from_trajectory(encoder))
+    left_out: set[str] = set()
+
+    def tell(example_id: str, tokens: int) -> None:
+        if example_id not in left_out:
+            left_out.add(example_id)
+            run.display.line(f"left out: {example_id} has {tokens:,} tokens, more than sft.row_tokens={sft.row_tokens:,}")
+
+    return stepwise(list(read_conversations(sft.data)), sft_data.from_conversation(encoder, sft.row_tokens, tell))
+
+
+def _cold_start(run: Run, policy: Policy) -> list[sft_data.StoredTrajectory]:
+    """Trajectories of the scripted solver, made through the real tools once per run directory."""
+    from dv2_jax.curation.scripted import solve_all
+    from dv2_jax.rollout.tools import open_tools
+
+    config, directory = run.config, run.directory / "data"
+    if distributed.is_main():
+        questions = tasks.generate("train", config.sft.examples, config.task.seed + DATA_SEED, config.task.skills)
+        codec = SpliceCodec(policy.tokenizer, config.image, config.agent)
+        with run.display.track("cold-start trajectories", len(questions), unit="questions") as bar, run.spans.span("data"):
+            with open_tools(config, run.directory) as tools:
+                sft_data.generate_trajectories(
+                    lambda part, seed: solve_all(part, tools, codec, seed),
+                    questions,
+                    directory,
+                    policy.tokenizer,
+                    seed=config.run.seed,
+                    advance=bar.advance,
+                )
+    distributed.barrier("cold-start data")
+    return sft_data.stored_trajectories(directory)

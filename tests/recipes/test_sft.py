@@ -1,0 +1,177 @@
+"""The supervised recipe from its configuration to its run directory: data forms, resuming, interrupts."""
+
+import io
+import json
+import os
+import signal
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from dv2_jax.agent.observation import Observation
+from dv2_jax.agent.splice import SpliceCodec
+from dv2_jax.agent.transcript import Transcript
+from dv2_jax.checkpoint.store import CheckpointStore
+from dv2_jax.config import Config, ImageConfig, ModelSource, OptimConfig, RunConfig, SFTConfig
+from dv2_jax.data.chat import ChatEncoder
+from dv2_jax.data.question import Question
+from dv2_jax.data.tokenizer import Tokenizer
+from dv2_jax.recipes import run as run_module
+from dv2_jax.recipes import sft, sft_data
+from dv2_jax.telemetry.metrics import read_metrics
+
+
+def png(seed, size=(60, 40)):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def conversations(tmp_path_factory):
+    """Thirty stored dialogues of one or two turns, most with a picture; one is too long for a row."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = []
+    for i in range(30):
+        (folder / f"{i}.png").write_bytes(png(i % 5))
+        mark = "<image>" if i % 4 else ""
+        messages = [
+            {"role": "system", "content": "Answer."},
+            {"role": "user", "content": f"{mark}What is {i} + 1?" + " very" * (400 if i == 7 else i)},
+            {"role": "assistant", "content": f"<think>Easy.</think>\n<answer>{i + 1}</answer>"},
+        ]
+        rows.append({"messages": messages, "images": [f"{i}.png"] if mark else []})
+    path = folder / "rows.json"
+    path.write_text(json.dumps(rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def small(monkeypatch_module):
+    """The package's tiny architecture with fewer layers, so that it compiles quickly."""
+    original = run_module.architecture
+
+    def thinner(source):
+        found = original(source)
+        text = replace(found.config.text, num_layers=1)
+        return replace(found, config=replace(found.config, text=text))
+
+    monkeypatch_module.setattr(run_module, "architecture", thinner)
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture
+def config(conversations, tmp_path, small):
+    return Config(
+        recipe="sft",
+        run=RunConfig(name="sft", root=str(tmp_path), tensorboard=False),
+        model=ModelSource(init="random"),
+        image=ImageConfig(max_pixels=56 * 56),
+        optim=OptimConfig(learning_rate=3e-3),
+        sft=SFTConfig(steps=6, batch_rows=2, row_tokens=192, microbatches=2, data=conversations, checkpoint_every=4),
+    )
+
+
+def weights(config):
+    policy = run_module.load_policy(config)
+    learning = run_module.make_learning(config, policy, config.sft.steps)
+    abstract = run_module.abstract_state(policy, learning)
+    with CheckpointStore(f"{config.run.root}/{config.run.name}/checkpoints") as store:
+        found = store.restore(abstract.params, abstract.opt_state)
+    return found.step, jax.tree.map(np.asarray, (found.params, found.opt_state))
+
+
+def test_a_killed_run_continues_bit_for_bit(config, capsys):
+    """Sees: data repeated or skipped on resume, moments or the schedule's step lost, metrics written twice."""
+    whole = sft.run_sft(config)
+    step, expected = weights(config)
+    rows = read_metrics(f"{config.run.root}/sft")
+    assert step == whole["steps"] == 6 and not whole["interrupted"]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[-1]["recompilations"] == 0 and rows[-1]["loss"] < rows[0]["loss"]
+    assert "left out: rows:7 has" in capsys.readouterr().out
+
+    # Killed after step 5: the checkpoint is of step 4, step 5 was logged and is done again.
+    killed = replace(config, run=replace(config.run, name="killed"))
+
+    class Killed(BaseException):
+        pass
+
+    def die(step, *_):
+        if step == 5:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        written = run_module.Metrics.write
+        patch.setattr(run_module.Metrics, "write", lambda self, step, values: (written(self, step, values), die(step)))
+        with pytest.raises(Killed):
+            sft.run_sft(killed)
+    sft.run_sft(killed)
+    step, found = weights(killed)
+    assert step == 6
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    again = read_metrics(f"{config.run.root}/killed")
+    assert [row["loss"] for row in again] == [row["loss"] for row in rows]
+
+
+def test_an_interrupt_saves_after_the_step_and_the_same_command_continues(config):
+    """Sees: Ctrl-C that loses the run, or that leaves a checkpoint whose data position is of another step."""
+    plain = replace(config, run=replace(config.run, name="plain"), sft=replace(config.sft, steps=3))
+    sft.run_sft(plain)
+    stopped = replace(plain, run=replace(plain.run, name="stopped"))
+    with pytest.MonkeyPatch.context() as patch:
+        written = run_module.Metrics.write
+
+        def write_and_interrupt(self, step, values):
+            written(self, step, values)
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        patch.setattr(run_module.Metrics, "write", write_and_interrupt)
+        summary = sft.run_sft(stopped)
+    assert summary["interrupted"] and summary["steps"] == 2
+    assert not sft.run_sft(stopped)["interrupted"]
+    jax.tree.map(np.testing.assert_array_equal, weights(stopped)[1], weights(plain)[1])
+    with pytest.raises(FileExistsError, match="run.resume is off"):
+        sft.run_sft(replace(stopped, run=replace(stopped.run, resume=False)))
+
+
+def test_stored_trajectories_train_on_what_the_rollout_saw(config, tmp_path):
+    """Sees: a mask, an id or a picture that changes between a trajectory and the example made of its record."""
+    tokenizer = Tokenizer.from_package()
+    codec = SpliceCodec(tokenizer, config.image, config.agent)
+    made = []
+    for i in range(5):
+        transcript = Transcript(codec, Question(f"q{i}", "perception", "perception", "Which digit?", (png(i),), "7"))
+        transcript.add_turn_text("<think>I zoom.</think>\n<code>\n```python\ndisplay(image_1)\n```\n</code>")
+        transcript.add_observation(Observation("Code execution result:\n<image>", (png(10 + i, (30, 30)),)), status="OK")
+        transcript.add_turn_text("Seen.</think>\n<answer>7</answer>")
+        made.append(transcript.trajectory())
+    calls = []
+
+    def solve(questions, seed):
+        calls.append((len(questions), seed))
+        return [t for t in made if t.question in questions]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sft_data, "CHUNK", 2)
+        questions = [t.question for t in made]
+        sft_data.generate_trajectories(solve, questions[:3], tmp_path / "data", tokenizer, seed=5)
+        sft_data.generate_trajectories(solve, questions, tmp_path / "data", tokenizer, seed=5)
+    assert calls == [(2, 5), (1, 7), (2, 8)]
+    stored = sft_data.stored_trajectories(tmp_path / "data")
+    encode = sft_data.from_trajectory(ChatEncoder(tokenizer, config.image))
+    for record, trajectory in zip(stored, made, strict=True):
+        example = encode(record)
+        assert list(example.token_ids) == trajectory.token_ids
+        assert list(example.loss_weight) == trajectory.loss_mask
+        assert [p.digest for p in example.pictures] == [p.digest for p in trajectory.pictures]
+        np.testing.assert_array_equal(example.pictures[1].patches, trajectory.pictures[1].patches)

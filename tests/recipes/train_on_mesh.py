@@ -1,0 +1,53 @@
+"""Run by a test in a process with several virtual devices: three SFT and three RL steps, results to a file."""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import SPECIAL, make_examples
+
+from dv2_jax.config import MeshConfig, OptimConfig, RLConfig
+from dv2_jax.data.packing import PackSpec, pack_step
+from dv2_jax.model import ModelConfig, VisionBucket, build, init_params, logical_axes
+from dv2_jax.parallel.mesh import make_mesh, param_shardings
+from dv2_jax.recipes.optimizer import make_optimizer
+from dv2_jax.recipes.rl_step import make_rl_step
+from dv2_jax.recipes.sft_step import make_sft_step
+from dv2_jax.recipes.state import init_state
+from dv2_jax.recipes.update import place
+
+devices = jax.device_count()
+config = ModelConfig.tiny(
+    64, **SPECIAL, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=48, mrope_section=(1, 1, 2),
+    vision_depth=2, vision_hidden_size=16, vision_num_heads=2, vision_intermediate_size=24, fullatt_block_indexes=(1,),
+)  # fmt: skip
+graphdef, _ = build(config)
+mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)) if devices == 8 else None
+shardings = param_shardings(mesh, logical_axes(config)) if mesh else None
+spec = PackSpec(config, rows=4, row_tokens=128, image_buckets=(VisionBucket.of(4, 64),), groups=4)
+optim = OptimConfig(learning_rate=1e-3, warmup_ratio=0.0, schedule="constant")
+optimizer = make_optimizer(optim, 3)
+found = {}
+losses = []
+for name, make in (("sft", make_sft_step), ("rl", lambda g, o, n, **k: make_rl_step(g, RLConfig(), o, n, **k))):
+    params = init_params(config, jax.random.key(0))
+    params = jax.device_put(params, shardings) if mesh else params
+    names = tuple(sorted(params))
+    state = init_state(params, optimizer, names)
+    step = make(graphdef, optimizer, names, param_shardings=shardings)
+    for i in range(3):
+        batches = pack_step(make_examples(seed=i, count=14), spec)
+        state, metrics = step(state, [place(b, mesh) for b in batches])
+        losses.append(metrics["loss"])
+        if i == 0:
+            programs = step.compiled_programs()
+    assert step.compiled_programs() == programs, "a later step was compiled again"
+    if mesh:
+        for n, p in state.params.items():
+            assert p.sharding.is_equivalent_to(shardings[n], p.ndim), n
+        assert any(not p.sharding.is_fully_replicated for p in jax.tree.leaves(state.opt_state) if p.ndim > 1)
+    found |= {f"{name}.{n}": np.asarray(p) for n, p in state.params.items()}
+np.savez(sys.argv[1], losses=np.array(losses), **found)
