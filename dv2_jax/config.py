@@ -82,6 +82,7 @@ class EngineConfig:
     prefill_rows: int = 16  # sequences per prefill dispatch
     prefill_tokens: int = 128  # tokens per row of a prefill dispatch
     decode_tokens: int = 16  # K: tokens per decode dispatch
+    picture_tokens: int = 4096  # merged embeddings kept on the device; at least the largest picture's
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Trajectories: the scheduler that feeds the engine and the tools."""
