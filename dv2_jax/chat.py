@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from rich.console import Console
 from dv2_jax.config import Config, ConfigError, load
 
 if TYPE_CHECKING:
+    from dv2_jax.evaluation.narration import Narrator
     from dv2_jax.evaluation.session import Session
 
 
@@ -65,7 +67,7 @@ def questions(given: str | None, console: Console) -> Iterator[str]:
         yield text
 
 
-def talk(session: Session, images: tuple[bytes, ...], texts: Iterator[str], show: object) -> None:
+def talk(session: Session, images: tuple[bytes, ...], texts: Iterator[str], show: Narrator) -> None:
     """One trajectory per question, each shown turn by turn as it happens."""
     from dv2_jax.data.question import Question
     from dv2_jax.rollout.scheduler import RolloutRequest
@@ -90,13 +92,11 @@ def main(argv: list[str] | None = None) -> None:
     from dv2_jax.evaluation.narration import Narrator
     from dv2_jax.evaluation.session import open_session
 
-    with console.status("loading the policy and starting its tools"):
-        session = open_session(config)
-    with session:
-        asked = questions(arguments.question, console)
-        first = next(asked, None)
-        if first is not None:
-            talk(session, images, itertools.chain([first], asked), Narrator(console, arguments.pictures))
+    with tempfile.TemporaryDirectory(prefix="dv2_jax_chat_") as folder, ExitStack() as stack:
+        with console.status("loading the policy and starting its tools"):
+            session = stack.enter_context(open_session(config, folder))
+            session.load_params()
+        talk(session, images, questions(arguments.question, console), Narrator(console, arguments.pictures))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ directory then holds ``results.json``, ``trajectories/`` and ``report/index.html
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +32,7 @@ def run(config: Config) -> dict:
     from dv2_jax.evaluation.benchmark import held_out
     from dv2_jax.evaluation.session import open_session
     from dv2_jax.evaluation.table import print_comparison
+    from dv2_jax.recipes.run import write_json
     from dv2_jax.telemetry.report import write_report
     from dv2_jax.telemetry.trajectories import TrajectoryWriter
 
@@ -45,7 +44,9 @@ def run(config: Config) -> dict:
     for stage in ("evaluate", "no_tools"):  # of an earlier evaluation under this name
         (run_dir / "trajectories" / f"{stage}.jsonl").unlink(missing_ok=True)
     results: dict = {"model": config.model.init, "questions": len(questions)}
-    with open_session(config, run_dir=run_dir) as session:
+    with open_session(config, run_dir) as session:
+        with console.status("loading the policy and compiling"):
+            session.load_params()
         with TrajectoryWriter(run_dir / "trajectories", session.tokenizer) as writer:
             result = _answer(session, questions, "answering", console)
             results["evaluate"] = result.summary()
@@ -91,13 +92,6 @@ def _guessing(config: Config, questions: Sequence[Question]) -> dict[str, float]
         raise ConfigError("eval.baselines = guessing: needs the embedded tasks (task.source=default)")
     train = generate("train", config.task.train_size, config.task.seed, config.task.skills)
     return guessing_accuracy(questions, train)
-
-
-def write_json(path: Path, document: dict) -> None:
-    """Write ``path`` so that a reader finds the old file or the new one, never half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,121 @@
+"""Everything that turns a question into a trajectory, assembled from a configuration in one place.
+
+Policy, engine, protocol and tools, as the RL recipe, ``evaluate`` and ``chat`` alike use them::
+
+    with open_session(config, run_dir) as session:
+        session.load_params()
+        trajectories = session.scheduler(temperature=1.0).run(requests)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Bool
+
+from dv2_jax.agent.protocol import STOP_STRINGS
+from dv2_jax.agent.splice import SpliceCodec
+from dv2_jax.checkpoint.policy import Architecture, architecture, load_weights
+from dv2_jax.config import Config, ConfigError
+from dv2_jax.data.loader import image_buckets
+from dv2_jax.data.tokenizer import Tokenizer
+from dv2_jax.engine.engine import Engine
+from dv2_jax.engine.sampling import forbidden_ids
+from dv2_jax.engine.stops import StopAutomaton
+from dv2_jax.model.params import GraphDef, Params, build
+from dv2_jax.rollout.scheduler import RolloutScheduler
+from dv2_jax.rollout.tools import open_tools
+from tools_service.client import ToolsClient
+
+
+@dataclass(frozen=True)
+class Session:
+    """An engine with its tools. ``forbidden`` are the ids it never samples; the trainer masks the same."""
+
+    config: Config
+    architecture: Architecture
+    graphdef: GraphDef
+    tokenizer: Tokenizer
+    codec: SpliceCodec
+    engine: Engine
+    tools: ToolsClient
+    forbidden: Bool[np.ndarray, "V"]
+
+    def set_params(self, params: Params, version: int) -> None:
+        """New weights; compiles what is not compiled yet when they are the first."""
+        self.engine.set_params(params, version)
+        if not self.engine.compiled_programs():
+            self.engine.warmup()
+
+    def load_params(self) -> None:
+        """The weights of ``model.init``, as version 0."""
+        self.set_params(load_weights(self.config.model, self.architecture.config, seed=self.config.run.seed), 0)
+
+    def scheduler(self, *, temperature: float | None = None, tools: ToolsClient | None = None) -> RolloutScheduler:
+        """A scheduler on this engine; by default at the configured temperature and with this session's tools.
+
+        Any number may be made (sampling and greedy, say); one of them runs at a time.
+        """
+        sampling = self.config.sampling
+        if temperature is not None:
+            sampling = replace(sampling, temperature=temperature)
+        return RolloutScheduler(
+            self.engine,
+            tools or self.tools,
+            self.codec,
+            self.tokenizer,
+            self.config.agent,
+            self.config.tools,
+            sampling,
+        )
+
+    def recompilations(self) -> int:
+        """Programs that the engine compiled after its warm-up."""
+        return self.engine.recompilations
+
+
+@contextmanager
+def open_session(config: Config, run_dir: str | Path, *, mesh: Mesh | None = None) -> Iterator[Session]:
+    """Assemble policy (without weights), engine and tools for ``config``; the tools end with the block."""
+    described = architecture(config.model)
+    if described.tokenizer_file is None:
+        raise ConfigError(f"model.init = {config.model.init!r} has no tokenizer: it cannot answer questions")
+    tokenizer = Tokenizer.from_file(described.tokenizer_file)
+    graphdef, _ = build(described.config, compute_dtype=config.model.compute_dtype)
+    engine, forbidden = make_engine(config, described, graphdef, tokenizer, mesh)
+    codec = SpliceCodec(tokenizer, config.image, config.agent)
+    with open_tools(config, run_dir) as tools:
+        yield Session(config, described, graphdef, tokenizer, codec, engine, tools, forbidden)
+
+
+def make_engine(
+    config: Config, described: Architecture, graphdef: GraphDef, tokenizer: Tokenizer, mesh: Mesh | None = None
+) -> tuple[Engine, Bool[np.ndarray, "V"]]:
+    """The engine of a policy, and the ids that it never samples."""
+    eos = frozenset({described.config.eos_token_id})
+    forbidden = forbidden_ids(tokenizer, described.config.text.vocab_size, eos)
+    buckets = image_buckets(
+        config.image,
+        config.agent,
+        described.config,
+        rows=1,
+        row_tokens=config.agent.max_total_tokens,
+    )
+    engine = Engine(
+        graphdef,
+        described.config,
+        config.engine,
+        buckets,
+        stop=StopAutomaton(tokenizer, STOP_STRINGS, eos),
+        max_tokens_per_sequence=config.agent.max_total_tokens,
+        seed=config.run.seed,
+        forbidden=forbidden,
+        compute_dtype=config.model.compute_dtype,
+        mesh=mesh,
+    )
+    return engine, forbidden
