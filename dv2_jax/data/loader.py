@@ -23,7 +23,9 @@ R = TypeVar("R")
 MAX_SKIPPED = 10_000  # records left out in a row before that is an error
 
 
-def image_buckets(image: ImageConfig, agent: AgentConfig, model: ModelConfig, *, rows: int, row_tokens: int) -> tuple[VisionBucket, ...]:
+def image_buckets(
+    image: ImageConfig, agent: AgentConfig, model: ModelConfig, *, rows: int, row_tokens: int
+) -> tuple[VisionBucket, ...]:
     """Shapes of the pictures of one group of `rows` rows: a common one, and one for a trajectory full of pictures.
 
     The common one gives a sixteenth of the tokens to pictures. The other, listed only where it is larger, has room for
@@ -60,7 +62,9 @@ def batches(
         raise ValueError("there are no records to train on")
     examples = grain.MapDataset.source(records).seed(seed).shuffle().repeat(None).map(encode)
     steps = _Pack(examples, spec, microbatches)
-    return iter(grain.experimental.ThreadPrefetchIterDataset(steps, prefetch_buffer_size=prefetch) if prefetch else steps)
+    return iter(
+        grain.experimental.ThreadPrefetchIterDataset(steps, prefetch_buffer_size=prefetch) if prefetch else steps
+    )
 
 
 def batches_of_stream(
@@ -71,7 +75,9 @@ def batches_of_stream(
     It is resumed by drawing again what was consumed, so `stream()` must give the same examples each time.
     """
     steps = _Pack(_Replayed(stream), spec, microbatches)
-    return iter(grain.experimental.ThreadPrefetchIterDataset(steps, prefetch_buffer_size=prefetch) if prefetch else steps)
+    return iter(
+        grain.experimental.ThreadPrefetchIterDataset(steps, prefetch_buffer_size=prefetch) if prefetch else steps
+    )
 
 
 class _Replayed:
@@ -130,3 +136,8 @@ class _PackIterator(grain.DatasetIterator):
         for place in state["waiting"]:
             self._packer.add(self._examples[int(place)], place=int(place))
         self._packer.all_waited()
+
+
+def shuffled(count: int, seed: int) -> Sequence[int]:
+    """Item `place` is the index of the record drawn at that place: a new order of all `count` every epoch, for ever."""
+    return grain.MapDataset.range(count).seed(seed).shuffle().repeat(None)

@@ -78,7 +78,10 @@ class PackSpec:
         """Raise ValueError where `example` can never be placed or its lists disagree."""
         tokens = len(example.token_ids)
         if tokens > self.row_tokens:
-            raise ValueError(f"an example of {tokens} tokens does not fit a row of row_tokens={self.row_tokens}; raise row_tokens or shorten it")
+            raise ValueError(
+                f"an example of {tokens} tokens does not fit a row of row_tokens={self.row_tokens};"
+                " raise row_tokens or shorten it"
+            )
         if tokens < 2:
             raise ValueError("an example needs at least two tokens: the first predicts the second")
         for name in ("loss_weight", "behaviour_logprobs"):
@@ -87,7 +90,9 @@ class PackSpec:
                 raise ValueError(f"{name} has {len(column)} entries for {tokens} tokens")
         grids = list({p.digest: p.grid for p in example.pictures}.values())
         if not self.hold(grids):
-            raise ValueError(f"an example with pictures of grids {grids} fits none of image_buckets={self.image_buckets}")
+            raise ValueError(
+                f"an example with pictures of grids {grids} fits none of image_buckets={self.image_buckets}"
+            )
 
 
 @partial(
@@ -120,7 +125,9 @@ def first_fit_decreasing(
 
     `admit(row, item)` may refuse a placement. Returns the items of each row and those left over, in order.
     """
-    order = sorted(range(urgent), key=lambda i: -lengths[i]) + sorted(range(urgent, len(lengths)), key=lambda i: -lengths[i])
+    order = sorted(range(urgent), key=lambda i: -lengths[i]) + sorted(
+        range(urgent, len(lengths)), key=lambda i: -lengths[i]
+    )
     room = [row_tokens] * rows
     placed: list[list[int]] = [[] for _ in range(rows)]
     left = []
@@ -224,7 +231,9 @@ def build_batch(rows: Sequence[Sequence[Example]], spec: PackSpec, *, denominato
     loss_weight = np.zeros(shape, np.float32)
     behaviour = np.zeros(shape, np.float32)
     advantages = np.zeros(shape, np.float32)
-    pictures: list[dict[str, tuple[Picture, int]]] = [{} for _ in range(spec.groups)]  # digest: picture, first embedding row
+    pictures: list[dict[str, tuple[Picture, int]]] = [
+        {} for _ in range(spec.groups)
+    ]  # digest: picture, first embedding row
     merged = [0] * spec.groups
 
     for b, row in enumerate(rows):
@@ -252,7 +261,9 @@ def build_batch(rows: Sequence[Sequence[Example]], spec: PackSpec, *, denominato
             placeholders = np.flatnonzero(ids == spec.model.image_token_id)
             expected = sum(map(len, rows_of_image))
             if len(placeholders) != expected:
-                raise ValueError(f"{len(placeholders)} image placeholders in the ids, {expected} from {len(example.pictures)} pictures")
+                raise ValueError(
+                    f"{len(placeholders)} image placeholders, {expected} expected of {len(example.pictures)} pictures"
+                )
             if expected:
                 image_index[b, start + placeholders] = np.concatenate(rows_of_image)
             start += len(ids)
@@ -268,9 +279,14 @@ def build_batch(rows: Sequence[Sequence[Example]], spec: PackSpec, *, denominato
 def _vision(pictures: list[dict[str, tuple[Picture, int]]], spec: PackSpec) -> VisionBatch:
     """One VisionBatch per group, all in the smallest bucket that holds every group, stacked."""
     grids = [[p.grid for p, _ in group.values()] for group in pictures]
-    bucket = next(b for b in sorted(spec.image_buckets, key=lambda b: b.merged) if all(fits(g, (b,), spec.model.vision) for g in grids))
+    bucket = next(
+        b
+        for b in sorted(spec.image_buckets, key=lambda b: b.merged)
+        if all(fits(g, (b,), spec.model.vision) for g in grids)
+    )
     batches = [
-        vision_batch([(p.patches, p.grid) for p, _ in group.values()], (bucket,), spec.model.vision) for group in pictures
+        vision_batch([(p.patches, p.grid) for p, _ in group.values()], (bucket,), spec.model.vision)
+        for group in pictures
     ]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 

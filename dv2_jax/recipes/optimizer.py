@@ -21,7 +21,10 @@ def parameter_group(name: str) -> str:
 
 
 def trainable_names(names: Iterable[str], freeze: Iterable[str]) -> tuple[str, ...]:
-    """Names that learn, in order; `freeze` lists groups. Raises ValueError on an unknown group or when nothing is left."""
+    """Names that learn, in order; `freeze` lists groups.
+
+    Raises ValueError on an unknown group or when nothing is left.
+    """
     freeze = tuple(freeze)
     unknown = sorted(set(freeze) - set(GROUPS))
     if unknown:

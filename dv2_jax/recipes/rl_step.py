@@ -18,9 +18,7 @@ from dv2_jax.rl.losses import policy_loss
 from dv2_jax.rl.metrics import mismatch, token_sums
 
 
-def rl_loss(
-    graphdef: GraphDef, config: RLConfig, *, temperature: float, forbidden: Bool[Array, " V"] | None
-) -> LossFn:
+def rl_loss(graphdef: GraphDef, config: RLConfig, *, temperature: float, forbidden: Bool[Array, " V"] | None) -> LossFn:
     """The clipped loss against the sampler's own log-probs.
 
     The sampler runs the trainer's model on the trainer's weights, so its log-probs are those of the policy at the start
@@ -39,7 +37,9 @@ def rl_loss(
             batch.reference_logprobs,
         )
         used = batch.loss_weight > 0
-        metrics = mismatch(logprobs, batch.behaviour_logprobs, used) | token_sums(used, batch.advantages, entropy, at_clip)
+        metrics = mismatch(logprobs, batch.behaviour_logprobs, used) | token_sums(
+            used, batch.advantages, entropy, at_clip
+        )
         return value, metrics
 
     return loss
@@ -65,4 +65,6 @@ def make_scorer(
     graphdef: GraphDef, *, temperature: float = 1.0, forbidden: Bool[Array, " V"] | None = None
 ) -> Callable[[Params, PackedBatch], Float[Array, "B T"]]:
     """`logprobs = score(params, batch)` of the batch's targets, as the sampler defines them."""
-    return jax.jit(lambda params, batch: token_logprobs(graphdef, params, batch, temperature=temperature, forbidden=forbidden)[0])
+    return jax.jit(
+        lambda params, batch: token_logprobs(graphdef, params, batch, temperature=temperature, forbidden=forbidden)[0]
+    )

@@ -40,7 +40,11 @@ def run_sft(config: Config) -> dict[str, Any]:
     policy = load_policy(config)
     learning = make_learning(config, policy, config.sft.steps)
     step = make_sft_step(
-        policy.graphdef, learning.optimizer, learning.trainable, schedule=learning.schedule, param_shardings=policy.shardings
+        policy.graphdef,
+        learning.optimizer,
+        learning.trainable,
+        schedule=learning.schedule,
+        param_shardings=policy.shardings,
     )
     with open_run(config) as run, closing(open_data(run, policy)) as iterator:
         state, extra = begin(run, policy, learning)
@@ -59,7 +63,9 @@ def run_sft(config: Config) -> dict[str, Any]:
                     recompilations.reset()
                 last.update(metrics, tokens_per_s=metrics["tokens"] / seconds, step_s=seconds)
                 run.metrics.write(number, last | {"recompilations": recompilations.count})
-                bar.step({"loss": metrics["loss"], "gradient": metrics["grad_norm"], "speed, tokens/s": last["tokens_per_s"]})
+                bar.step(
+                    {"loss": metrics["loss"], "gradient": metrics["grad_norm"], "speed, tokens/s": last["tokens_per_s"]}
+                )
                 stop = run.stop_requested()
                 if stop or number % config.sft.checkpoint_every == 0 or number == config.sft.steps:
                     run.save(number, state, {"data": iterator.get_state()})
@@ -111,21 +117,26 @@ def open_data(run: Run, policy: Policy) -> grain.DatasetIterator:
     def tell(example_id: str, tokens: int) -> None:
         if example_id not in left_out:
             left_out.add(example_id)
-            run.display.line(f"left out: {example_id} has {tokens:,} tokens, more than sft.row_tokens={sft.row_tokens:,}")
+            run.display.line(
+                f"left out: {example_id} has {tokens:,} tokens, more than sft.row_tokens={sft.row_tokens:,}"
+            )
 
     return stepwise(list(read_conversations(sft.data)), sft_data.from_conversation(encoder, sft.row_tokens, tell))
 
 
 def _cold_start(run: Run, policy: Policy) -> list[sft_data.StoredTrajectory]:
     """Trajectories of the scripted solver, made through the real tools once per run directory."""
-    from dv2_jax.curation.scripted import solve_all
+    from dv2_jax.curation.teacher import solve_all
     from dv2_jax.rollout.tools import open_tools
 
     config, directory = run.config, run.directory / "data"
     if distributed.is_main():
         questions = tasks.generate("train", config.sft.examples, config.task.seed + DATA_SEED, config.task.skills)
         codec = SpliceCodec(policy.tokenizer, config.image, config.agent)
-        with run.display.track("cold-start trajectories", len(questions), unit="questions") as bar, run.spans.span("data"):
+        with (
+            run.display.track("cold-start trajectories", len(questions), unit="questions") as bar,
+            run.spans.span("data"),
+        ):
             with open_tools(config, run.directory) as tools:
                 sft_data.generate_trajectories(
                     lambda part, seed: solve_all(part, tools, codec, seed),

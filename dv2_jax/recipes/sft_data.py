@@ -40,7 +40,9 @@ def from_trajectory(encoder: ChatEncoder) -> Callable[[StoredTrajectory], Exampl
     return encode
 
 
-def from_conversation(encoder: ChatEncoder, row_tokens: int, left_out: Callable[[str, int], None]) -> Callable[[Conversation], Example | None]:
+def from_conversation(
+    encoder: ChatEncoder, row_tokens: int, left_out: Callable[[str, int], None]
+) -> Callable[[Conversation], Example | None]:
     """Encode a stored conversation; one longer than a row is left out and reported as (id, tokens)."""
 
     def encode(conversation: Conversation) -> Example | None:
@@ -91,7 +93,10 @@ def _read(directory: Path) -> Iterator[StoredTrajectory]:
         # A turn's pictures are in the sequence only where its observation is.
         names = [*record["question"]["pictures"], *(n for turn in record["turns"] for n in turn["pictures"])]
         if len(names) != len(record["views"]):
-            raise ValueError(f"trajectory {record['id']!r} in {directory}: {len(names)} pictures, {len(record['views'])} in the sequence")
+            raise ValueError(
+                f"{directory}: trajectory {record['id']!r} has {len(names)} pictures,"
+                f" {len(record['views'])} of them in the sequence"
+            )
         yield StoredTrajectory(
             np.asarray(record["token_ids"], np.int32),
             np.asarray(loss_mask(record), bool),

@@ -78,7 +78,7 @@ def sft_loop(
 
 
 class Ahead(Iterator[T]):
-    """Iterate `source` in a background thread, at most `depth` elements ahead. Its errors are raised at the consumer."""
+    """Iterate `source` in a background thread, at most `depth` elements ahead; its errors reach the consumer."""
 
     def __init__(self, source: Iterator[T], depth: int):
         self._source = source

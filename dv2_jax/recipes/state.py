@@ -35,7 +35,10 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, trainabl
     learn, _ = split_params(params, trainable)
     shardings = {name: getattr(p, "sharding", None) for name, p in learn.items()}
     placed = all(isinstance(s, NamedSharding) for s in shardings.values())
-    make = jax.jit(optimizer.init, out_shardings=opt_shardings(jax.eval_shape(optimizer.init, learn), shardings) if placed else None)
+    make = jax.jit(
+        optimizer.init,
+        out_shardings=opt_shardings(jax.eval_shape(optimizer.init, learn), shardings) if placed else None,
+    )
     return TrainState(params=dict(params), opt_state=make(learn), step=jnp.zeros((), jnp.int32))
 
 

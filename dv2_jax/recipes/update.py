@@ -21,7 +21,8 @@ from jaxtyping import Array, Float
 from dv2_jax.data.packing import PackedBatch
 from dv2_jax.recipes.state import Params, TrainState, split_params, state_shardings
 
-# (all parameters, microbatch) -> (its share of the step's loss, additive metrics; names ending in "_max" combine by maximum)
+# (all parameters, microbatch) -> (its share of the step's loss, metrics). Metrics of microbatches add up; those whose
+# names end in "_max" combine by maximum.
 LossFn = Callable[[Params, PackedBatch], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
 
 

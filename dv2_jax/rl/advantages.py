@@ -17,14 +17,16 @@ def group_advantages(
 ) -> Float[np.ndarray, " N"]:
     """Reward minus its group's mean, over the group's unbiased deviation where `normalise_std` (DeepEyesV2 spec 6.2).
 
-    Trajectories that are not `valid` (lost to the infrastructure) get 0 and count in no mean. A group with fewer than two
-    valid members says nothing about what is better, so it gets 0 as well. Raises ValueError on a valid reward that is not
-    finite.
+    Trajectories that are not `valid` (lost to the infrastructure) get 0 and count in no mean. A group with fewer than
+    two valid members says nothing about what is better, so it gets 0 as well. Raises ValueError on a valid reward
+    that is not finite.
     """
     rewards = np.asarray(rewards, np.float64)
     valid = np.ones(len(rewards), bool) if valid is None else np.asarray(valid, bool)
     if not np.all(np.isfinite(rewards[valid])):
-        raise ValueError(f"reward {rewards[valid & ~np.isfinite(rewards)][0]} of a trajectory in the loss is not finite")
+        raise ValueError(
+            f"reward {rewards[valid & ~np.isfinite(rewards)][0]} of a trajectory in the loss is not finite"
+        )
     advantages = np.zeros(len(rewards), np.float64)
     for members in _groups(group_ids, valid):
         if len(members) < 2:

@@ -25,35 +25,42 @@ def in_loss(trajectory: Trajectory) -> bool:
     return not trajectory.dropped and any(trajectory.loss_mask)
 
 
-def make_minibatches(trajectories: Sequence[Trajectory], advantages: Sequence[float], config: RLConfig) -> list[Minibatch]:
+def make_minibatches(
+    trajectories: Sequence[Trajectory], advantages: Sequence[float], config: RLConfig
+) -> list[Minibatch]:
     """Split the trajectories of one step, in order, into `config.minibatches` parts of equal numbers of groups.
 
     Trajectories come group after group. Weights and denominators follow `config.loss_aggregation`: 1 for each sampled
     token and their number in the part (`token_mean`), or 1 over the trajectory's sampled tokens and the number of
-    trajectories (`sequence_mean`). A trajectory whose advantage is 0 has no gradient, so it is not computed, but it does
-    count in the denominator; without a KL term that is exactly the loss of the whole part.
+    trajectories (`sequence_mean`). A trajectory whose advantage is 0 has no gradient, so it is not computed, but it
+    does count in the denominator; without a KL term that is exactly the loss of the whole part.
     """
     if len(trajectories) != len(advantages):
         raise ValueError(f"{len(trajectories)} trajectories but {len(advantages)} advantages")
     if len(trajectories) % config.minibatches:
-        raise ValueError(f"{len(trajectories)} trajectories do not split into rl.minibatches={config.minibatches} equal parts")
+        raise ValueError(
+            f"{len(trajectories)} trajectories do not split into rl.minibatches={config.minibatches} equal parts"
+        )
     size = len(trajectories) // config.minibatches
     parts = []
     for start in range(0, len(trajectories), size):
-        part = [(t, a) for t, a in zip(trajectories[start : start + size], advantages[start : start + size]) if in_loss(t)]
-        tokens = [sum(t.loss_mask) for t, _ in part]
+        part = [i for i in range(start, start + size) if in_loss(trajectories[i])]
+        tokens = {i: sum(trajectories[i].loss_mask) for i in part}
         by_token = config.loss_aggregation == "token_mean"
         examples = [
-            to_example(t, a, 1.0 if by_token else 1.0 / n)
-            for (t, a), n in zip(part, tokens)
-            if a != 0.0 or config.kl_coefficient
+            to_example(trajectories[i], float(advantages[i]), 1.0 if by_token else 1.0 / tokens[i])
+            for i in part
+            if advantages[i] != 0.0 or config.kl_coefficient
         ]
-        parts.append(Minibatch(tuple(examples), float(sum(tokens) if by_token else len(part))))
+        parts.append(Minibatch(tuple(examples), float(sum(tokens.values()) if by_token else len(part))))
     return parts
 
 
 def to_example(trajectory: Trajectory, advantage: float, weight: float) -> Example:
-    """A trajectory for packing. Raises ValueError when its lists differ in length or a sampled token has no log-prob."""
+    """A trajectory for packing.
+
+    Raises ValueError when its lists differ in length or a sampled token has no log-prob.
+    """
     lengths = {name: len(getattr(trajectory, name)) for name in ("token_ids", "loss_mask", "logprobs", "versions")}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"trajectory {trajectory.id!r}: its lists differ in length: {lengths}")
@@ -63,5 +70,7 @@ def to_example(trajectory: Trajectory, advantage: float, weight: float) -> Examp
     if sampled[0]:
         raise ValueError(f"trajectory {trajectory.id!r}: its first token is marked as sampled")
     if not np.all(np.isfinite(logprobs[sampled])) or np.any(logprobs[sampled] > 1e-3):  # rounding may exceed 0
-        raise ValueError(f"trajectory {trajectory.id!r}: the behaviour log-prob of a sampled token is no finite number <= 0")
+        raise ValueError(
+            f"trajectory {trajectory.id!r}: the behaviour log-prob of a sampled token is no finite number <= 0"
+        )
     return Example(trajectory.token_ids, mask * weight, tuple(trajectory.pictures), logprobs, advantage)

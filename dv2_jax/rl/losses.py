@@ -14,7 +14,13 @@ MAX_LOG_RATIO = 20.0  # as released: exp stays finite for any two policies
 # What each algorithm means; a field that the user set to something else than the default of RLConfig stays his.
 ALGORITHMS = {
     "dapo": {},  # the defaults: token mean over the global batch, clip 0.2/0.3 (paper 5.1)
-    "released": {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": 3.0, "loss_aggregation": "sequence_mean", "normalise_std": True},
+    "released": {
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "dual_clip": 3.0,
+        "loss_aggregation": "sequence_mean",
+        "normalise_std": True,
+    },
 }
 
 
@@ -22,7 +28,9 @@ def with_algorithm(config: RLConfig) -> RLConfig:
     """`config` with the values that its algorithm stands for, in every field left at its default."""
     defaults = RLConfig()
     chosen = ALGORITHMS[config.algorithm]
-    return dataclasses.replace(config, **{k: v for k, v in chosen.items() if getattr(config, k) == getattr(defaults, k)})
+    return dataclasses.replace(
+        config, **{k: v for k, v in chosen.items() if getattr(config, k) == getattr(defaults, k)}
+    )
 
 
 def policy_loss(

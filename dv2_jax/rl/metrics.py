@@ -7,12 +7,14 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+
 def mismatch(
     logprobs: Float[Array, "B T"], behaviour_logprobs: Float[Array, "B T"], used: Bool[Array, "B T"]
 ) -> dict[str, Float[Array, ""]]:
     """Sums of the gap between trainer (pi) and sampler (mu) over the used tokens, and its largest value.
 
-    k1 = log mu - log pi and k3 = pi/mu - 1 - log(pi/mu) both estimate KL(mu || pi) from mu's samples; k3 is never negative.
+    k1 = log mu - log pi and k3 = pi/mu - 1 - log(pi/mu) both estimate KL(mu || pi) from mu's samples; k3 is never
+    negative.
     """
     gap = jnp.where(used, logprobs - behaviour_logprobs, 0.0)
     return {
@@ -42,7 +44,17 @@ def token_sums(
     return sums
 
 
-MEANS = ("gap_k1", "gap_k3", "gap_abs", "ratio", "clipped_high", "clipped_low", "dual_clipped", "nonzero_advantage", "entropy")
+MEANS = (
+    "gap_k1",
+    "gap_k3",
+    "gap_abs",
+    "ratio",
+    "clipped_high",
+    "clipped_low",
+    "dual_clipped",
+    "nonzero_advantage",
+    "entropy",
+)
 
 
 def token_means(combined: Mapping[str, float]) -> dict[str, float]:

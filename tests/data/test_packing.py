@@ -42,7 +42,10 @@ def example(seed, length, pictures=()):
 def make(count, seed=0):
     rng = np.random.default_rng(seed)
     shared = [picture(1), picture(2, 2, 6)]
-    return [example([seed, i], int(rng.integers(20, 97)), [shared[i % 2]] if i % 3 else [picture(100 + i, 2, 4)]) for i in range(count)]
+    return [
+        example([seed, i], int(rng.integers(20, 97)), [shared[i % 2]] if i % 3 else [picture(100 + i, 2, 4)])
+        for i in range(count)
+    ]
 
 
 def unpack(batch):
@@ -52,7 +55,8 @@ def unpack(batch):
             at = np.flatnonzero(batch.segment_ids[b] == segment)
             assert np.all(np.diff(at) == 1)
             yield b, {name: getattr(batch, name)[..., b, at] for name in (
-                "token_ids", "loss_weight", "targets", "behaviour_logprobs", "advantages", "positions", "image_index")}  # fmt: skip
+                "token_ids", "loss_weight", "targets", "behaviour_logprobs", "advantages", "positions",
+                "image_index")}  # fmt: skip
 
 
 def test_every_example_comes_back_whole_and_in_its_own_columns():
@@ -67,7 +71,9 @@ def test_every_example_comes_back_whole_and_in_its_own_columns():
             np.testing.assert_array_equal(got["loss_weight"], [*e.loss_weight[1:], 0.0])
             np.testing.assert_array_equal(got["behaviour_logprobs"], [*e.behaviour_logprobs[1:], 0.0])
             np.testing.assert_allclose(got["advantages"], [*[e.advantage] * (len(e.token_ids) - 1), 0.0], rtol=1e-6)
-            np.testing.assert_array_equal(got["positions"], mrope_positions(e.token_ids, [p.grid for p in e.pictures], MODEL)[0])
+            np.testing.assert_array_equal(
+                got["positions"], mrope_positions(e.token_ids, [p.grid for p in e.pictures], MODEL)[0]
+            )
         padding = batch.segment_ids == 0
         assert not batch.loss_weight[padding].any() and np.all(batch.token_ids[padding] == PAD)
     assert len(seen) == 40
@@ -92,7 +98,9 @@ def test_a_placeholder_reads_the_patches_of_its_own_picture(groups):
             np.testing.assert_array_equal(shown.reshape(-1, 3, 196), p.patches.reshape(-1, 3, 2, 196)[:, :, 0])
         for g in range(groups):
             assert int((batch.vision.merged_index[g] < batch.vision.merged_index.shape[1]).sum()) == sum(
-                p.tokens for p in {p.digest: p for e in examples for p in e.pictures}.values() if p.digest in distinct[g]
+                p.tokens
+                for p in {p.digest: p for e in examples for p in e.pictures}.values()
+                if p.digest in distinct[g]
             )
 
 
@@ -115,7 +123,9 @@ def test_a_stream_packs_tightly_and_no_example_waits_for_ever():
     assert np.mean([(b.segment_ids > 0).mean() for b in packed[:-2]]) > 0.93
     for k, batch in enumerate(packed):
         for _, got in unpack(batch):
-            expected_batch = sum(len(e.token_ids) for e in examples[: number[tuple(got["token_ids"].tolist())]]) / (4 * 96)
+            expected_batch = sum(len(e.token_ids) for e in examples[: number[tuple(got["token_ids"].tolist())]]) / (
+                4 * 96
+            )
             assert abs(k - expected_batch) < 3.5
 
 
@@ -133,12 +143,16 @@ def test_what_cannot_be_packed_is_named():
 
 
 def test_the_default_image_buckets_hold_the_fullest_trajectory():
-    """Sees: a trajectory within its agent's budget that no bucket can hold, and a tiny run with two programs for one."""
+    """Sees: a trajectory within its agent's budget that no bucket can hold, a tiny run with two programs."""
     image, agent = ImageConfig(), AgentConfig()
     tiny = image_buckets(image, agent, MODEL, rows=8, row_tokens=1024)
     assert len(tiny) == 1 and tiny[0].rows >= agent.max_images
     real = image_buckets(
-        ImageConfig(max_pixels=16384 * 28**2), AgentConfig(max_images=50), ModelConfig.preset("7b"), rows=1, row_tokens=24576
+        ImageConfig(max_pixels=16384 * 28**2),
+        AgentConfig(max_images=50),
+        ModelConfig.preset("7b"),
+        rows=1,
+        row_tokens=24576,
     )
     assert real[-1].rows * real[-1].length >= 2 * 4 * 24576 > real[0].rows * real[0].length
 

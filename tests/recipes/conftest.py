@@ -30,7 +30,9 @@ def example(rng, length, pictures=(), *, advantage=0.0, vocabulary=64) -> Exampl
         ids[at : at + p.tokens + 2] = [12, *[IMAGE] * p.tokens, 13]
         at += p.tokens + 4
     weight = (rng.random(len(ids)) < 0.7) * (np.arange(len(ids)) > at)
-    return Example(ids, weight.astype(np.float32), tuple(pictures), -rng.exponential(1.0, len(ids)).astype(np.float32), advantage)
+    return Example(
+        ids, weight.astype(np.float32), tuple(pictures), -rng.exponential(1.0, len(ids)).astype(np.float32), advantage
+    )
 
 
 def make_examples(seed=0, count=9) -> list[Example]:
@@ -44,13 +46,18 @@ def make_examples(seed=0, count=9) -> list[Example]:
     return out
 
 
+def tiny_config() -> ModelConfig:
+    return ModelConfig.tiny(
+        64, **SPECIAL, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=48,
+        mrope_section=(1, 1, 2), vision_depth=2, vision_hidden_size=16, vision_num_heads=2,
+        vision_intermediate_size=24, fullatt_block_indexes=(1,),
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """(model config, graphdef, params) of a 50,000-parameter Qwen2.5-VL."""
-    config = ModelConfig.tiny(
-        64, **SPECIAL, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=48, mrope_section=(1, 1, 2),
-        vision_depth=2, vision_hidden_size=16, vision_num_heads=2, vision_intermediate_size=24, fullatt_block_indexes=(1,),
-    )  # fmt: skip
+    config = tiny_config()
     return config, build(config)[0], init_params(config, jax.random.key(0))
 
 

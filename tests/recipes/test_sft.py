@@ -152,7 +152,9 @@ def test_stored_trajectories_train_on_what_the_rollout_saw(config, tmp_path):
     for i in range(5):
         transcript = Transcript(codec, Question(f"q{i}", "perception", "perception", "Which digit?", (png(i),), "7"))
         transcript.add_turn_text("<think>I zoom.</think>\n<code>\n```python\ndisplay(image_1)\n```\n</code>")
-        transcript.add_observation(Observation("Code execution result:\n<image>", (png(10 + i, (30, 30)),)), status="OK")
+        transcript.add_observation(
+            Observation("Code execution result:\n<image>", (png(10 + i, (30, 30)),)), status="OK"
+        )
         transcript.add_turn_text("Seen.</think>\n<answer>7</answer>")
         made.append(transcript.trajectory())
     calls = []

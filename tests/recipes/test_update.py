@@ -105,7 +105,9 @@ def test_frozen_groups_stay_and_carry_no_optimiser_state(tiny, spec, examples):
 def test_weight_decay_spares_norms_and_biases(tiny):
     """Sees: a mask by rank, under which the stacked norms and biases decay like matrices."""
     _, _, params = tiny
-    optimizer = make_optimizer(OptimConfig(learning_rate=0.1, weight_decay=0.5, warmup_ratio=0, schedule="constant"), 10)
+    optimizer = make_optimizer(
+        OptimConfig(learning_rate=0.1, weight_decay=0.5, warmup_ratio=0, schedule="constant"), 10
+    )
     updates, _ = optimizer.update(jax.tree.map(np.zeros_like, params), optimizer.init(params), params)
     moved = {name for name, u in updates.items() if np.any(u)}
     assert moved == {name for name in params if name.endswith(("kernel", "embedding"))}
@@ -149,7 +151,7 @@ def test_errors_of_the_batch_source_reach_the_caller(tiny, step):
 
 
 def test_one_and_eight_devices_give_the_same_losses_and_weights(tmp_path):
-    """Sees: a mean per device, a picture read from another device's embeddings, moments that lie elsewhere than weights."""
+    """Sees: a mean per device, a picture read from another device's embeddings, moments placed unlike weights."""
     script = HERE / "train_on_mesh.py"
     results = {}
     for devices in (1, 8):

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import SPECIAL, make_examples
+from conftest import make_examples, tiny_config
 
 from dv2_jax.config import MeshConfig, OptimConfig, RLConfig
 from dv2_jax.data.packing import PackSpec, pack_step
-from dv2_jax.model import ModelConfig, VisionBucket, build, init_params, logical_axes
+from dv2_jax.model import VisionBucket, build, init_params, logical_axes
 from dv2_jax.parallel.mesh import make_mesh, param_shardings
 from dv2_jax.recipes.optimizer import make_optimizer
 from dv2_jax.recipes.rl_step import make_rl_step
@@ -20,10 +20,7 @@ from dv2_jax.recipes.state import init_state
 from dv2_jax.recipes.update import place
 
 devices = jax.device_count()
-config = ModelConfig.tiny(
-    64, **SPECIAL, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=48, mrope_section=(1, 1, 2),
-    vision_depth=2, vision_hidden_size=16, vision_num_heads=2, vision_intermediate_size=24, fullatt_block_indexes=(1,),
-)  # fmt: skip
+config = tiny_config()
 graphdef, _ = build(config)
 mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)) if devices == 8 else None
 shardings = param_shardings(mesh, logical_axes(config)) if mesh else None

@@ -33,7 +33,9 @@ def sample():
 def torch_token_losses(new, old, advantages, config):
     """Per-token loss as verl's compute_policy_loss_vanilla and TRL's dapo state it."""
     ratio = torch.exp(torch.clamp(new - old, -20.0, 20.0))
-    loss = torch.maximum(-advantages * ratio, -advantages * torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high))
+    loss = torch.maximum(
+        -advantages * ratio, -advantages * torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high)
+    )
     if config.dual_clip:
         loss = torch.where(advantages < 0, torch.minimum(loss, -config.dual_clip * advantages), loss)
     return loss
@@ -62,8 +64,10 @@ def test_loss_and_gradient_equal_the_published_formulas(sample, aggregation, cli
 
     weight, denominator = weights(mask, aggregation)
 
+    fixed = [jnp.asarray(x, jnp.float32) for x in (old, advantages, weight)]
+
     def ours(x):
-        return policy_loss(x, jnp.asarray(old, jnp.float32), jnp.asarray(advantages, jnp.float32), jnp.asarray(weight, jnp.float32), config, denominator)[0]  # fmt: skip
+        return policy_loss(x, *fixed, config, denominator)[0]
 
     value, gradient = jax.value_and_grad(ours)(jnp.asarray(new, jnp.float32))
     assert abs(float(value) - expected.item()) < 1e-6 * max(1.0, abs(expected.item()))
@@ -78,7 +82,8 @@ def test_kl_to_a_reference_is_the_k3_estimate(sample):
     config = RLConfig(kl_coefficient=0.05)
     d = reference - new
     expected = 0.05 * ((np.exp(d) - d - 1) * mask).sum() / mask.sum()
-    value, _ = policy_loss(*(jnp.asarray(x) for x in (new, old, np.zeros_like(new), mask)), config, mask.sum(), jnp.asarray(reference))  # fmt: skip
+    columns = [jnp.asarray(x) for x in (new, old, np.zeros_like(new), mask)]
+    value, _ = policy_loss(*columns, config, mask.sum(), jnp.asarray(reference))
     assert float(value) == pytest.approx(expected, rel=1e-5)
 
 
@@ -90,7 +95,9 @@ def test_losses_of_microbatches_add_up_to_the_loss_of_the_batch(sample, aggregat
     config = RLConfig(loss_aggregation=aggregation)
 
     def loss(rows):
-        return float(policy_loss(*(jnp.asarray(x[rows]) for x in (new, old, advantages, weight)), config, denominator)[0])
+        return float(
+            policy_loss(*(jnp.asarray(x[rows]) for x in (new, old, advantages, weight)), config, denominator)[0]
+        )
 
     parts = [loss(slice(0, 1)), loss(slice(1, 5)), loss(slice(5, 6))]
     assert sum(parts) == pytest.approx(loss(slice(None)), abs=1e-6)

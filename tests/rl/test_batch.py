@@ -1,0 +1,77 @@
+"""Trajectories to minibatches: which tokens count, by what they are divided, and what is left out."""
+
+import numpy as np
+import pytest
+
+from dv2_jax.agent.trajectory import Trajectory
+from dv2_jax.config import RLConfig
+from dv2_jax.data.question import Question
+from dv2_jax.rl.batch import make_minibatches
+from dv2_jax.rl.metrics import mismatch, token_means
+
+QUESTION = Question("q", "plain", "perception", "?", (), "7")
+
+
+def trajectory(sampled, prompt=3, *, dropped=False):
+    ids = list(range(prompt + sampled + 2))
+    mask = [0] * prompt + [1] * sampled + [0] * 2
+    logprobs = [-0.5 * m for m in mask]
+    return Trajectory(f"t{sampled}", QUESTION, ids, mask, logprobs, [0 if m else -1 for m in mask], dropped=dropped)
+
+
+def test_token_mean_weighs_tokens_and_counts_those_without_advantage():
+    """Sees: a denominator over the computed trajectories only, or one that counts prompts and lost trajectories."""
+    rollouts = [trajectory(4), trajectory(6), trajectory(5, dropped=True), trajectory(7)]
+    (part,) = make_minibatches(rollouts, [1.0, 0.0, 0.5, -1.0], RLConfig())
+    assert part.denominator == 4 + 6 + 7
+    assert [e.advantage for e in part.examples] == [1.0, -1.0]
+    assert [e.weight for e in part.examples] == [4, 7]
+    assert part.examples[0].loss_weight[:3].sum() == 0 and part.examples[0].behaviour_logprobs[3] == -0.5
+
+
+def test_sequence_mean_gives_every_trajectory_the_same_weight():
+    """Sees: long trajectories that outweigh short ones under the released aggregation."""
+    rollouts = [trajectory(4), trajectory(6), trajectory(5), trajectory(7)]
+    config = RLConfig(loss_aggregation="sequence_mean", minibatches=2)
+    first, second = make_minibatches(rollouts, [1.0, -1.0, 0.0, 1.0], config)
+    assert first.denominator == second.denominator == 2.0
+    np.testing.assert_allclose([e.weight for e in first.examples + second.examples], 1.0, rtol=1e-6)
+
+
+def test_a_kl_term_keeps_trajectories_without_advantage():
+    """Sees: a divergence from the reference that is only measured where rewards differ."""
+    rollouts = [trajectory(4), trajectory(6)]
+    assert len(make_minibatches(rollouts, [0.0, 0.0], RLConfig(kl_coefficient=0.1))[0].examples) == 2
+    assert not make_minibatches(rollouts, [0.0, 0.0], RLConfig())[0].examples
+
+
+def test_a_broken_trajectory_is_refused_by_name():
+    """Sees: lists out of step, or a sampled token without its log-prob, reaching the loss."""
+    short = trajectory(4)
+    short.logprobs.pop()
+    with pytest.raises(ValueError, match="'t4': its lists differ in length"):
+        make_minibatches([short], [1.0], RLConfig())
+    nan = trajectory(5)
+    nan.logprobs[4] = float("nan")
+    with pytest.raises(ValueError, match="'t5': the behaviour log-prob"):
+        make_minibatches([nan], [1.0], RLConfig())
+    with pytest.raises(ValueError, match="rl.minibatches=2"):
+        make_minibatches([trajectory(4)], [1.0], RLConfig(minibatches=2))
+
+
+def test_mismatch_estimates_the_divergence_of_sampler_and_trainer():
+    """Sees: k1 with its sign turned, masked tokens in the sums, a maximum without its absolute value."""
+    rng = np.random.default_rng(0)
+    mu = rng.dirichlet(np.ones(8) * 5)
+    pi = 0.7 * mu + 0.3 * rng.dirichlet(np.ones(8) * 5)
+    drawn = rng.choice(8, 200_000, p=mu)
+    used = rng.random(len(drawn)) < 0.5
+    gap = np.log(pi[drawn]) - np.log(mu[drawn])
+    sums = {k: float(v) for k, v in mismatch(np.log(pi[drawn])[None], np.log(mu[drawn])[None], used[None]).items()}
+    means = token_means(sums | {"loss_tokens": float(used.sum())})
+    divergence = float((mu * np.log(mu / pi)).sum())
+    assert means["gap_k1"] == pytest.approx(divergence, rel=0.1)
+    assert means["gap_k3"] == pytest.approx(divergence, rel=0.05)
+    assert means["ratio"] == pytest.approx(1.0, rel=0.02)
+    assert means["gap_max"] == pytest.approx(np.abs(gap[used]).max(), rel=1e-5)
+    assert means["gap_abs"] == pytest.approx(np.abs(gap[used]).mean(), rel=1e-3)
