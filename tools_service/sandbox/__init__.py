@@ -1,0 +1,1 @@
+"""Confined Python processes: the manager, the zygote, and what runs inside a session."""

@@ -1,0 +1,83 @@
+"""Frames between the server and a session's process: JSON plus raw bytes, with lengths in front.
+
+``u32 header length | u32 payload length | header | payload``. The header is a JSON object whose
+``blobs`` lists the lengths of the byte strings that make up the payload. Nothing is ever unpickled,
+and no length is believed before it is checked against a limit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Sequence
+
+PREFIX = struct.Struct("!II")
+MAX_HEADER = 64 * 1024
+
+
+class FrameError(Exception):
+    """The other side sent something that is not a frame of this protocol."""
+
+
+def encode(header: dict, blobs: Sequence[bytes] = ()) -> list[bytes]:
+    """The byte strings to be written, in order; blobs are not copied."""
+    text = json.dumps(header | {"blobs": [len(b) for b in blobs]}, allow_nan=False).encode()
+    return [PREFIX.pack(len(text), sum(len(b) for b in blobs)) + text, *blobs]
+
+
+def lengths(prefix: bytes, max_payload: int) -> tuple[int, int]:
+    """Header and payload lengths. Raises FrameError when one is out of bounds."""
+    header, payload = PREFIX.unpack(prefix)
+    if not 0 < header <= MAX_HEADER or payload > max_payload:
+        raise FrameError(f"frame of {header}+{payload} bytes; the limits are {MAX_HEADER}+{max_payload}")
+    return header, payload
+
+
+def decode(header: bytes, payload: bytes) -> tuple[dict, list[bytes]]:
+    """Header and blobs. Raises FrameError for anything that is not exactly as ``encode`` writes it."""
+    try:
+        parsed = json.loads(header, parse_constant=_no_constant)
+        sizes = parsed.pop("blobs")
+    except (ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise FrameError(f"header is not what it should be: {type(error).__name__}") from None
+    if not isinstance(sizes, list) or not all(type(s) is int and s >= 0 for s in sizes) or sum(sizes) != len(payload):
+        raise FrameError("blob lengths do not add up to the payload")
+    blobs, start = [], 0
+    for size in sizes:
+        blobs.append(payload[start : start + size])
+        start += size
+    return parsed, blobs
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def read(descriptor: int, max_payload: int, _read=os.read) -> tuple[dict, list[bytes]] | None:
+    """The next frame from a blocking descriptor; None at its end."""
+    prefix = _exactly(descriptor, PREFIX.size, _read)
+    if prefix is None:
+        return None
+    header_size, payload_size = lengths(prefix, max_payload)
+    header, payload = _exactly(descriptor, header_size, _read), _exactly(descriptor, payload_size, _read)
+    return None if header is None or payload is None else decode(header, payload)
+
+
+def write(descriptor: int, header: dict, blobs: Sequence[bytes] = (), _write=os.write) -> None:
+    """Writes a whole frame to a blocking descriptor."""
+    for part in encode(header, blobs):
+        view = memoryview(part)
+        while view:
+            view = view[_write(descriptor, view) :]
+
+
+def _exactly(descriptor: int, size: int, _read) -> bytes | None:
+    parts = []
+    while size:
+        part = _read(descriptor, min(size, 1 << 20))
+        if not part:
+            return None
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

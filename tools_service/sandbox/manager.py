@@ -1,0 +1,313 @@
+"""The manager: owns the session processes. It confines, hands over, kills and reaps; it never runs cells.
+
+One thread, standard library only. It talks to the server over a socket (SEQPACKET, JSON):
+
+- from the server: ``{"op": "acquire", "id"}``, ``{"op": "interrupt"|"kill", "worker"}``;
+- to the server: ``{"op": "ready", ...}``, ``{"op": "granted", "id", "worker", "pid"}`` with the session's
+  three descriptors, ``{"op": "exited", "worker", "cause"}``, ``{"op": "failed", "message"}``.
+
+A pool of warm, confined processes hides the fork from whoever asks. When the server goes, everything
+goes: processes, cgroups, folders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from tools_service.sandbox import cgroups, frames, isolation, linux, zygote
+from tools_service.sandbox.plan import Limits, Plan
+
+_FOLDER = "tools-sandbox-"
+_AHEAD = 4  # forks under way at once
+_ZYGOTE_PATIENCE_S = 60.0
+_START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from tools_service.sandbox.zygote import main; main()"
+
+
+@dataclass
+class Worker:
+    """A session process. It is warm until it is granted."""
+
+    number: int
+    slot: int
+    pid: int
+    handles: list[int] = field(default_factory=list)  # control channel, stdout file, stderr file
+    ready: bool = False
+
+
+class Manager:
+    def __init__(self, server: socket.socket, limits: Limits, packages: tuple[str, ...], warm: int, slots: int, best: str, insecure: bool):
+        self._server = server
+        self._warm = warm
+        folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")
+        self._groups = cgroups.Groups(limits)
+        self.plan: Plan = isolation.decide(limits, packages, folder, self._groups, best, insecure)
+        self._free = deque(range(slots))
+        self._workers: dict[int, Worker] = {}  # by pid
+        self._numbers: dict[int, int] = {}  # worker number → pid
+        self._starting: deque[tuple[int, float]] = deque()  # slot, when asked for
+        self._waiting: deque[int] = deque()
+        self._count = 0
+        self._events = selectors.DefaultSelector()
+        self._zygote: subprocess.Popen | None = None
+        self._zygote_socket: socket.socket | None = None
+        self._zygote_ready = False
+        self._failures = 0
+
+    # Start and end
+
+    def start(self) -> None:
+        linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # the server decides when we end: by closing the channel
+        self._events.register(wake_read, selectors.EVENT_READ, lambda: os.read(wake_read, 4096))
+        self._events.register(self._server, selectors.EVENT_READ, self._from_server)
+        self._start_zygote()
+
+    def _start_zygote(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        environment = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/nonexistent", "LANG": "C.UTF-8", "MPLBACKEND": "Agg",
+            "MPLCONFIGDIR": _font_cache(self.plan.runtime_dir), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1", "NUMEXPR_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "PYTHONDONTWRITEBYTECODE": "1",
+        }  # fmt: skip
+        self._zygote = subprocess.Popen(
+            [sys.executable, "-I", "-c", _START, here, self.plan.to_json(), str(theirs.fileno())],
+            env=environment, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        theirs.close()
+        self._zygote_socket, self._zygote_ready = ours, False
+        self._events.register(ours, selectors.EVENT_READ, self._from_zygote)
+
+    def run(self) -> None:
+        while True:
+            for key, _ in self._events.select(timeout=1.0):
+                key.data()
+            self._reap()
+            self._check_zygote()
+            self._refill()
+
+    def close(self) -> None:
+        for worker in list(self._workers.values()):
+            self._kill(worker.pid)
+        if self._zygote is not None:
+            self._zygote.kill()
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            try:
+                if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                    time.sleep(0.005)
+            except ChildProcessError:
+                break
+        self._groups.remove()
+        shutil.rmtree(self.plan.runtime_dir, ignore_errors=True)
+
+    # Server
+
+    def _from_server(self) -> None:
+        data = self._server.recv(1 << 16)
+        if not data:
+            raise EOFError
+        message = json.loads(data)
+        if message["op"] == "acquire":
+            self._waiting.append(message["id"])
+            return
+        pid = self._numbers.get(message["worker"])
+        if pid is None:
+            return
+        if message["op"] == "interrupt":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)
+        elif message["op"] == "kill":
+            self._kill(pid)
+
+    def _tell(self, message: dict, handles: list[int] | None = None) -> None:
+        zygote.send(self._server, message, handles or [])
+
+    # Zygote and sessions
+
+    def _from_zygote(self) -> None:
+        data, handles = zygote.receive(self._zygote_socket)
+        if not data:
+            self._lose_zygote()
+            return
+        message = json.loads(data)
+        if "failed" in message:
+            self._tell({"op": "failed", "message": message["failed"]})
+        elif "zygote" in message:
+            self._zygote_ready = True
+            self._failures = 0
+            self._tell({"op": "ready", "plan": json.loads(self.plan.to_json()), "summary": self.plan.summary(), "packages": message["packages"]})
+        else:
+            self._starting.popleft()
+            self._count += 1
+            worker = Worker(self._count, message["slot"], message["pid"], handles)
+            self._workers[worker.pid] = worker
+            self._numbers[worker.number] = worker.pid
+            self._events.register(handles[0], selectors.EVENT_READ, lambda: self._from_worker(worker))
+
+    def _from_worker(self, worker: Worker) -> None:
+        """The first frame of a session process: it is confined, or says why it could not be."""
+        self._events.unregister(worker.handles[0])
+        try:
+            frame = frames.read(worker.handles[0], 0)
+        except frames.FrameError as error:
+            frame = ({"failed": str(error)}, [])
+        if frame and frame[0].get("ready") is True:
+            worker.ready = True
+            return
+        reason = frame[0].get("failed") if frame else "ended while being confined"
+        self._kill(worker.pid)
+        self._fail(f"a session process could not be confined: {reason}")
+
+    def _fail(self, message: str) -> None:
+        """Tells whoever waits; gives up when nothing ever works."""
+        self._failures += 1
+        print(message, file=sys.stderr, flush=True)
+        if self._failures >= 5:
+            self._tell({"op": "failed", "message": message})
+
+    def _refill(self) -> None:
+        """Hands warm processes to those who wait, and asks the zygote for more."""
+        warm = deque(w for w in self._workers.values() if w.ready and w.handles)
+        while self._waiting and warm:
+            worker = warm.popleft()
+            self._failures = 0
+            self._tell({"op": "granted", "id": self._waiting.popleft(), "worker": worker.number, "pid": worker.pid}, worker.handles)
+            for handle in worker.handles:
+                os.close(handle)
+            worker.handles = []
+        coming = len(self._starting) + sum(1 for w in self._workers.values() if w.handles)
+        wanted = self._warm + len(self._waiting)
+        while self._zygote_ready and self._free and coming < wanted and len(self._starting) < _AHEAD:
+            slot = self._free.popleft()
+            handles = self._groups.open_slot(slot)
+            try:
+                zygote.send(self._zygote_socket, {"slot": slot}, handles)
+            except OSError:
+                self._free.append(slot)
+                self._lose_zygote()
+                return
+            finally:
+                for handle in handles:
+                    os.close(handle)
+            self._starting.append((slot, time.monotonic()))
+            coming += 1
+
+    def _check_zygote(self) -> None:
+        if self._starting and time.monotonic() - self._starting[0][1] > _ZYGOTE_PATIENCE_S:
+            self._zygote.kill()
+
+    def _lose_zygote(self) -> None:
+        """Starts another zygote. Live sessions are our own children and go on."""
+        self._events.unregister(self._zygote_socket)
+        self._zygote_socket.close()
+        self._zygote.kill()
+        self._zygote.wait()
+        self._free.extend(slot for slot, _ in self._starting)
+        self._starting.clear()
+        self._failures += 1
+        if self._failures >= 5:
+            self._tell({"op": "failed", "message": "the zygote ended five times in a row"})
+            raise EOFError
+        self._start_zygote()
+
+    # Ends of processes
+
+    def _kill(self, pid: int) -> None:
+        """Kills a session's whole tree: the first process of a pid namespace, or the process group."""
+        kills = (os.kill,) if self.plan.namespaces else (os.kill, os.killpg)
+        for kill in kills:
+            with contextlib.suppress(ProcessLookupError):
+                kill(pid, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if found is None:
+                return
+            if self._zygote is not None and found.si_pid == self._zygote.pid:
+                self._zygote.poll()
+                continue
+            worker = self._workers.pop(found.si_pid, None)
+            if worker is not None and not self.plan.namespaces:
+                self._kill(found.si_pid)  # before its pid is free again: the rest of the group
+            os.waitpid(found.si_pid, 0)
+            if worker is not None:
+                self._ended(worker, found)
+
+    def _ended(self, worker: Worker, how: os.waitid_result) -> None:
+        del self._numbers[worker.number]
+        if worker.handles:
+            with contextlib.suppress(KeyError, ValueError):
+                self._events.unregister(worker.handles[0])
+            for handle in worker.handles:
+                os.close(handle)
+        else:
+            if self._groups.ran_out_of_memory(worker.slot):
+                cause = "oom"
+            elif how.si_code == os.CLD_EXITED:
+                cause = f"exit {how.si_status}"
+            else:
+                cause = f"signal {how.si_status}"
+            self._tell({"op": "exited", "worker": worker.number, "cause": cause})
+        if not self.plan.namespaces:
+            shutil.rmtree(os.path.join(self.plan.runtime_dir, "sessions", str(worker.slot)), ignore_errors=True)
+        self._free.append(worker.slot)
+
+
+def _font_cache(fallback: str) -> str:
+    """Where matplotlib's list of fonts is kept between starts: making it takes seconds."""
+    folder = os.path.join(tempfile.gettempdir(), f"tools-service-fonts-{os.geteuid()}")
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        status = os.lstat(folder)
+        if status.st_uid == os.geteuid() and status.st_mode & 0o077 == 0:
+            return folder
+    except OSError:
+        pass
+    return fallback
+
+
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    server = socket.socket(fileno=int(sys.argv[2]))
+    server.set_inheritable(False)
+    try:
+        manager = Manager(
+            server,
+            Limits(**options["limits"]),
+            tuple(options["packages"]),
+            options["warm"],
+            options["slots"],
+            options["tier"],
+            options["insecure"],
+        )
+    except isolation.NotConfinable as error:
+        zygote.send(server, {"op": "failed", "message": str(error)}, [])
+        return
+    try:
+        manager.start()
+        manager.run()
+    except (EOFError, ConnectionError):
+        pass
+    finally:
+        manager.close()

@@ -1,0 +1,87 @@
+"""Which files of the Python installation a session may read: the interpreter and an allow list of packages.
+
+The environment that runs the service may hold more than a policy should see (data sets with answers,
+say), so packages are named, and only they and what they require are readable.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import site
+import sys
+import sysconfig
+from importlib import metadata
+
+DEFAULT = (
+    "numpy", "pillow", "matplotlib", "opencv-python-headless", "opencv-python", "scipy", "sympy", "pandas",
+    "scikit-image", "scikit-learn", "seaborn", "networkx", "shapely", "imageio", "tqdm",
+)  # fmt: skip
+# Imported once by the zygote, so that every session has them from the start.
+PRELOADED = (
+    "numpy", "numpy.random", "PIL.Image", "PIL.ImageDraw", "PIL.ImageFont", "PIL.ImageFilter", "PIL.ImageEnhance",
+    "PIL.ImageOps", "matplotlib", "matplotlib.pyplot", "matplotlib.patches", "cv2", "scipy", "scipy.ndimage", "sympy",
+    "pandas", "skimage", "math", "collections", "itertools", "functools", "re", "json", "datetime", "statistics",
+    "fractions", "decimal", "random", "io", "base64", "string", "asyncio", "subprocess", "concurrent.futures",
+)  # fmt: skip
+
+
+def installed(names: tuple[str, ...]) -> dict[str, str]:
+    """Versions of the named distributions and of all they require, as far as installed, by canonical name."""
+    found: dict[str, str] = {}
+    waiting = list(names)
+    while waiting:
+        name = _canonical(waiting.pop())
+        if name in found:
+            continue
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        found[name] = distribution.version
+        for requirement in distribution.requires or ():
+            if "extra ==" not in requirement:
+                waiting.append(re.match(r"[A-Za-z0-9._-]+", requirement)[0])
+    return dict(sorted(found.items()))
+
+
+def package_paths(names: tuple[str, ...]) -> list[str]:
+    """Folders and files in site-packages that belong to these distributions and their requirements."""
+    paths: set[str] = set()
+    for name in installed(names):
+        distribution = metadata.distribution(name)
+        for file in distribution.files or ():
+            if file.parts[0] != "..":
+                paths.add(str(distribution.locate_file(file.parts[0])))
+    return sorted(p for p in paths if os.path.exists(p) and os.path.basename(p) != "__pycache__")
+
+
+def site_folders() -> list[str]:
+    """Folders of third-party packages, of the virtual environment and of the interpreter below it."""
+    base = sysconfig.get_path("purelib", vars={"base": sys.base_prefix, "platbase": sys.base_prefix})
+    folders = {*site.getsitepackages(), base, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    return sorted(f for f in folders if os.path.isdir(f))
+
+
+def interpreter_paths() -> list[str]:
+    """What the interpreter and its shared libraries need, packages excluded."""
+    wanted = {
+        "/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/alternatives",
+        "/etc/fonts", "/etc/localtime", "/etc/mime.types",
+        sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), os.path.dirname(sys.executable),
+        os.path.join(sys.prefix, "pyvenv.cfg"), os.path.dirname(os.path.realpath(sys.executable)),
+        *_shared_libraries(),
+    }  # fmt: skip
+    return sorted(w for w in wanted if w and os.path.exists(w))
+
+
+def _shared_libraries() -> list[str]:
+    """The interpreter's own libraries that lie outside the system folders (libpython of a pyenv or conda)."""
+    folder = os.path.join(sys.base_prefix, "lib")
+    if folder.startswith("/usr/") or not os.path.isdir(folder):
+        return []
+    return [os.path.join(folder, name) for name in os.listdir(folder) if ".so" in name]
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

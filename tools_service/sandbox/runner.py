@@ -1,0 +1,116 @@
+"""The loop of a session's process: a frame in, a cell run, a frame out."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import os
+import signal
+import sys
+
+from tools_service.sandbox import frames
+from tools_service.sandbox.cell import BadPicture, Shell
+from tools_service.sandbox.plan import Limits
+
+CHANNEL = 3
+
+
+class Interrupted(KeyboardInterrupt):
+    """The cell was interrupted from outside, by a time-out or on request."""
+
+
+class Streams:
+    """The cell's stdout and stderr: files in memory on descriptors 1 and 2, so that C code and child
+    processes are captured too, and so that the supervisor can read them when this process cannot answer."""
+
+    def __init__(self, text_bytes: int):
+        self._limit = text_bytes
+        self._libc = ctypes.CDLL(None)
+        self._open()
+
+    def _open(self) -> None:
+        def stream(descriptor: int) -> io.TextIOWrapper:
+            raw = io.FileIO(descriptor, "w", closefd=False)
+            return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
+
+        self.out, self.err = stream(1), stream(2)
+
+    def start(self) -> None:
+        """Empties both and makes them sys.stdout and sys.stderr, whatever the last cell did to those."""
+        if self.out.closed or self.err.closed:
+            self._open()
+        sys.stdout = sys.__stdout__ = self.out
+        sys.stderr = sys.__stderr__ = self.err
+        sys.stdin = sys.__stdin__ = open(os.devnull)
+        for descriptor in (1, 2):
+            os.lseek(descriptor, 0, os.SEEK_SET)
+
+    def write_out(self, text: str) -> None:
+        self.out.write(text)
+
+    def write_err(self, text: str) -> None:
+        self.err.write(text)
+
+    def collect(self) -> tuple[bytes, bytes]:
+        for stream in (self.out, self.err):
+            try:
+                stream.flush()
+            except (OSError, ValueError):  # full, or closed by the cell
+                pass
+        self._libc.fflush(None)
+        return read_output(1, self._limit), read_output(2, self._limit)
+
+
+def read_output(descriptor: int, limit: int) -> bytes:
+    """What was written to a stream's file: all of it, or its head and tail with a note between."""
+    size = os.lseek(descriptor, 0, os.SEEK_CUR)
+    if size <= limit:
+        return os.pread(descriptor, size, 0)
+    half = limit // 2
+    note = f"\n... {size - 2 * half} bytes left out ...\n".encode()
+    return os.pread(descriptor, half, 0) + note + os.pread(descriptor, half, size - half)
+
+
+def serve(limits: Limits) -> None:
+    """Answers requests on the control channel until it closes. Never returns to the caller's code."""
+    owner = os.getpid()
+    # Bound here: a cell may replace them in their modules, and can then only spoil its own answers.
+    read, write, getpid, leave = os.read, os.write, os.getpid, os._exit
+    read_frame, write_frame, set_signal = frames.read, frames.write, signal.signal
+    sigint, ignore = signal.SIGINT, signal.SIG_IGN
+    streams = Streams(limits.text_kb << 10)
+    shell = Shell(limits, streams.write_out, streams.write_err)
+    running = False
+
+    def interrupt(*_: object) -> None:
+        if running:
+            raise Interrupted("interrupted")
+
+    while True:
+        request = read_frame(CHANNEL, limits.request_bytes, read)
+        if request is None:
+            leave(0)
+        header, blobs = request
+        nonce = header["nonce"]
+        try:
+            streams.start()
+            shell.bind_images(blobs[1:])
+        except BadPicture as error:
+            write_frame(CHANNEL, {"nonce": nonce, "status": "refused", "message": str(error)}, [b"", b""], write)
+            continue
+        ok = False
+        try:
+            set_signal(sigint, interrupt)
+            running = True
+            ok = shell.run(blobs[0].decode("utf-8", "replace"))
+            running = False
+        except BaseException:  # an interrupt that came between the end of the cell and the line above
+            running = False
+        set_signal(sigint, ignore)
+        if getpid() != owner:  # a fork made by the cell: it must never speak for the session
+            leave(0)
+        shell.tidy()
+        out, err = streams.collect()
+        pictures = shell.pictures
+        reply = {"nonce": nonce, "status": "ok" if ok else "error", "message": "", "dropped": pictures.dropped}
+        write_frame(CHANNEL, reply, [out, err, *pictures.pngs], write)

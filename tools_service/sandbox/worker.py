@@ -1,0 +1,137 @@
+"""From a fresh fork of the zygote to a confined session process, step by step, then the cell loop.
+
+The order matters: cgroups while the descriptors are open, mounts while there are privileges, the user id
+after the mounts, PR_SET_PDEATHSIG after the user id (changing it clears the signal), Landlock after the
+mounts (it forbids them), and the system call filter last.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import sys
+
+from tools_service.sandbox import frames, landlock, linux, root, runner, seccomp
+from tools_service.sandbox.plan import Plan
+
+
+def become(plan: Plan, slot: int, channel: int, out: int, err: int, cgroup_handles: list[int], readable: list[str]) -> None:
+    """Turns this fork into the process of session slot ``slot``. Never returns.
+
+    It reports ``ready`` on its channel, or ``failed`` with the reason, and serves cells until the channel closes.
+    """
+    try:
+        folder = _confine(plan, slot, channel, out, err, cgroup_handles, readable)
+        _freshen(folder)
+        frames.write(runner.CHANNEL, {"ready": True})
+    except BaseException as error:
+        try:
+            frames.write(runner.CHANNEL if channel < 0 else channel, {"failed": f"{type(error).__name__}: {error}"})
+        finally:
+            os._exit(70)
+    try:
+        runner.serve(plan.limits)
+    finally:
+        os._exit(71)
+
+
+def _confine(plan: Plan, slot: int, channel: int, out: int, err: int, cgroup_handles: list[int], readable: list[str]) -> str:
+    for handle in cgroup_handles:
+        os.write(handle, b"0")
+    # High copies first: the numbers wanted may be in use by one another.
+    kept = [os.dup2(fd, 200 + i) for i, fd in enumerate((channel, out, err))]
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    for target, source in ((1, kept[1]), (2, kept[2]), (runner.CHANNEL, kept[0])):
+        os.dup2(source, target)
+    os.closerange(4, 1024)
+    os.set_inheritable(runner.CHANNEL, False)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.SIG_IGN)
+
+    os.setsid()
+    uid = plan.uid_base + slot if plan.uid_base else 0
+    if plan.namespaces:
+        root.add_session(plan.limits.disk_mb, plan.limits.inodes, uid)
+        folder = root.WORK
+    else:
+        folder = os.path.join(plan.runtime_dir, "sessions", str(slot))
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    _set_limits(plan)
+    if plan.uid_base:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    elif plan.user_namespace:
+        linux.drop_capabilities()
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    os.umask(0o077)
+    os.chdir(folder)
+    for name in (".tmp", ".shm"):
+        os.makedirs(name, exist_ok=True)
+    if plan.tier != "insecure":
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    if plan.landlock:
+        readonly = ["/"] if plan.namespaces else readable
+        rules = [(path, landlock.READ) for path in readonly]
+        rules += [(path, landlock.EVERYTHING) for path in (folder, "/dev/null", "/dev/zero", "/dev/full")]
+        rules += [(path, landlock.READ) for path in ("/dev/urandom", "/dev/random")]
+        landlock.restrict(plan.landlock, rules)
+    if plan.seccomp:
+        seccomp.install(
+            seccomp.program(own_pid_namespace=plan.namespaces, signals_scoped=plan.landlock >= 6, pid=os.getpid())
+        )
+    return folder
+
+
+def _set_limits(plan: Plan) -> None:
+    """Hard limits of the process. Address space counts from what the zygote already maps."""
+    limits = plan.limits
+    with_cgroups = plan.cgroups != "none"
+    mapped = _mapped_bytes()
+    # A cgroup counts real memory; without one the address space is all that can be limited.
+    space = mapped + (limits.memory_mb << 20) * (2 if with_cgroups else 1)
+    values = {
+        resource.RLIMIT_AS: space,
+        resource.RLIMIT_FSIZE: limits.file_mb << 20,
+        resource.RLIMIT_NOFILE: limits.open_files,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CPU: limits.cpu_seconds,
+        resource.RLIMIT_MEMLOCK: 1 << 16,
+        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_NICE: 0,
+        resource.RLIMIT_RTPRIO: 0,
+    }
+    if plan.uid_base:
+        values[resource.RLIMIT_NPROC] = limits.processes
+    for name, value in values.items():
+        resource.setrlimit(name, (value, value))
+
+
+def _mapped_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+def _freshen(folder: str) -> None:
+    """What a fork must not share with its siblings: environment, random state, scratch folders."""
+    os.environ.clear()
+    os.environ.update(
+        {
+            "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": folder, "TMPDIR": f"{folder}/.tmp", "LANG": "C.UTF-8",
+            "MPLBACKEND": "Agg", "MPLCONFIGDIR": f"{folder}/.tmp", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+    )  # fmt: skip
+    random.seed()
+    if "numpy.random" in sys.modules:  # unlike random, it keeps its state over a fork
+        sys.modules["numpy.random"].seed()
+    import tempfile
+
+    tempfile.tempdir = None
+    sys.argv = [""]
+    sys.path[:] = [p for p in sys.path if not p.endswith(".zip")]
+    sys.path.insert(0, "")

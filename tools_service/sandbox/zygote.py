@@ -1,0 +1,140 @@
+"""The zygote: imports the libraries once, then forks a confined process for every session asked for.
+
+It is started by exec with an almost empty environment, has one thread, and holds no secret: no key, no
+socket but the one to the manager, nothing of any session. Every fork is a child of the manager
+(CLONE_PARENT), so sessions survive the zygote and are reaped by the manager.
+
+Requests come over a socket (SEQPACKET): ``{"slot": n}`` with the slot's cgroup files attached. Answer:
+``{"slot": n, "pid": p}`` with three descriptors: control channel, stdout file, stderr file.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+
+from tools_service.sandbox import linux, packages, root, worker
+from tools_service.sandbox.plan import Plan
+
+_F_ADD_SEALS, _F_SEAL_SEAL, _F_SEAL_GROW = 1033, 1, 4
+_MAX_HANDLES = 16
+
+
+def main() -> None:
+    plan = Plan.from_json(sys.argv[1])
+    manager = socket.socket(fileno=int(sys.argv[2]))
+    try:
+        _import_libraries(plan.packages)
+        readable = packages.interpreter_paths() + packages.package_paths(plan.packages)
+        if plan.namespaces:
+            _enter_namespaces(plan)
+        if plan.uid_base or plan.user_namespace:
+            linux.drop_bounding_set()
+        gc.collect()
+        gc.freeze()
+    except BaseException:
+        manager.send(json.dumps({"failed": traceback.format_exc(limit=-4)[-4000:]}).encode())
+        raise
+    manager.send(json.dumps({"zygote": os.getpid(), "packages": packages.installed(plan.packages)}).encode())
+    _serve(plan, manager, readable)
+
+
+class _AllowedOnly:
+    """Hides packages that sessions may not read: pandas, say, would otherwise load pyarrow and its threads."""
+
+    def __init__(self, names: tuple[str, ...]):
+        files = (os.path.basename(path) for path in packages.package_paths(names))
+        self._names = {file.split(".")[0] for file in files} | sys.stdlib_module_names | {"tools_service"}
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if path is None and name not in self._names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def _import_libraries(names: tuple[str, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    finder = _AllowedOnly(names)
+    sys.meta_path.insert(0, finder)
+    for name in packages.PRELOADED:
+        try:
+            importlib.import_module(name)
+        except ImportError:  # not installed: sessions do without it
+            continue
+    if "matplotlib.pyplot" in sys.modules:
+        import io
+
+        figure = sys.modules["matplotlib.pyplot"].figure()
+        figure.gca().plot([0, 1])
+        figure.savefig(io.BytesIO(), format="png")  # loads fonts and renderer, which each session would do again
+        sys.modules["matplotlib.pyplot"].close("all")
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(0)
+    if "PIL.Image" in sys.modules:
+        sys.modules["PIL.Image"].init()
+    import tools_service.sandbox.runner  # noqa: F401
+
+    sys.meta_path.remove(finder)
+    threads = len(os.listdir("/proc/self/task"))
+    if threads != 1:
+        raise RuntimeError(f"the zygote has {threads} threads and must have one: a library ignored OMP_NUM_THREADS=1")
+
+
+def _enter_namespaces(plan: Plan) -> None:
+    linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)
+    linux.sethostname("sandbox")
+    scratch = os.path.join(plan.runtime_dir, "root")
+    os.makedirs(scratch, mode=0o700, exist_ok=True)
+    # An own /proc is needed later to mount further ones in a user namespace, so it stays until the pivot.
+    root.enter(scratch, plan.packages)
+
+
+def _serve(plan: Plan, manager: socket.socket, readable: list[str]) -> None:
+    flags = linux.CLONE_PARENT
+    if plan.namespaces:
+        flags |= linux.CLONE_NEWPID | linux.CLONE_NEWNS | linux.CLONE_NEWIPC
+    while True:
+        data, handles = receive(manager)
+        if not data:
+            os._exit(0)
+        slot = json.loads(data)["slot"]
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        out, err = (_output_file(plan.limits.output_mb << 20) for _ in range(2))
+        pid = linux.fork_with(flags)
+        if pid == 0:
+            worker.become(plan, slot, theirs.detach(), out, err, handles, readable)
+        send(manager, {"slot": slot, "pid": pid}, [ours.fileno(), out, err])
+        for handle in (out, err, *handles):
+            os.close(handle)
+        ours.close()
+        theirs.close()
+
+
+def _output_file(size: int) -> int:
+    """A file in memory that cannot grow: writing past its end fails, and costs the supervisor nothing."""
+    handle = os.memfd_create("output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(handle, size)
+    fcntl.fcntl(handle, _F_ADD_SEALS, _F_SEAL_GROW | _F_SEAL_SEAL)
+    return handle
+
+
+def send(channel: socket.socket, message: dict, handles: list[int]) -> None:
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", handles))] if handles else []
+    channel.sendmsg([json.dumps(message).encode()], ancillary)
+
+
+def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
+    """One message and the descriptors attached to it."""
+    data, ancillary, _, _ = channel.recvmsg(1 << 16, socket.CMSG_SPACE(4 * _MAX_HANDLES))
+    handles = array.array("i")
+    for level, kind, payload in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            handles.frombytes(payload[: len(payload) - len(payload) % handles.itemsize])
+    return data, list(handles)

@@ -1,0 +1,282 @@
+"""Sessions: one confined process each, cells in order, time-outs, and what happens when a process ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from tools_service.admission import Lanes
+from tools_service.proto import tools_pb2 as pb
+from tools_service.sandbox import frames, png
+from tools_service.sandbox.host import Host, SandboxUnavailable, Worker
+from tools_service.sandbox.plan import Limits
+from tools_service.sandbox.runner import read_output
+
+_QUEUE = 16  # cells waiting in one session
+
+
+@dataclass(eq=False)
+class Session:
+    """A namespace that persists over cells, and over losses its identity."""
+
+    id: str
+    order: asyncio.Lock = field(default_factory=asyncio.Lock)
+    worker: Worker | None = None
+    generation: int = 0
+    lost: str = ""  # why the last namespace ended; empty while there has been none or it lives
+    waiting: int = 0
+    used: float = field(default_factory=time.monotonic)
+    running: bool = False
+    interrupts: int = 0
+
+
+class Sessions:
+    """All sessions of the service."""
+
+    def __init__(self, host: Host, limits: Limits, *, max_sessions: int, idle_s: float, lanes: Lanes):
+        self._host, self._limits, self._lanes = host, limits, lanes
+        self._max, self._idle_s = max_sessions, idle_s
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self.counters = {"cells": 0, "opened": 0, "expired": 0, "evicted": 0, "killed": 0}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    async def execute(self, request: pb.ExecRequest, pictures: list[bytes]) -> pb.Result:
+        """Runs one cell. ``pictures`` are bound when this creates the namespace."""
+        arrived = time.monotonic()
+        result = pb.Result(request_id=request.request_id, isolation=self._host.info.get("plan", {}).get("tier", ""))
+        session = self._find(request, result)
+        if session is None:
+            return result
+        session.waiting += 1
+        try:
+            async with session.order:
+                if self._sessions.get(session.id) is not session:
+                    return _fill(result, pb.SESSION_LOST, "the session was closed while the cell waited")
+                session.used = time.monotonic()
+                await self._in_order(session, request, pictures, result, arrived)
+                session.used = time.monotonic()
+        finally:
+            session.waiting -= 1
+        result.generation = session.generation
+        result.session_alive = session.worker is not None
+        return result
+
+    def _find(self, request: pb.ExecRequest, result: pb.Result) -> Session | None:
+        session = self._sessions.get(request.session_id)
+        if session is None:
+            if request.expects_state:
+                _fill(result, pb.SESSION_LOST, "the session is unknown here: it expired, was evicted, or the service was restarted")
+                return None
+            if len(self._sessions) >= self._max and not self._evict():
+                _fill(result, pb.UNAVAILABLE, f"all {self._max} sessions are in use")
+                return None
+            session = self._sessions[request.session_id] = Session(request.session_id)
+        elif session.waiting >= _QUEUE:
+            _fill(result, pb.UNAVAILABLE, f"{session.waiting} cells are already waiting in this session")
+            return None
+        self._sessions.move_to_end(session.id)
+        return session
+
+    def _evict(self) -> bool:
+        """Ends the session that has been idle longest, if any is idle."""
+        for session in self._sessions.values():
+            if session.waiting == 0:
+                self._end(session)
+                self.counters["evicted"] += 1
+                return True
+        return False
+
+    async def _in_order(
+        self, session: Session, request: pb.ExecRequest, pictures: list[bytes], result: pb.Result, arrived: float
+    ) -> None:
+        if session.worker is not None and session.worker.ended.done():
+            cause = session.worker.ended.result()
+            self._drop_worker(session, f"its process ended between cells ({cause})")
+            if cause == "manager lost":
+                self._end(session)
+                _fill(result, pb.SESSION_LOST, "the sandbox was restarted and the session with it")
+                return
+        async with self._lanes.enter() as lane:
+            fresh = session.worker is None
+            if fresh:
+                try:
+                    session.worker = await self._host.acquire(timeout_s=30.0)
+                except SandboxUnavailable as error:
+                    _fill(result, pb.UNAVAILABLE, str(error))
+                    return
+                session.generation += 1
+                self.counters["opened"] += 1
+                result.restarted = session.generation > 1
+            started = time.monotonic()
+            result.queue_ms = (started - arrived) * 1e3
+            self.counters["cells"] += 1
+            lane.running()
+            session.running = True
+            try:
+                await self._cell(session, request, pictures if fresh else [], result)
+            finally:
+                session.running = False
+            result.wall_ms = (time.monotonic() - started) * 1e3
+        if result.restarted and result.status != pb.REFUSED:
+            note = f"fresh namespace: {session.lost or 'the former one was lost'}; earlier variables are gone"
+            result.message = f"{result.message}; {note}" if result.message else note
+
+    async def _cell(self, session: Session, request: pb.ExecRequest, pictures: list[bytes], result: pb.Result) -> None:
+        worker, limits, nonce = session.worker, self._limits, secrets.token_hex(16)
+        timeout = min(request.timeout_s or limits.timeout_s, limits.max_timeout_s)
+        reply = asyncio.ensure_future(self._ask(worker, nonce, request.code.encode("utf-8", "replace"), pictures))
+        session.interrupts = 0
+        timed_out = False
+        try:
+            done, _ = await asyncio.wait({reply}, timeout=timeout)
+            if not done:
+                timed_out = True
+                self._host.interrupt(worker)
+                await asyncio.wait({reply}, timeout=limits.grace_s)
+            if not reply.done():
+                await self._give_up(session, worker, result, f"the cell ran longer than {timeout:g} s and could not be interrupted")
+                return
+            header, blobs = reply.result()
+        except (frames.FrameError, png.BadPng) as error:
+            await self._give_up(session, worker, result, f"bad reply ({error})", pb.CRASHED)
+            return
+        except (asyncio.IncompleteReadError, ConnectionError):
+            await self._crashed(session, worker, result, timed_out, timeout)
+            return
+        except asyncio.CancelledError:
+            reply.cancel()
+            self._host.kill(worker)
+            self._drop_worker(session, "its last cell was cancelled")
+            raise
+        finally:
+            if not reply.done():
+                reply.cancel()
+        self._answer(session, result, header, blobs, timed_out, timeout)
+
+    async def _ask(self, worker: Worker, nonce: str, code: bytes, pictures: list[bytes]) -> tuple[dict, list[bytes]]:
+        """Sends the cell and takes the first frame. Everything in it is checked: it is the policy's word."""
+        await worker.send({"nonce": nonce}, [code, *pictures])
+        header, blobs = await worker.receive(self._limits.reply_bytes)
+        if header.get("nonce") != nonce:
+            raise frames.FrameError("not the answer to this cell")
+        if header.get("status") not in ("ok", "error", "refused") or len(blobs) < 2 or len(blobs) > 2 + self._limits.images:
+            raise frames.FrameError("unexpected content")
+        if not isinstance(header.get("message", ""), str):
+            raise frames.FrameError("unexpected content")
+        if max(len(b) for b in blobs[:2]) > (self._limits.text_kb << 10) + 200:
+            raise frames.FrameError("more text than allowed")
+        for data in blobs[2:]:
+            png.check(data, self._limits.image_megapixels * 1e6)
+        return header, blobs
+
+    def _answer(self, session: Session, result: pb.Result, header: dict, blobs: list[bytes], timed_out: bool, timeout: float) -> None:
+        if header["status"] == "refused":
+            self._host.kill(session.worker)
+            self._drop_worker(session, "an input picture could not be opened")
+            session.generation -= 1
+            _fill(result, pb.REFUSED, header["message"][:500])
+            return
+        result.stdout, result.stderr = (b.decode("utf-8", "replace") for b in blobs[:2])
+        result.images.extend(blobs[2:])
+        result.status = pb.OK if header["status"] == "ok" else pb.ERROR
+        if timed_out:
+            _fill(result, pb.TIMEOUT, f"the cell was interrupted after {timeout:g} s; its variables are kept")
+            result.stderr += f"TimeoutError: {result.message}\n"
+        elif session.interrupts:
+            result.message = "the cell was interrupted on request"
+        elif self._overflowed(session.worker):
+            _fill(result, pb.OUTPUT_LIMIT, f"the cell wrote more than {self._limits.output_mb} MB to stdout or stderr")
+            result.stderr += f"OutputLimitError: {result.message}\n"
+
+    def _overflowed(self, worker: Worker) -> bool:
+        limit = self._limits.output_mb << 20
+        return any(os.lseek(handle, 0, os.SEEK_CUR) >= limit for handle in (worker.out, worker.err))
+
+    async def _give_up(
+        self, session: Session, worker: Worker, result: pb.Result, reason: str, status: int = pb.TIMEOUT
+    ) -> None:
+        """Kills the session's tree; what it had printed is still returned."""
+        self._host.kill(worker)
+        self.counters["killed"] += 1
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(worker.ended), 5.0)
+        self._partial_output(worker, result)
+        self._drop_worker(session, f"the former one was killed because {reason}")
+        _fill(result, status, f"{reason}; the session was killed, its variables are lost")
+        result.stderr += f"{'TimeoutError' if status == pb.TIMEOUT else 'SessionError'}: {result.message}\n"
+
+    async def _crashed(self, session: Session, worker: Worker, result: pb.Result, timed_out: bool, timeout: float) -> None:
+        if session.worker is not worker:
+            _fill(result, pb.SESSION_LOST, "the session was closed while the cell ran")
+            return
+        self._host.kill(worker)
+        try:
+            cause = await asyncio.wait_for(asyncio.shield(worker.ended), 5.0)
+        except TimeoutError:
+            cause = "unknown"
+        self._partial_output(worker, result)
+        if cause == "manager lost":
+            self._end(session)
+            _fill(result, pb.SESSION_LOST, "the sandbox was restarted and the session with it")
+            return
+        if cause == "oom":
+            status, reason = pb.OOM, f"the session used more than {self._limits.memory_mb} MB of memory"
+        elif timed_out:
+            status, reason = pb.TIMEOUT, f"the cell ran longer than {timeout:g} s and its process ended"
+        else:
+            status, reason = pb.CRASHED, f"the session's process ended ({cause})"
+        self._drop_worker(session, f"the former one ended because {reason}")
+        _fill(result, status, f"{reason}; its variables are lost")
+        result.stderr += f"SessionError: {result.message}\n"
+
+    def _partial_output(self, worker: Worker, result: pb.Result) -> None:
+        for name, handle in (("stdout", worker.out), ("stderr", worker.err)):
+            with contextlib.suppress(OSError):
+                setattr(result, name, read_output(handle, self._limits.text_kb << 10).decode("utf-8", "replace"))
+
+    def _drop_worker(self, session: Session, reason: str) -> None:
+        if session.worker is not None:
+            session.worker.close()
+        session.worker, session.lost = None, reason
+
+    def _end(self, session: Session) -> None:
+        """Forgets the session and kills its process."""
+        self._sessions.pop(session.id, None)
+        if session.worker is not None:
+            self._host.kill(session.worker)
+            self._drop_worker(session, "closed")
+
+    def close(self, session_id: str) -> bool:
+        session = self._sessions.get(session_id)
+        if session is not None:
+            self._end(session)
+        return session is not None
+
+    def interrupt(self, session_id: str) -> bool:
+        session = self._sessions.get(session_id)
+        if session is None or not session.running or session.worker is None:
+            return False
+        session.interrupts += 1
+        self._host.interrupt(session.worker)
+        return True
+
+    async def expire(self) -> None:
+        """Ends idle sessions, for ever."""
+        while True:
+            await asyncio.sleep(min(5.0, self._idle_s / 4))
+            limit = time.monotonic() - self._idle_s
+            for session in [s for s in self._sessions.values() if s.waiting == 0 and s.used < limit]:
+                self._end(session)
+                self.counters["expired"] += 1
+
+
+def _fill(result: pb.Result, status: int, message: str) -> pb.Result:
+    result.status, result.message = status, message
+    return result
