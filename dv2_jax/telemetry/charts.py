@@ -42,7 +42,8 @@ def line_chart(title: str, series: Sequence[Series], *, percent: bool = False, n
         faint = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in points)
         means = running_mean([y for _, y in points])
         bold = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for (x, _), y in zip(points, means, strict=True))
-        parts.append(f'<polyline class="raw s{index % 6}" points="{faint}"/>')
+        if len(series) <= 3:  # more would hide the means
+            parts.append(f'<polyline class="raw s{index % 6}" points="{faint}"/>')
         parts.append(f'<polyline class="mean s{index % 6}" points="{bold}"/>')
         for x, y in points:
             shown = f"{y:.1%}" if percent else f"{y:.4g}"
