@@ -6,6 +6,7 @@ dialogue with a tool. Endless and deterministic in its seed; only training-split
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -19,7 +20,22 @@ from dv2_jax.data.packing import Example
 from dv2_jax.data.question import Question
 from dv2_jax.data.tasks import lookup, pictures, plain, reasoning, world
 
-SHARES = {"gallery": 0.32, "plain_chat": 0.14, "pairs": 0.10, "notes": 0.14, "notes_chat": 0.07, "code": 0.23}
+# First to see, then to copy and to read: (examples, shares of document kinds); the last phase has no end.
+PHASES = (
+    (24_000, {"gallery": 0.32, "plain_chat": 0.14, "pairs": 0.10, "notes": 0.14, "notes_chat": 0.07, "code": 0.23}),
+    (
+        None,
+        {
+            "gallery": 0.12,
+            "plain_chat": 0.06,
+            "repeats": 0.20,
+            "pairs": 0.15,
+            "notes": 0.18,
+            "notes_chat": 0.06,
+            "code": 0.23,
+        },
+    ),
+)
 GALLERY_POOL = 3000  # pictures kept per kind and drawn again; each is shown in many contexts
 _SYLLABLES = [c + v + e for c in "bdfgklmnprstvz" for v in "aeiou" for e in ("", "n", "r", "s", "l")]
 
@@ -27,19 +43,20 @@ _SYLLABLES = [c + v + e for c in "bdfgklmnprstvz" for v in "aeiou" for e in ("",
 class Curriculum:
     """An endless stream of pre-training examples."""
 
-    def __init__(self, encoder: ChatEncoder, agent: AgentConfig, seed: int, shares: dict[str, float] | None = None):
+    def __init__(self, encoder: ChatEncoder, agent: AgentConfig, seed: int, phases=PHASES):
         self.encoder, self.agent = encoder, agent
         self.rng = np.random.default_rng([seed, 7])
-        self.shares = shares or SHARES
+        self.phases = phases
         self._pool: dict[str, list[tuple[PictureInput, str]]] = {"tight": [], "wide": [], "plate": []}
         self._facts = [fact for fact in world.facts_of("train") if len(fact.value) < 24]
 
     def __iter__(self) -> Iterator[Example]:
-        names = list(self.shares)
-        weights = np.array([self.shares[name] for name in names])
-        makers: dict[str, Callable[[], Example]] = {name: getattr(self, f"_{name}") for name in names}
-        while True:
-            yield makers[str(self.rng.choice(names, p=weights / weights.sum()))]()
+        for count, shares in self.phases:
+            names = list(shares)
+            weights = np.array([shares[name] for name in names])
+            makers: list[Callable[[], Example]] = [getattr(self, f"_{name}") for name in names]
+            for _ in itertools.count() if count is None else range(count):
+                yield makers[int(self.rng.choice(len(names), p=weights / weights.sum()))]()
 
     def _example(self, parts: list[tuple[list[int], float]], seen: tuple[PictureInput, ...] = ()) -> Example:
         ids = [id_ for part, _ in parts for id_ in part]
@@ -102,6 +119,12 @@ class Curriculum:
         digits = int(self.rng.integers(1, 10))
         text = str(int(self.rng.integers(10 ** (digits - 1), 10**digits)))
         return f"{text}.{self.rng.integers(0, 10**4)}" if self.rng.random() < 0.15 else text
+
+    def _repeats(self) -> Example:
+        """Names and numbers without meaning, twice: what teaches a small transformer to copy at all."""
+        count = int(self.rng.integers(3, 12))
+        text = " ".join(self._number() if self.rng.random() < 0.5 else self._word() for _ in range(count))
+        return self._example([(self._text(f"{text}\n"), 0.0), (self._text(f"{text}\n"), 1.0)])
 
     def _pairs(self) -> Example:
         """Names with values, then the values once more by name."""

@@ -26,8 +26,8 @@ class Habits:
 
 CAREFUL = Habits(wide_crop=0.0, hasty_code=0.0, vague_query=0.0, needless_search=0.0, slip=0.0)
 
-TIGHT = 26  # half side of a careful crop, in pixels: the tag itself
-WIDE = (70, 90, 110)  # of a wide one: the digit is 10 to 16 pixels wide in the capped view
+TIGHT = 18  # half side of a careful crop, in pixels: the tag itself
+WIDE = (49, 63, 77)  # of a wide one: the digit is 10 to 16 pixels wide in the capped view
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Perception: read a digit that is about four pixels wide in the model's capped view of a megapixel scene."""
+"""Perception: read a digit that is under two pixels wide in the model's capped view of a megapixel scene."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
 }  # fmt: skip
 
 SCENE = (1152, 896)  # width, height of a perception picture: 1.03 megapixels
-DIGIT = 40  # side of a digit in a scene; about 4 pixels in the model's capped view
-TAG = 52  # side of the plate around it
+DIGIT = 28  # side of a digit in a scene; under 2 pixels in the tiny model's capped view
+TAG = 36  # side of the plate around it
 MARGIN = 200  # a tag's centre keeps this distance from the border, so that wide crops stay centred
 
 COLOURS: dict[str, tuple[int, int, int]] = {
