@@ -12,44 +12,47 @@ import jax
 Key = tuple[str, Hashable]
 
 
+# Every executable of this process: a second engine of the same sizes compiles nothing.
+_SHARED: dict[Hashable, Callable] = {}
+
+
 class CompiledPrograms:
     """Executables keyed by (program, shape), made ahead of time by `prepare` or on first use.
 
-    ``late`` counts those made on first use after `prepare`: it stays 0 when the listed shapes are all that is
+    ``late`` counts those compiled on first use after `prepare`: it stays 0 when the listed shapes are all that is
     ever dispatched.
     """
 
     def __init__(self, functions: dict[str, Callable]):
         self._functions = functions
-        self._compiled: dict[Key, Callable] = {}
+        self._mine: dict[Key, Callable] = {}
         self._prepared = False
         self.late = 0
         self.seconds = 0.0  # spent on compilation
 
     def __len__(self) -> int:
-        return len(self._compiled)
+        return len(self._mine)
 
     def prepare(self, examples: Sequence[tuple[Key, Sequence[Any]]], workers: int = 2) -> None:
         """Compiles every example's program, several at a time."""
-        started = time.perf_counter()
-        missing = [(key, arguments) for key, arguments in examples if key not in self._compiled]
         with ThreadPoolExecutor(workers) as pool:
-            lowered = [(key, self._functions[key[0]].lower(*arguments)) for key, arguments in missing]
-            for (key, _), made in zip(lowered, pool.map(lambda item: item[1].compile(), lowered), strict=True):
-                self._compiled[key] = made
+            list(pool.map(lambda example: self._make(*example), examples))
         self._prepared = True
-        self.seconds += time.perf_counter() - started
 
     def __call__(self, key: Key, *arguments: Any) -> Any:
-        made = self._compiled.get(key)
+        made = self._mine.get(key)
         if made is None:
-            started = time.perf_counter()
-            made = self._compiled[key] = self._functions[key[0]].lower(*arguments).compile()
-            self.late += self._prepared
-            self.seconds += time.perf_counter() - started
+            made = self._make(key, arguments)
         return made(*arguments)
 
-
-def abstract(tree: Any) -> Any:
-    """Shapes, dtypes and shardings of a tree of arrays."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree)
+    def _make(self, key: Key, arguments: Sequence[Any]) -> Callable:
+        function = self._functions[key[0]]
+        leaves, structure = jax.tree.flatten(tuple(arguments))
+        name = (function, structure, tuple((x.shape, str(x.dtype), getattr(x, "sharding", None)) for x in leaves))
+        if name not in _SHARED:
+            started = time.perf_counter()
+            _SHARED[name] = function.lower(*arguments).compile()
+            self.seconds += time.perf_counter() - started
+            self.late += self._prepared
+        self._mine[key] = _SHARED[name]
+        return _SHARED[name]

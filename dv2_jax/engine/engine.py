@@ -104,6 +104,7 @@ class Engine:
         self._idle = True
 
         self._params: Params | None = None
+        self._seed = jnp.asarray(seed & 0xFFFFFFFF, jnp.uint32)
         self._table = jnp.asarray(stop.widened(text.vocab_size))
         nothing = np.zeros(text.vocab_size, bool)
         self._forbidden = jnp.asarray(nothing if forbidden is None else forbidden)
@@ -111,7 +112,7 @@ class Engine:
             text.num_layers, engine.pages, engine.page_size, text.num_kv_heads, text.head_dim, compute_dtype
         )
         self._pool = jnp.zeros((engine.picture_tokens, text.hidden_size), compute_dtype)
-        self._programs = CompiledPrograms(programs.jitted(graphdef, seed, stop.stop))
+        self._programs = CompiledPrograms(programs.jitted(graphdef))
 
     def set_params(self, params: Params, version: int) -> None:
         """Takes new weights. What older weights have cached is never used again.
@@ -196,6 +197,11 @@ class Engine:
     def idle(self) -> bool:
         """Whether the last tick found nothing to do: all sequences are parked, or wait for parked ones' pages."""
         return self._idle
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that have not been given pages yet."""
+        return self._memory.waiting
 
     @property
     def stats(self) -> EngineStats:
@@ -336,7 +342,7 @@ class Engine:
         return fresh[count:]
 
     def _decode_arguments(self, rows: programs.DecodeRows) -> tuple:
-        return self._params, self._pages, self._table, self._forbidden, rows
+        return self._params, self._pages, self._seed, self._table, self._forbidden, rows
 
     def _decode(self, sequences: list[Sequence]) -> None:
         rows = smallest(self.shapes.decode_rows, len(sequences))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from dv2_jax.engine.sampling import sample, token_uniforms
+from dv2_jax.engine.stops import FINAL_STATES
 from dv2_jax.model.params import GraphDef, Params, merge
 from dv2_jax.model.vision_inputs import VisionBatch
 from dv2_jax.ops.paged_attention import Pages, copy_pages, paged_attention, read_pages, write_pages
@@ -73,17 +75,20 @@ def prefill(graphdef: GraphDef, params: Params, pages: Pages, pool: Float[Array,
 
 def decode(
     graphdef: GraphDef,
-    seed: int,
-    stop: int,
     params: Params,
     pages: Pages,
+    seed: UInt32[Array, ""],
     table: Int[Array, "Q V"],
     forbidden: Bool[Array, "V"],
     rows: DecodeRows,
 ) -> tuple[Pages, Decoded]:
-    """Samples up to K tokens for every row; a row ends at a final state or with its budget."""
+    """Samples up to K tokens for every row; a row ends at a final state or with its budget.
+
+    Seed, stop strings and forbidden ids are arguments: another run has other ones and the same program.
+    """
     model = merge(graphdef, params)
     count, steps = rows.slots.shape
+    first_final = table.shape[0] - FINAL_STATES
     prefix = read_pages(pages, rows.page_table)
     layers, _, _, heads, dim = pages.k.shape
     fresh = jnp.zeros((layers, count, steps, heads, dim), pages.k.dtype)
@@ -106,7 +111,7 @@ def decode(
         # A row that has ended keeps its last token: it goes on computing beside the others, unseen.
         token = jnp.where(live, sampled, token)
         state = jnp.where(live, table[state, token].astype(state.dtype), state)
-        left = jnp.where(live & (state < stop), left - 1, 0)
+        left = jnp.where(live & (state < first_final), left - 1, 0)
         tokens = tokens.at[:, j].set(jnp.where(live, token, -1))
         logprobs = logprobs.at[:, j].set(logprob)
         return j + 1, token, k, v, state, left, tokens, logprobs
@@ -130,11 +135,12 @@ def encode(
     return pool.at[rows].set(merge(graphdef, params).encode_images(vision).astype(pool.dtype), mode="drop")
 
 
-def jitted(graphdef: GraphDef, seed: int, stop: int):
+@functools.lru_cache
+def jitted(graphdef: GraphDef) -> dict[str, Callable]:
     """The four programs by name; the cache and the pool are donated, so they are never held twice."""
     return {
         "prefill": jax.jit(functools.partial(prefill, graphdef), donate_argnums=1),
-        "decode": jax.jit(functools.partial(decode, graphdef, seed, stop), donate_argnums=1),
+        "decode": jax.jit(functools.partial(decode, graphdef), donate_argnums=1),
         "encode": jax.jit(functools.partial(encode, graphdef), donate_argnums=1),
         "copy": jax.jit(copy_pages, donate_argnums=0),
     }

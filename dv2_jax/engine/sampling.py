@@ -26,7 +26,9 @@ def forbidden_ids(tokenizer: ByteVocabulary, vocab_size: int, eos_ids: frozenset
     return forbidden
 
 
-def token_uniforms(seed: int, keys: UInt32[Array, "S"], positions: Int[Array, "S"]) -> Float[Array, "S"]:
+def token_uniforms(
+    seed: int | UInt32[Array, ""], keys: UInt32[Array, "S"], positions: Int[Array, "S"]
+) -> Float[Array, "S"]:
     """One uniform of [0, 1) per row: a function of (run seed, trajectory key, position of the token) alone."""
     root = jax.random.key(seed)
 

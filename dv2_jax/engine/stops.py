@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 START = 0  # state at the beginning of a turn
+FINAL_STATES = 2  # the last two rows of a table: a stop string was completed; an end-of-turn id came
 
 
 class ByteVocabulary(Protocol):
@@ -25,7 +26,7 @@ class ByteVocabulary(Protocol):
 
 
 class StopAutomaton:
-    """``table[state, token]`` is the next state; the last two states are final: ``stop`` and ``eos``.
+    """``table[state, token]`` is the next state; the last two states are final.
 
     Attributes:
         table: Q states (one per distinct proper prefix of a stop string, plus the two final ones) by V tokens.

@@ -1,0 +1,77 @@
+"""Invariant 3: a sample depends on its own ids and key, not on the sizes of the engine or on its neighbours.
+
+Sees: a random number tied to a row or a dispatch, a stop state or a budget that leaks between rows, attention that
+reads a neighbour's page or a page's stale end, a piece of prompt cut at the wrong place.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engine.conftest import finish_turns
+from tests.engine.test_logprobs import roll_out
+
+NAMES = [f"s{i}" for i in range(5)]
+SIZES = {
+    "fewer slots than sequences": {"slots": 2},
+    "one token per dispatch": {"decode_tokens": 1},
+    "many tokens per dispatch": {"decode_tokens": 17},
+    "large pages": {"page_size": 32, "pages": 40},
+    "small pages": {"page_size": 3, "pages": 300},
+    "short pieces of prompt": {"prefill_tokens": 5, "prefill_rows": 2},
+    "long pieces of prompt": {"prefill_tokens": 96, "prefill_rows": 8},
+    "a picture pool that must evict": {"picture_tokens": 20},
+}
+
+
+def tokens(rows):
+    return {name: ids for name, (ids, *_) in rows.items()}
+
+
+@pytest.fixture(scope="module")
+def reference(world):
+    return {
+        temperature: tokens(roll_out(world, world.engine(), NAMES, [temperature])) for temperature in (0.0, 1.0)
+    }
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+def test_greedy_and_sampled_tokens_do_not_depend_on_the_sizes_of_the_engine(world, reference, sizes):
+    for temperature, expected in reference.items():
+        assert tokens(roll_out(world, world.engine(**sizes), NAMES, [temperature])) == expected
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_sequence_alone_samples_what_it_samples_in_company(world, temperature):
+    def sample(company: int, **sizes) -> list[int]:
+        engine = world.engine(**sizes)
+        for number in range(company):
+            ids, images = world.prompt(f"Neighbour {number} says " + "so " * number, number % 2, seed=number)
+            engine.open(f"n{number}", number)
+            engine.append(f"n{number}", ids, images)
+            engine.generate(f"n{number}", 3 + number, 1.0)
+        ids, images = world.prompt("What do you see?", 1, seed=99)
+        engine.open("me", 77)
+        engine.append("me", ids, images)
+        engine.generate("me", 25, temperature)
+        return finish_turns(engine, company + 1)["me"].token_ids
+
+    alone = sample(0)
+    assert sample(9) == alone
+    assert sample(9, pages=60) == alone, "with pages for three sequences, in a queue"
+
+
+def test_pages_for_three_serve_nine_in_turn_and_come_back(world):
+    engine = world.engine(pages=60)
+    for number in range(9):
+        ids, images = world.prompt(f"Question {number}", number % 2)
+        engine.open(str(number), number)
+        engine.append(str(number), ids, images)
+        engine.generate(str(number), 4, 1.0)
+    left = {str(number) for number in range(9)}
+    for _ in range(200):
+        for output in engine.tick():
+            engine.release(output.seq_id)
+            left.discard(output.seq_id)
+    assert not left
+    assert engine.free_pages == 60

@@ -1,0 +1,99 @@
+"""Invariant 2: on the stored ids, the engine's log-probs are those of one plain forward pass.
+
+Sees: a wrong M-RoPE position after a picture or after an appended observation, a key or value written to the wrong
+page, a prefix cut short or read beyond its end, a picture's embeddings taken for another's, a temperature or a
+forbidden id that only one side knows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.engine.conftest import SMALL, finish_turns
+
+TURNS = 3
+
+
+def roll_out(world, engine, names, temperatures, *, pictures=True):
+    """Multi-turn sequences side by side: (ids, pictures, sampled mask, log-probs) of each."""
+    rows = {}
+    for number, name in enumerate(names):
+        ids, images = world.prompt(f"Question {number}: what stands on the {'large ' * number}table?", number % 3)
+        rows[name] = (list(ids), list(images), [0] * len(ids), [0.0] * len(ids))
+        engine.open(name, 1000 + number)
+        engine.append(name, ids, images)
+    for turn in range(TURNS):
+        for number, name in enumerate(names):
+            engine.generate(name, 5 + 3 * ((number + turn) % 4), temperatures[number % len(temperatures)])
+        for name, output in finish_turns(engine, len(names)).items():
+            ids, images, mask, logprobs = rows[name]
+            ids += output.token_ids
+            mask += [1] * len(output.token_ids)
+            logprobs += output.logprobs
+            if turn + 1 < TURNS:
+                number = names.index(name)
+                text = f"stdout: {number * 17}" + " and so on" * (number % 3)
+                new, shown = world.observation(text, (number + turn) % 2 if pictures else 0, seed=number * 10 + turn)
+                ids += new
+                images += shown
+                mask += [0] * len(new)
+                logprobs += [0.0] * len(new)
+                engine.append(name, new, shown)
+    return rows
+
+
+def gaps(world, rows, temperatures):
+    for number, (ids, images, mask, logprobs) in enumerate(rows.values()):
+        full = world.full_logprobs(ids, images, temperatures[number % len(temperatures)])
+        sampled = np.array(mask, bool)
+        yield np.array(logprobs)[sampled] - full[sampled]
+
+
+def test_log_probs_of_multi_turn_sequences_with_pictures_equal_those_of_a_full_forward_pass(world):
+    engine, temperatures = world.engine(), [1.0, 0.7, 1.3]
+    names = [f"s{i}" for i in range(7)]
+    rows = roll_out(world, engine, names, temperatures)
+    assert sum(len(images) for _, images, _, _ in rows.values()) > 12
+    differences = np.concatenate(list(gaps(world, rows, temperatures)))
+    assert len(differences) > 100
+    assert np.abs(differences).max() <= 1e-4
+    assert abs(differences.mean()) <= 1e-6
+    for name in names:
+        engine.release(name)
+    assert engine.free_pages == SMALL.pages
+
+
+def test_the_samples_of_a_group_share_its_prompt_and_stay_exact(world):
+    engine = world.engine()
+    ids, images = world.prompt("One question, many samples: how many red squares are there? " * 2, 2)
+    names = [f"sample {i}" for i in range(6)]
+    for number, name in enumerate(names):
+        engine.open(name, number)
+        engine.append(name, ids, images)
+        engine.generate(name, 12, 1.0)
+    outputs = finish_turns(engine, len(names))
+    assert engine.stats.prefilled_tokens == len(ids) - 1, "the prompt is computed once"
+    assert engine.stats.shared_tokens == 5 * (len(ids) - 1)
+    assert engine.stats.encoded_pictures == 2
+    assert len({tuple(output.token_ids) for output in outputs.values()}) > 1, "the keys differ, the samples should"
+    for output in outputs.values():
+        full = world.full_logprobs(ids + output.token_ids, images, 1.0)[len(ids) :]
+        np.testing.assert_allclose(output.logprobs, full, atol=1e-4)
+
+
+def test_a_prompt_is_not_shared_over_a_change_of_weights(world):
+    engine = world.engine()
+    ids, images = world.prompt("The same words under other weights.", 1)
+    for version, scale in ((4, 1.0), (5, 1.1)):
+        params = {name: value * scale if "kernel" in name else value for name, value in world.params.items()}
+        engine.set_params(params, version)
+        engine.open("s", 1)
+        engine.append("s", ids, images)
+        engine.generate("s", 10, 1.0)
+        output = finish_turns(engine, 1)["s"]
+        assert output.version == version
+        engine.release("s")
+        kept, world.params = world.params, params
+        full = world.full_logprobs(ids + output.token_ids, images, 1.0)[len(ids) :]
+        world.params = kept
+        np.testing.assert_allclose(output.logprobs, full, atol=1e-4)
