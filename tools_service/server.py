@@ -92,7 +92,7 @@ class Tools(tools_pb2_grpc.ToolsServicer):
     async def housekeeping(self) -> None:
         """Ends idle sessions, as long as the service lives."""
         if self._sessions is not None:
-            await self._sessions.expire()
+            await self._sessions.look_after()
 
     async def drain(self) -> None:
         """Refuses new requests and waits for those under way."""

@@ -18,6 +18,7 @@ from tools_service.sandbox.plan import Limits
 from tools_service.sandbox.runner import read_output
 
 _QUEUE = 16  # cells waiting in one session
+_QUIET_S = 1.0  # a session without a cell for so long should use no CPU
 
 
 @dataclass(eq=False)
@@ -33,6 +34,7 @@ class Session:
     used: float = field(default_factory=time.monotonic)
     running: bool = False
     interrupts: int = 0
+    quiet: bool = False  # the manager was told that no cell has run for a while
 
 
 class Sessions:
@@ -132,7 +134,11 @@ class Sessions:
         worker, limits, nonce = session.worker, self._limits, secrets.token_hex(16)
         timeout = min(request.timeout_s or limits.timeout_s, limits.max_timeout_s)
         reply = asyncio.ensure_future(self._ask(worker, nonce, request.code.encode("utf-8", "replace"), pictures))
+        reply.add_done_callback(lambda task: task.cancelled() or task.exception())  # it may end when nobody waits any more
         session.interrupts = 0
+        if session.quiet:
+            self._host.busy(worker)
+            session.quiet = False
         timed_out = False
         try:
             done, _ = await asyncio.wait({reply}, timeout=timeout)
@@ -244,7 +250,7 @@ class Sessions:
     def _drop_worker(self, session: Session, reason: str) -> None:
         if session.worker is not None:
             session.worker.close()
-        session.worker, session.lost = None, reason
+        session.worker, session.lost, session.quiet = None, reason, False
 
     def _end(self, session: Session) -> None:
         """Forgets the session and kills its process."""
@@ -267,14 +273,18 @@ class Sessions:
         self._host.interrupt(session.worker)
         return True
 
-    async def expire(self) -> None:
-        """Ends idle sessions, for ever."""
+    async def look_after(self) -> None:
+        """Ends idle sessions and has those that stay watched, for ever."""
         while True:
-            await asyncio.sleep(min(5.0, self._idle_s / 4))
-            limit = time.monotonic() - self._idle_s
-            for session in [s for s in self._sessions.values() if s.waiting == 0 and s.used < limit]:
-                self._end(session)
-                self.counters["expired"] += 1
+            await asyncio.sleep(min(_QUIET_S, self._idle_s / 4))
+            now = time.monotonic()
+            for session in [s for s in self._sessions.values() if s.waiting == 0]:
+                if session.used < now - self._idle_s:
+                    self._end(session)
+                    self.counters["expired"] += 1
+                elif session.worker is not None and not session.quiet and session.used < now - _QUIET_S:
+                    self._host.quiet(session.worker)
+                    session.quiet = True
 
 
 def _fill(result: pb.Result, status: int, message: str) -> pb.Result:

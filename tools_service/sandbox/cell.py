@@ -8,6 +8,7 @@ import builtins
 import inspect
 import io
 import linecache
+import os
 import sys
 import threading
 import traceback
@@ -22,6 +23,7 @@ from tools_service.sandbox.plan import Limits
 
 _FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _MAX_REPR = 200_000
+_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class BadPicture(Exception):
@@ -116,12 +118,15 @@ class Shell:
         self._write_out(text + "\n")
 
     def _report(self, error: BaseException, name: str, source: str) -> None:
-        """The traceback, from the first frame that is the cell's own."""
+        """The traceback, without the frames that are ours."""
         try:
-            trace = error.__traceback__
-            while trace is not None and not trace.tb_frame.f_code.co_filename.startswith("Cell In["):
-                trace = trace.tb_next
-            text = "".join(traceback.format_exception(type(error), error, trace))
+            told = seen = traceback.TracebackException(type(error), error, error.__traceback__)
+            for _ in range(100):  # along the chain of causes
+                seen.stack = traceback.StackSummary.from_list([f for f in seen.stack if not f.filename.startswith(_OURS)])
+                seen = seen.__cause__ or seen.__context__
+                if seen is None:
+                    break
+            text = "".join(told.format())
         except BaseException as second:  # an exception whose own methods raise
             text = f"{type(error).__name__} (its traceback cannot be printed: {type(second).__name__})\n"
         if isinstance(error, SyntaxError) and (hint := _notebook_syntax(source)):

@@ -189,6 +189,14 @@ class Host:
     def interrupt(self, worker: Worker) -> None:
         self._send({"op": "interrupt", "worker": worker.number})
 
+    def quiet(self, worker: Worker) -> None:
+        """No cell of this session has run for a while: it may be stopped if it burns CPU."""
+        self._send({"op": "quiet", "worker": worker.number})
+
+    def busy(self, worker: Worker) -> None:
+        """A cell is about to run after all."""
+        self._send({"op": "busy", "worker": worker.number})
+
     def kill(self, worker: Worker) -> None:
         self._send({"op": "kill", "worker": worker.number})
 

@@ -8,14 +8,14 @@ start unless told ``--insecure``.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import sys
 from collections.abc import Callable
 
 from tools_service.sandbox import landlock, linux, seccomp, syscalls
-from tools_service.sandbox.cgroups import Groups
-from tools_service.sandbox.plan import Limits, Plan
+from tools_service.sandbox.plan import Plan
 
 _UID_BASE = 610_000
 _NAMESPACES = linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWPID
@@ -26,28 +26,28 @@ class NotConfinable(Exception):
     """This machine offers less than the weakest tier."""
 
 
-def decide(limits: Limits, packages: tuple[str, ...], runtime_dir: str, groups: Groups, best: str, insecure: bool) -> Plan:
-    """The plan for this machine, at most ``best``. Raises NotConfinable, saying what is missing."""
+def decide(plan: Plan, best: str, insecure: bool) -> Plan:
+    """``plan`` with the strongest tier filled in that works here, at most ``best``. ``plan.cgroups`` says
+    what was found. Raises NotConfinable, saying what is missing."""
     lock = landlock.abi() if syscalls.machine() else 0
     filtered = _works(_try_filter)
-
-    def plan(tier: str, **fields: object) -> Plan:
-        defaults = {
-            "namespaces": False, "user_namespace": False, "uid_base": 0, "cgroups": "none", "landlock": lock, "seccomp": filtered,
-        }  # fmt: skip
-        return Plan(tier=tier, limits=limits, packages=packages, runtime_dir=runtime_dir, **(defaults | fields))
-
-    allowed = TIERS[TIERS.index(best) :]
-    if filtered and "root" in allowed and os.geteuid() == 0 and _works(_try_namespaces):
-        return plan("root", namespaces=True, uid_base=_UID_BASE, cgroups=groups.version)
-    if filtered and lock and "plain" in allowed:
-        return plan("plain")
+    allowed = TIERS[TIERS.index(best) :] if filtered else ()
+    is_root = os.geteuid() == 0
+    plan = dataclasses.replace(plan, landlock=lock, seccomp=filtered)
+    if "root" in allowed and is_root and _works(_try_namespaces):
+        return dataclasses.replace(plan, tier="root", namespaces=True, uid_base=_UID_BASE)
+    plan = dataclasses.replace(plan, cgroups=plan.cgroups if is_root else "none")
+    if "userns" in allowed and _works(_try_user_namespace):
+        return dataclasses.replace(plan, tier="userns", namespaces=True, user_namespace=True)
+    if "plain" in allowed and lock:
+        own_users = is_root and _works(_try_other_user)
+        return dataclasses.replace(plan, tier="plain", uid_base=_UID_BASE if own_users else 0)
     if insecure:
         print("insecure: sessions are not confined on this machine", file=sys.stderr)
-        return plan("insecure", landlock=0, seccomp=False)
+        return dataclasses.replace(plan, tier="insecure", landlock=0, seccomp=False)
     raise NotConfinable(
         f"no confinement on this machine ({platform.machine()}, uid {os.geteuid()}): seccomp filter "
-        f"{'works' if filtered else 'does not work'}, Landlock ABI {lock or 'none'}, namespaces need root; "
+        f"{'works' if filtered else 'does not work'}, Landlock ABI {lock or 'none'}, namespaces do not work; "
         "run it as root or on Linux 5.13 or newer, or accept unconfined sessions with --insecure"
     )
 
@@ -72,8 +72,7 @@ def _try_filter() -> None:
 
 def _try_namespaces() -> None:
     linux.unshare(_NAMESPACES)
-    linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
-    linux.mount("tmpfs", "/tmp", "tmpfs", 0, "size=64k")
+    _mount_something()
     pid = os.fork()
     if pid == 0:
         try:
@@ -84,3 +83,23 @@ def _try_namespaces() -> None:
             os._exit(1)
     if os.waitpid(pid, 0)[1]:
         raise OSError("no private /proc")
+
+
+def _try_user_namespace() -> None:
+    linux.enter_user_namespace()
+    linux.unshare(_NAMESPACES)
+    _mount_something()
+
+
+def _mount_something() -> None:
+    linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    linux.mount("tmpfs", "/tmp", "tmpfs", 0, "size=64k")
+
+
+def _try_other_user() -> None:
+    """A user id per session without namespaces: that user must be able to run this interpreter."""
+    os.setgroups([])
+    os.setresgid(_UID_BASE, _UID_BASE, _UID_BASE)
+    os.setresuid(_UID_BASE, _UID_BASE, _UID_BASE)
+    for path in (sys.executable, os.__file__):
+        open(path, "rb").close()

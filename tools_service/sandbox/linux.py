@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 
 from tools_service.sandbox import syscalls
 
@@ -115,3 +116,18 @@ def drop_bounding_set() -> None:
             if capability > 40:  # past the kernel's last capability (CAP_CHECKPOINT_RESTORE is 40)
                 return
             raise
+
+
+def drop_capabilities() -> None:
+    """Gives up every capability this process holds; it keeps its user id."""
+    header = struct.pack("=Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, ourselves
+    _check(_libc.capset(ctypes.create_string_buffer(header, 8), ctypes.create_string_buffer(24)), "capset")
+
+
+def enter_user_namespace() -> None:
+    """A user namespace of our own, in which our user id stays what it is and we hold every capability."""
+    uid, gid = os.geteuid(), os.getegid()
+    unshare(CLONE_NEWUSER)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)

@@ -2,7 +2,7 @@
 
 One thread, standard library only. It talks to the server over a socket (SEQPACKET, JSON):
 
-- from the server: ``{"op": "acquire", "id"}``, ``{"op": "interrupt"|"kill", "worker"}``;
+- from the server: ``{"op": "acquire", "id"}``, ``{"op": "interrupt"|"kill"|"busy"|"quiet", "worker"}``;
 - to the server: ``{"op": "ready", ...}``, ``{"op": "granted", "id", "worker", "pid"}`` with the session's
   three descriptors, ``{"op": "exited", "worker", "cause"}``, ``{"op": "failed", "message"}``.
 
@@ -26,11 +26,12 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from tools_service.sandbox import cgroups, frames, isolation, linux, zygote
+from tools_service.sandbox import cgroups, frames, isolation, linux, watch, zygote
 from tools_service.sandbox.plan import Limits, Plan
 
 _FOLDER = "tools-sandbox-"
 _AHEAD = 4  # forks under way at once
+_FAILURES = 5  # in a row, after which the manager gives up
 _ZYGOTE_PATIENCE_S = 60.0
 _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from tools_service.sandbox.zygote import main; main()"
 
@@ -44,6 +45,9 @@ class Worker:
     pid: int
     handles: list[int] = field(default_factory=list)  # control channel, stdout file, stderr file
     ready: bool = False
+    quiet: bool = False  # between cells, as far as the server has said
+    stopped: bool = False
+    cause: str = ""  # why we killed it
 
 
 class Manager:
@@ -51,8 +55,19 @@ class Manager:
         self._server = server
         self._warm = warm
         folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")
+        os.chmod(folder, 0o711)  # sessions with their own user ids pass through to their folders
         self._groups = cgroups.Groups(limits)
-        self.plan: Plan = isolation.decide(limits, packages, folder, self._groups, best, insecure)
+        unconfined = Plan(
+            tier="insecure", namespaces=False, user_namespace=False, uid_base=0, cgroups=self._groups.version, landlock=0,
+            seccomp=False, limits=limits, packages=packages, runtime_dir=folder, max_tasks=2 * slots + 16 * limits.processes + 256,
+        )  # fmt: skip
+        try:
+            self.plan = isolation.decide(unconfined, best, insecure)
+        except isolation.NotConfinable:
+            self._groups.remove()
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._watch = watch.Watch(self.plan)
         self._free = deque(range(slots))
         self._workers: dict[int, Worker] = {}  # by pid
         self._numbers: dict[int, int] = {}  # worker number → pid
@@ -64,6 +79,8 @@ class Manager:
         self._zygote_socket: socket.socket | None = None
         self._zygote_ready = False
         self._failures = 0
+        self._packages: dict[str, str] = {}
+        self._told = False
 
     # Start and end
 
@@ -96,9 +113,10 @@ class Manager:
 
     def run(self) -> None:
         while True:
-            for key, _ in self._events.select(timeout=1.0):
+            for key, _ in self._events.select(timeout=watch.PERIOD_S):
                 key.data()
             self._reap()
+            self._look_after()
             self._check_zygote()
             self._refill()
 
@@ -131,8 +149,11 @@ class Manager:
         if pid is None:
             return
         if message["op"] == "interrupt":
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGINT)
+            self._signal([pid], signal.SIGINT)
+        elif message["op"] == "busy":
+            self._resume(self._workers[pid])
+        elif message["op"] == "quiet":
+            self._workers[pid].quiet = True
         elif message["op"] == "kill":
             self._kill(pid)
 
@@ -148,11 +169,11 @@ class Manager:
             return
         message = json.loads(data)
         if "failed" in message:
-            self._tell({"op": "failed", "message": message["failed"]})
+            self._fail(f"the zygote could not start: {message['failed']}")
         elif "zygote" in message:
             self._zygote_ready = True
-            self._failures = 0
-            self._tell({"op": "ready", "plan": json.loads(self.plan.to_json()), "summary": self.plan.summary(), "packages": message["packages"]})
+            self._watch.zygote(self._zygote.pid)
+            self._packages = message["packages"]
         else:
             self._starting.popleft()
             self._count += 1
@@ -170,24 +191,29 @@ class Manager:
             frame = ({"failed": str(error)}, [])
         if frame and frame[0].get("ready") is True:
             worker.ready = True
+            self._failures = 0
+            if not self._told:  # not before one session process is confined: until then the plan is a hope
+                self._told = True
+                plan = json.loads(self.plan.to_json())
+                self._tell({"op": "ready", "plan": plan, "summary": self.plan.summary(), "packages": self._packages})
             return
         reason = frame[0].get("failed") if frame else "ended while being confined"
         self._kill(worker.pid)
         self._fail(f"a session process could not be confined: {reason}")
 
     def _fail(self, message: str) -> None:
-        """Tells whoever waits; gives up when nothing ever works."""
+        """Notes a failure; gives up after a few in a row."""
         self._failures += 1
         print(message, file=sys.stderr, flush=True)
-        if self._failures >= 5:
+        if self._failures >= _FAILURES:
             self._tell({"op": "failed", "message": message})
+            raise EOFError
 
     def _refill(self) -> None:
         """Hands warm processes to those who wait, and asks the zygote for more."""
         warm = deque(w for w in self._workers.values() if w.ready and w.handles)
         while self._waiting and warm:
             worker = warm.popleft()
-            self._failures = 0
             self._tell({"op": "granted", "id": self._waiting.popleft(), "worker": worker.number, "pid": worker.pid}, worker.handles)
             for handle in worker.handles:
                 os.close(handle)
@@ -221,11 +247,44 @@ class Manager:
         self._zygote.wait()
         self._free.extend(slot for slot, _ in self._starting)
         self._starting.clear()
-        self._failures += 1
-        if self._failures >= 5:
-            self._tell({"op": "failed", "message": "the zygote ended five times in a row"})
-            raise EOFError
+        self._fail("the zygote ended")
         self._start_zygote()
+
+    # Watching
+
+    def _look_after(self) -> None:
+        """Kills sessions over a limit that nothing in the kernel holds here, and stops idle ones that burn CPU."""
+        granted = {
+            worker.pid: watch.Watched(worker.quiet and not worker.stopped, self._folder(worker))
+            for worker in self._workers.values()
+            if not worker.handles
+        }
+        for verdict in self._watch.look(granted):
+            worker = self._workers.get(verdict.pid)
+            if worker is None:
+                continue
+            if verdict.kill:
+                worker.cause = verdict.kill
+                self._kill(worker.pid)
+            else:
+                worker.stopped = True
+                self._signal(verdict.members, signal.SIGSTOP)
+
+    def _folder(self, worker: Worker) -> str:
+        """The session's work folder on our own disk; empty where it has a file system of its own."""
+        return "" if self.plan.namespaces else os.path.join(self.plan.runtime_dir, "sessions", str(worker.slot))
+
+    def _resume(self, worker: Worker) -> None:
+        """A cell is about to run: the session goes on if it was stopped."""
+        worker.quiet = False
+        if worker.stopped:
+            worker.stopped = False
+            self._signal(self._watch.members(worker.pid), signal.SIGCONT)
+
+    def _signal(self, pids: list[int], number: int) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     # Ends of processes
 
@@ -262,15 +321,15 @@ class Manager:
             for handle in worker.handles:
                 os.close(handle)
         else:
-            if self._groups.ran_out_of_memory(worker.slot):
-                cause = "oom"
+            if worker.cause or self._groups.ran_out_of_memory(worker.slot):
+                cause = worker.cause or "oom"
             elif how.si_code == os.CLD_EXITED:
                 cause = f"exit {how.si_status}"
             else:
                 cause = f"signal {how.si_status}"
             self._tell({"op": "exited", "worker": worker.number, "cause": cause})
-        if not self.plan.namespaces:
-            shutil.rmtree(os.path.join(self.plan.runtime_dir, "sessions", str(worker.slot)), ignore_errors=True)
+        if folder := self._folder(worker):
+            shutil.rmtree(folder, ignore_errors=True)
         self._free.append(worker.slot)
 
 

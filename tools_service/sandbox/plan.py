@@ -57,7 +57,8 @@ class Plan:
     seccomp: bool
     limits: Limits
     packages: tuple[str, ...]  # distributions that sessions may import
-    runtime_dir: str  # the manager's own folder, 0700
+    runtime_dir: str  # the manager's own folder
+    max_tasks: int  # processes and threads of one user id, where sessions share theirs
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

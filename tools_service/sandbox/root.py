@@ -41,17 +41,21 @@ def enter(scratch: str, names: tuple[str, ...]) -> None:
     }.items():  # fmt: skip
         os.symlink(target, f"{scratch}/{link}")
     os.chdir(scratch)
-    old, new = (b".\0", b".\0")
-    linux.syscall("pivot_root", new, old)
+    linux.syscall("pivot_root", b".", b".")
     linux.unmount(".", linux.MNT_DETACH)
     os.chdir("/")
     linux.mount("none", "/", None, linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)
 
 
-def add_session(disk_mb: int, inodes: int, uid: int) -> None:
-    """The session's own work folder and process list, in its own mount namespace."""
-    options = f"size={disk_mb}m,nr_inodes={inodes},mode=700,uid={uid},gid={uid}"
+def add_session(disk_mb: int, inodes: int, uid: int, process_list: bool) -> None:
+    """The session's own work folder and process list, in its own mount namespace.
+
+    A user namespace may mount /proc only where a full one is still in sight, which the private tree has not.
+    """
+    options = f"size={disk_mb}m,nr_inodes={inodes},mode=700" + (f",uid={uid},gid={uid}" if process_list else "")
     linux.mount("tmpfs", WORK, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
+    if not process_list:
+        return
     flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC | linux.MS_RDONLY
     linux.mount("proc", "/proc", "proc", flags, "subset=pid,hidepid=2")
 

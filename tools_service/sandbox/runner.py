@@ -15,10 +15,6 @@ from tools_service.sandbox.plan import Limits
 CHANNEL = 3
 
 
-class Interrupted(KeyboardInterrupt):
-    """The cell was interrupted from outside, by a time-out or on request."""
-
-
 class Streams:
     """The cell's stdout and stderr: files in memory on descriptors 1 and 2, so that C code and child
     processes are captured too, and so that the supervisor can read them when this process cannot answer."""
@@ -29,6 +25,8 @@ class Streams:
         self._open()
 
     def _open(self) -> None:
+        self._input = open(os.devnull)
+
         def stream(descriptor: int) -> io.TextIOWrapper:
             raw = io.FileIO(descriptor, "w", closefd=False)
             return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
@@ -37,11 +35,11 @@ class Streams:
 
     def start(self) -> None:
         """Empties both and makes them sys.stdout and sys.stderr, whatever the last cell did to those."""
-        if self.out.closed or self.err.closed:
+        if self.out.closed or self.err.closed or self._input.closed:
             self._open()
         sys.stdout = sys.__stdout__ = self.out
         sys.stderr = sys.__stderr__ = self.err
-        sys.stdin = sys.__stdin__ = open(os.devnull)
+        sys.stdin = sys.__stdin__ = self._input
         for descriptor in (1, 2):
             os.lseek(descriptor, 0, os.SEEK_SET)
 
@@ -84,7 +82,7 @@ def serve(limits: Limits) -> None:
 
     def interrupt(*_: object) -> None:
         if running:
-            raise Interrupted("interrupted")
+            raise KeyboardInterrupt("the cell was interrupted")
 
     while True:
         request = read_frame(CHANNEL, limits.request_bytes, read)

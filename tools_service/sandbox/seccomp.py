@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import struct
 
 from tools_service.sandbox import linux, syscalls
@@ -70,6 +71,7 @@ def _rules(own_pid_namespace: bool, signals_scoped: bool, pid: int) -> dict[str,
     return rules
 
 
+@functools.cache  # made once by the zygote: in a pid namespace every session has the same
 def program(*, own_pid_namespace: bool, signals_scoped: bool, pid: int) -> bytes:
     """The filter as an array of struct sock_filter.
 

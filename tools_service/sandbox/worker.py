@@ -12,59 +12,67 @@ import random
 import resource
 import signal
 import sys
+import tempfile
 
 from tools_service.sandbox import frames, landlock, linux, root, runner, seccomp
 from tools_service.sandbox.plan import Plan
 
 
-def become(plan: Plan, slot: int, channel: int, out: int, err: int, cgroup_handles: list[int], readable: list[str]) -> None:
+def become(plan: Plan, slot: int, channel: int, out: int, err: int, cgroup_handles: list[int], readable: list[str], mapped: int) -> None:
     """Turns this fork into the process of session slot ``slot``. Never returns.
 
-    It reports ``ready`` on its channel, or ``failed`` with the reason, and serves cells until the channel closes.
+    ``readable`` are the paths it may read where it has no private root, ``mapped`` the bytes of address
+    space that it starts with. It reports ``ready`` on its channel, or ``failed`` with the reason, and serves cells until the channel closes.
     """
     try:
-        folder = _confine(plan, slot, channel, out, err, cgroup_handles, readable)
-        _freshen(folder)
-        frames.write(runner.CHANNEL, {"ready": True})
-    except BaseException as error:
+        _take_descriptors(channel, out, err, cgroup_handles)
         try:
-            frames.write(runner.CHANNEL if channel < 0 else channel, {"failed": f"{type(error).__name__}: {error}"})
-        finally:
-            os._exit(70)
-    try:
+            folder = _confine(plan, slot, readable, mapped)
+            _freshen(folder)
+        except BaseException as error:
+            frames.write(runner.CHANNEL, {"failed": f"{type(error).__name__}: {error}"})
+            raise
+        frames.write(runner.CHANNEL, {"ready": True})
         runner.serve(plan.limits)
     finally:
         os._exit(71)
 
 
-def _confine(plan: Plan, slot: int, channel: int, out: int, err: int, cgroup_handles: list[int], readable: list[str]) -> str:
+def _take_descriptors(channel: int, out: int, err: int, cgroup_handles: list[int]) -> None:
+    """Joins the cgroups, and keeps nothing open but stdin (empty), stdout, stderr and the control channel."""
     for handle in cgroup_handles:
         os.write(handle, b"0")
     # High copies first: the numbers wanted may be in use by one another.
     kept = [os.dup2(fd, 200 + i) for i, fd in enumerate((channel, out, err))]
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     for target, source in ((1, kept[1]), (2, kept[2]), (runner.CHANNEL, kept[0])):
         os.dup2(source, target)
     os.closerange(4, 1024)
     os.set_inheritable(runner.CHANNEL, False)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.SIG_IGN)
 
+
+def _confine(plan: Plan, slot: int, readable: list[str], mapped: int) -> str:
+    """Everything from signals to the system call filter; returns the work folder."""
+    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setsid()
-    uid = plan.uid_base + slot if plan.uid_base else 0
+    uid = plan.uid_base + slot if plan.uid_base else os.geteuid()
     if plan.namespaces:
-        root.add_session(plan.limits.disk_mb, plan.limits.inodes, uid)
+        root.add_session(plan.limits.disk_mb, plan.limits.inodes, uid, process_list=not plan.user_namespace)
         folder = root.WORK
     else:
         folder = os.path.join(plan.runtime_dir, "sessions", str(slot))
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-    _set_limits(plan)
+        os.makedirs(os.path.dirname(folder), mode=0o711, exist_ok=True)
+        os.mkdir(folder, 0o700)  # fails if anything of a former session is left
+        if plan.uid_base:
+            os.chown(folder, uid, uid)
+    _set_limits(plan, _address_space(plan, mapped))
     if plan.uid_base:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    elif plan.user_namespace:
+    elif plan.tier != "insecure":
         linux.drop_capabilities()
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
@@ -87,13 +95,16 @@ def _confine(plan: Plan, slot: int, channel: int, out: int, err: int, cgroup_han
     return folder
 
 
-def _set_limits(plan: Plan) -> None:
-    """Hard limits of the process. Address space counts from what the zygote already maps."""
+def _address_space(plan: Plan, mapped: int) -> int:
+    """Bytes of address space, counted from what the zygote already maps.
+
+    A cgroup counts real memory, so there the address space may be generous; without one it is the limit.
+    """
+    return mapped + (plan.limits.memory_mb << 20) * (2 if plan.cgroups != "none" else 1)
+
+
+def _set_limits(plan: Plan, space: int) -> None:
     limits = plan.limits
-    with_cgroups = plan.cgroups != "none"
-    mapped = _mapped_bytes()
-    # A cgroup counts real memory; without one the address space is all that can be limited.
-    space = mapped + (limits.memory_mb << 20) * (2 if with_cgroups else 1)
     values = {
         resource.RLIMIT_AS: space,
         resource.RLIMIT_FSIZE: limits.file_mb << 20,
@@ -104,16 +115,12 @@ def _set_limits(plan: Plan) -> None:
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_NICE: 0,
         resource.RLIMIT_RTPRIO: 0,
+        resource.RLIMIT_NPROC: limits.processes if plan.uid_base else plan.max_tasks,
     }
-    if plan.uid_base:
-        values[resource.RLIMIT_NPROC] = limits.processes
     for name, value in values.items():
+        hard = resource.getrlimit(name)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(name, (value, value))
-
-
-def _mapped_bytes() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
 
 
 def _freshen(folder: str) -> None:
@@ -129,8 +136,6 @@ def _freshen(folder: str) -> None:
     random.seed()
     if "numpy.random" in sys.modules:  # unlike random, it keeps its state over a fork
         sys.modules["numpy.random"].seed()
-    import tempfile
-
     tempfile.tempdir = None
     sys.argv = [""]
     sys.path[:] = [p for p in sys.path if not p.endswith(".zip")]

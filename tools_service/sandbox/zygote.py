@@ -16,12 +16,13 @@ import gc
 import importlib
 import json
 import os
+import resource
 import signal
 import socket
 import sys
 import traceback
 
-from tools_service.sandbox import linux, packages, root, worker
+from tools_service.sandbox import linux, packages, root, seccomp, worker
 from tools_service.sandbox.plan import Plan
 
 _F_ADD_SEALS, _F_SEAL_SEAL, _F_SEAL_GROW = 1033, 1, 4
@@ -34,17 +35,21 @@ def main() -> None:
     try:
         _import_libraries(plan.packages)
         readable = packages.interpreter_paths() + packages.package_paths(plan.packages)
+        with open("/proc/self/statm") as file:  # /proc is out of sight once the root is private
+            mapped = int(file.read().split()[0]) * resource.getpagesize()
         if plan.namespaces:
             _enter_namespaces(plan)
-        if plan.uid_base or plan.user_namespace:
+        if plan.tier != "insecure" and (os.geteuid() == 0 or plan.user_namespace):
             linux.drop_bounding_set()
+        if plan.seccomp and plan.namespaces:
+            seccomp.program(own_pid_namespace=True, signals_scoped=plan.landlock >= 6, pid=1)
         gc.collect()
         gc.freeze()
     except BaseException:
         manager.send(json.dumps({"failed": traceback.format_exc(limit=-4)[-4000:]}).encode())
         raise
     manager.send(json.dumps({"zygote": os.getpid(), "packages": packages.installed(plan.packages)}).encode())
-    _serve(plan, manager, readable)
+    _serve(plan, manager, readable, mapped)
 
 
 class _AllowedOnly:
@@ -88,15 +93,16 @@ def _import_libraries(names: tuple[str, ...]) -> None:
 
 
 def _enter_namespaces(plan: Plan) -> None:
+    if plan.user_namespace:
+        linux.enter_user_namespace()
     linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)
     linux.sethostname("sandbox")
     scratch = os.path.join(plan.runtime_dir, "root")
     os.makedirs(scratch, mode=0o700, exist_ok=True)
-    # An own /proc is needed later to mount further ones in a user namespace, so it stays until the pivot.
     root.enter(scratch, plan.packages)
 
 
-def _serve(plan: Plan, manager: socket.socket, readable: list[str]) -> None:
+def _serve(plan: Plan, manager: socket.socket, readable: list[str], mapped: int) -> None:
     flags = linux.CLONE_PARENT
     if plan.namespaces:
         flags |= linux.CLONE_NEWPID | linux.CLONE_NEWNS | linux.CLONE_NEWIPC
@@ -109,7 +115,7 @@ def _serve(plan: Plan, manager: socket.socket, readable: list[str]) -> None:
         out, err = (_output_file(plan.limits.output_mb << 20) for _ in range(2))
         pid = linux.fork_with(flags)
         if pid == 0:
-            worker.become(plan, slot, theirs.detach(), out, err, handles, readable)
+            worker.become(plan, slot, theirs.detach(), out, err, handles, readable, mapped)
         send(manager, {"slot": slot, "pid": pid}, [ours.fileno(), out, err])
         for handle in (out, err, *handles):
             os.close(handle)
