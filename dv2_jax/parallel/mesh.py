@@ -1,0 +1,74 @@
+"""The device mesh, and the one table that says where each dimension of each array lies.
+
+`data` and `fsdp` split the rows of a batch; `fsdp` also splits every weight, which is gathered where it is used;
+`tensor` splits the heads and features of a layer, and its devices work on the same rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dv2_jax.config import ConfigError, MeshConfig
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # mesh axes of a batch's leading dimension
+
+# Logical name of a parameter's dimension -> mesh axis. None: every device holds all of it.
+AXIS_RULES: dict[str, str | None] = {
+    "layers": None,
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "mlp": "tensor",
+    "norm": None,
+    "patch": None,
+    "vision_embed": "fsdp",
+    "vision_heads": "tensor",
+    "vision_mlp": "tensor",
+    "merged": "fsdp",
+    "merged_mlp": "tensor",
+}
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of all devices (or of `devices`, which may be those of a machine that is not here).
+
+    At most one size may be -1: the devices that the others leave. Raises ConfigError when the sizes do not use
+    every device exactly once.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [config.data, config.fsdp, config.tensor]
+    written = ", ".join(f"mesh.{name}={size}" for name, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ConfigError(f"{written}: sizes are at least 1, and at most one is -1 (what the others leave)")
+    known = math.prod(size for size in sizes if size != -1)
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices):
+        raise ConfigError(f"{written}: does not divide {len(devices)} devices; set one of them to -1")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def param_shardings(mesh: Mesh, logical_axes: Mapping[str, tuple[str | None, ...]]) -> dict[str, NamedSharding]:
+    """Where each parameter lies. Raises KeyError for a dimension that AXIS_RULES does not name."""
+
+    def axis(parameter: str, name: str | None) -> str | None:
+        if name is not None and name not in AXIS_RULES:
+            raise KeyError(f"{parameter}: no rule for the logical axis {name!r}; add it to parallel.mesh.AXIS_RULES")
+        return None if name is None else AXIS_RULES[name]
+
+    return {
+        parameter: NamedSharding(mesh, PartitionSpec(*(axis(parameter, name) for name in names)))
+        for parameter, names in logical_axes.items()
+    }
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of an array whose leading dimension is a batch's rows."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
