@@ -35,12 +35,20 @@ class LocalService:
             self.process.stdout.close()
 
 
-def start_local_service(*, text_index: str = "", image_index: str = "", log_path: str | Path, extra_args: Sequence[str] = ()) -> LocalService:
+def start_local_service(
+    *,
+    text_index: str | Path = "",
+    image_index: str | Path = "",
+    log_path: str | Path,
+    extra_args: Sequence[str] = (),
+    launcher: Sequence[str] = (),
+) -> LocalService:
     """Starts ``python -m tools_service`` on a free loopback port and waits until it listens.
 
-    Its log goes to ``log_path``. Raises RuntimeError with the end of the log when it does not start.
+    Its log goes to ``log_path``; ``launcher`` is a command put before it (another user, a container).
+    Raises RuntimeError with the end of the log when it does not start.
     """
-    command = [sys.executable, "-m", "tools_service", "--exit-with-parent"]
+    command = [*launcher, sys.executable, "-m", "tools_service", "--exit-with-parent"]
     command += ["--text-index", str(text_index)] if text_index else []
     command += ["--image-index", str(image_index)] if image_index else []
     root = str(Path(__file__).resolve().parent.parent)

@@ -211,16 +211,24 @@ class TokenCheck(grpc.aio.ServerInterceptor):
 
 async def build(options: Options) -> tuple[grpc.aio.Server, int, Tools, Host | None, health.aio.HealthServicer]:
     """A server that listens, its port and its parts. Raises SandboxUnavailable, ValueError for a bad index."""
-    providers = Providers.open(options.text_index, options.image_index)
-    host = sessions = None
+    host = sessions = starting = None
     if not options.no_sandbox:
         host = Host(
             options.limits, options.packages, warm=options.warm, slots=options.max_sessions + options.warm + 32,
             tier=options.tier, insecure=options.insecure,
         )  # fmt: skip
-        await host.start()
+        starting = asyncio.create_task(host.start())
+        await asyncio.sleep(0)  # the manager starts now, and loads libraries while we open indexes
         lanes = Lanes(options.cells, options.slow_cells)
         sessions = Sessions(host, options.limits, max_sessions=options.max_sessions, idle_s=options.idle_s, lanes=lanes)
+    try:
+        providers = await asyncio.to_thread(Providers.open, options.text_index, options.image_index)
+        if starting is not None:
+            await starting
+    except BaseException:
+        if host is not None:
+            await host.close()
+        raise
     server = grpc.aio.server(
         interceptors=[TokenCheck(options.token)] if options.token else [],
         options=[

@@ -52,27 +52,33 @@ def main() -> None:
     _serve(plan, manager, readable, mapped)
 
 
-class _AllowedOnly:
+class _Hidden:
     """Hides packages that sessions may not read: pandas, say, would otherwise load pyarrow and its threads."""
 
     def __init__(self, names: tuple[str, ...]):
-        files = (os.path.basename(path) for path in packages.package_paths(names))
-        self._names = {file.split(".")[0] for file in files} | sys.stdlib_module_names | {"tools_service"}
+        allowed = {_module_name(path) for path in packages.package_paths(names)}
+        present = {_module_name(name) for folder in packages.site_folders() for name in os.listdir(folder)}
+        self._names = present - allowed - {"tools_service"}
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if path is None and name not in self._names:
+        if path is None and name in self._names:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def _module_name(path: str) -> str:
+    return os.path.basename(path).split(".")[0]
 
 
 def _import_libraries(names: tuple[str, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    finder = _AllowedOnly(names)
-    sys.meta_path.insert(0, finder)
+    hidden = _Hidden(names)
+    sys.meta_path.insert(0, hidden)
     for name in packages.PRELOADED:
         try:
             importlib.import_module(name)
-        except ImportError:  # not installed: sessions do without it
-            continue
+        except ModuleNotFoundError as error:
+            if error.name != name.split(".")[0]:  # installed, but broken
+                raise
     if "matplotlib.pyplot" in sys.modules:
         import io
 
@@ -86,7 +92,7 @@ def _import_libraries(names: tuple[str, ...]) -> None:
         sys.modules["PIL.Image"].init()
     import tools_service.sandbox.runner  # noqa: F401
 
-    sys.meta_path.remove(finder)
+    sys.meta_path.remove(hidden)
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         raise RuntimeError(f"the zygote has {threads} threads and must have one: a library ignored OMP_NUM_THREADS=1")

@@ -1,0 +1,92 @@
+"""A running service with a client, and what tests of it need to know about processes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+from tools_service.client import ExecRequest, LocalService, ToolResult, ToolsClient, start_local_service
+
+_ROOT = Path(__file__).resolve().parents[2]
+_numbers = itertools.count()
+
+
+class Bench:
+    """A running service with a client, and the calls that tests make."""
+
+    def __init__(self, service: LocalService):
+        self.service = service
+        self.client = ToolsClient(service.address)
+        self.tier = self.client.info()["tier"]
+
+    def new_session(self) -> str:
+        return f"session-{next(_numbers)}"
+
+    def run(self, session: str, code: str, timeout_s: float = 20.0, images: tuple[bytes, ...] = (), request_id: str = "") -> ToolResult:
+        """One cell, waited for."""
+        self.client.submit([ExecRequest(request_id or f"request-{next(_numbers)}", session, code, timeout_s, images)])
+        return self.results(1)[0]
+
+    def results(self, count: int, within_s: float = 90.0) -> list[ToolResult]:
+        """Exactly ``count`` results, in order of completion."""
+        found: list[ToolResult] = []
+        deadline = time.monotonic() + within_s
+        while len(found) < count:
+            assert time.monotonic() < deadline, f"{len(found)} of {count} results after {within_s} s"
+            found += self.client.poll(1.0)
+        assert len(found) == count
+        return found
+
+    def close(self) -> None:
+        self.client.close()
+        self.service.stop()
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes below ``pid``, by the process list."""
+    parents: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                parent = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, ValueError):
+                continue
+            parents.setdefault(parent, []).append(int(name))
+    found, waiting = [], [pid]
+    while waiting:
+        children = parents.get(waiting.pop(), [])
+        found += children
+        waiting += children
+    return found
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Those that still run (a zombie does not)."""
+    left = []
+    for pid in pids:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                left.append(pid)
+        except (OSError, IndexError):
+            continue
+    return left
+
+
+def wait_until_gone(pids: list[int], within_s: float = 20.0) -> list[int]:
+    """What is left of ``pids`` when all are gone or the time is over."""
+    deadline = time.monotonic() + within_s
+    while (left := alive(pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def start_as_nobody(log_path: Path, *arguments: str) -> LocalService:
+    """A service that an unprivileged user runs. Needs root, to become that user."""
+    base = sysconfig.get_path("stdlib", vars={"installed_base": sys.base_prefix})
+    paths = {sys.prefix, sys.base_prefix, base, str(_ROOT)}
+    command = [sys.executable, str(Path(__file__).parent / "unprivileged.py"), ":".join(sorted(paths))]
+    return start_local_service(log_path=log_path, extra_args=arguments, launcher=command)
