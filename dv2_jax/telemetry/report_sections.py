@@ -17,7 +17,7 @@ CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...], bool], ...] = (
     ("Reward", (("reward", "reward"), ("accuracy", "accuracy")), False),
     ("Accuracy per skill", (("accuracy/*", ""),), True),
     ("Share that uses tools, per skill", (("tool_rate/*", ""),), True),
-    ("Tool calls per trajectory", (("tool_calls", "all"), ("tool_calls/*", "")), False),
+    ("Tool calls per trajectory", (("tool_calls/*", ""),), False),
     ("What tools are used for", tuple((f"tool_kinds/{kind}", title) for kind, title in KIND_TITLES.items()), True),
     ("Response length, tokens", (("response_tokens", "tokens"),), False),
     ("Loss", (("loss", "loss"),), False),
