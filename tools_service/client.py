@@ -34,6 +34,7 @@ _MAX_MESSAGE = 64 << 20
 _BATCH_BYTES = 32 << 20  # a batch is cut so that its pictures stay below this
 _ATTEMPTS = 4
 _BACKOFF_S = 0.3
+_LONGEST_S = 3600.0  # of one cell, when a deadline is computed: the service refuses more anyway
 _SPARE_S = 60.0  # beyond a cell's own time-out: queues, session start, transfer
 
 Kind = Literal["exec", "text_search", "image_search"]
@@ -252,7 +253,7 @@ class ToolsClient:
     def _call(self, requests: list[Request], resend: set[bytes]) -> grpc.aio.UnaryStreamCall:
         if isinstance(requests[0], ExecRequest):
             # Cells of one session run one after the other, so their times add up.
-            deadline = sum(r.timeout_s for r in requests) + _SPARE_S
+            deadline = sum(min(r.timeout_s, _LONGEST_S) for r in requests if r.timeout_s > 0) + _SPARE_S
             return self._stub.BatchExec(self._cells(requests, resend), metadata=self._metadata, timeout=deadline)
         message = pb.BatchSearchRequest()
         for request in requests:

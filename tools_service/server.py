@@ -41,6 +41,7 @@ class Tools(tools_pb2_grpc.ToolsServicer):
         self._options, self._host, self._sessions, self._providers = options, host, sessions, providers
         self._answers, self._pictures = Answers(), PictureStore()
         self._started = time.time()
+        self._abandoned = 0
         self.draining = False
 
     async def Exec(self, request: pb.ExecRequest, context: grpc.aio.ServicerContext) -> pb.Result:
@@ -83,9 +84,10 @@ class Tools(tools_pb2_grpc.ToolsServicer):
             "limits": plan.get("limits", {}),
             "packages": sandbox.get("packages", {}),
             "providers": self._providers.names(),
+            "runtime_dir": plan.get("runtime_dir", ""),
             "max_sessions": self._options.max_sessions,
             "sessions": len(self._sessions) if self._sessions else 0,
-            "counters": self._sessions.counters if self._sessions else {},
+            "counters": (self._sessions.counters if self._sessions else {}) | {"abandoned": self._abandoned},
             "uptime_s": time.time() - self._started,
         }
 
@@ -177,6 +179,7 @@ class Tools(tools_pb2_grpc.ToolsServicer):
     def _abandon(self, request_id: str) -> None:
         task = self._answers.task(request_id)
         if task is not None and not task.done():
+            self._abandoned += 1
             task.cancel()
 
     def _learn(self, pictures) -> None:

@@ -18,9 +18,9 @@ _numbers = itertools.count()
 class Bench:
     """A running service with a client, and the calls that tests make."""
 
-    def __init__(self, service: LocalService):
+    def __init__(self, service: LocalService, token: str | None = None):
         self.service = service
-        self.client = ToolsClient(service.address)
+        self.client = ToolsClient(service.address, token)
         self.tier = self.client.info()["tier"]
 
     def new_session(self) -> str:

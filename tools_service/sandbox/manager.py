@@ -163,7 +163,10 @@ class Manager:
     # Zygote and sessions
 
     def _from_zygote(self) -> None:
-        data, handles = zygote.receive(self._zygote_socket)
+        try:
+            data, handles = zygote.receive(self._zygote_socket)
+        except ConnectionError:  # it was killed with a request unread
+            data, handles = b"", []
         if not data:
             self._lose_zygote()
             return

@@ -68,11 +68,28 @@ def interpreter_paths() -> list[str]:
     wanted = {
         "/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/alternatives",
         "/etc/fonts", "/etc/localtime", "/etc/mime.types",
-        sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), os.path.dirname(sys.executable),
+        sysconfig.get_path("stdlib"), sysconfig.get_config_var("DESTSHARED"), os.path.dirname(sys.executable),
         os.path.join(sys.prefix, "pyvenv.cfg"), os.path.dirname(os.path.realpath(sys.executable)),
         *_shared_libraries(),
     }  # fmt: skip
     return sorted(w for w in wanted if w and os.path.exists(w))
+
+
+def readable_paths(names: tuple[str, ...]) -> list[str]:
+    """What a session may read where it shares the host's file tree: ``interpreter_paths`` without the folders
+    of third-party packages, and the packages allowed."""
+    hidden = [os.path.realpath(folder) for folder in site_folders()]
+    found: list[str] = []
+    waiting = interpreter_paths()
+    while waiting:
+        path = os.path.realpath(waiting.pop())
+        if path in hidden:
+            continue
+        if any(folder.startswith(path + os.sep) for folder in hidden):
+            waiting += [os.path.join(path, name) for name in os.listdir(path)]
+        else:
+            found.append(path)
+    return sorted(set(found)) + package_paths(names)
 
 
 def _shared_libraries() -> list[str]:

@@ -12,9 +12,10 @@ import random
 import resource
 import signal
 import sys
+import sysconfig
 import tempfile
 
-from tools_service.sandbox import frames, landlock, linux, root, runner, seccomp
+from tools_service.sandbox import frames, landlock, linux, packages, root, runner, seccomp
 from tools_service.sandbox.plan import Plan
 
 
@@ -83,8 +84,9 @@ def _confine(plan: Plan, slot: int, readable: list[str], mapped: int) -> str:
     if plan.tier != "insecure":
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     if plan.landlock:
-        readonly = ["/"] if plan.namespaces else readable
-        rules = [(path, landlock.READ) for path in readonly]
+        rules = [(path, landlock.READ) for path in (["/"] if plan.namespaces else readable)]
+        if not plan.namespaces:  # imports list these folders
+            rules += [(folder, landlock.LIST) for folder in (sysconfig.get_path("stdlib"), *packages.site_folders())]
         rules += [(path, landlock.EVERYTHING) for path in (folder, "/dev/null", "/dev/zero", "/dev/full")]
         rules += [(path, landlock.READ) for path in ("/dev/urandom", "/dev/random")]
         landlock.restrict(plan.landlock, rules)

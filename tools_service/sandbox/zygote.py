@@ -33,8 +33,8 @@ def main() -> None:
     plan = Plan.from_json(sys.argv[1])
     manager = socket.socket(fileno=int(sys.argv[2]))
     try:
-        _import_libraries(plan.packages)
-        readable = packages.interpreter_paths() + packages.package_paths(plan.packages)
+        _import_libraries(plan)
+        readable = [] if plan.namespaces else packages.readable_paths(plan.packages)
         with open("/proc/self/statm") as file:  # /proc is out of sight once the root is private
             mapped = int(file.read().split()[0]) * resource.getpagesize()
         if plan.namespaces:
@@ -69,9 +69,9 @@ def _module_name(path: str) -> str:
     return os.path.basename(path).split(".")[0]
 
 
-def _import_libraries(names: tuple[str, ...]) -> None:
+def _import_libraries(plan: Plan) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    hidden = _Hidden(names)
+    hidden = _Hidden(plan.packages)
     sys.meta_path.insert(0, hidden)
     for name in packages.PRELOADED:
         try:
@@ -92,7 +92,8 @@ def _import_libraries(names: tuple[str, ...]) -> None:
         sys.modules["PIL.Image"].init()
     import tools_service.sandbox.runner  # noqa: F401
 
-    sys.meta_path.remove(hidden)
+    if plan.namespaces:  # elsewhere sessions still see those packages' folders: to import one must fail as if it were not there
+        sys.meta_path.remove(hidden)
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         raise RuntimeError(f"the zygote has {threads} threads and must have one: a library ignored OMP_NUM_THREADS=1")
