@@ -8,38 +8,7 @@ forbidden id that only one side knows.
 from __future__ import annotations
 
 import numpy as np
-
-from tests.engine.conftest import SMALL, finish_turns
-
-TURNS = 3
-
-
-def roll_out(world, engine, names, temperatures, *, pictures=True):
-    """Multi-turn sequences side by side: (ids, pictures, sampled mask, log-probs) of each."""
-    rows = {}
-    for number, name in enumerate(names):
-        ids, images = world.prompt(f"Question {number}: what stands on the {'large ' * number}table?", number % 3)
-        rows[name] = (list(ids), list(images), [0] * len(ids), [0.0] * len(ids))
-        engine.open(name, 1000 + number)
-        engine.append(name, ids, images)
-    for turn in range(TURNS):
-        for number, name in enumerate(names):
-            engine.generate(name, 5 + 3 * ((number + turn) % 4), temperatures[number % len(temperatures)])
-        for name, output in finish_turns(engine, len(names)).items():
-            ids, images, mask, logprobs = rows[name]
-            ids += output.token_ids
-            mask += [1] * len(output.token_ids)
-            logprobs += output.logprobs
-            if turn + 1 < TURNS:
-                number = names.index(name)
-                text = f"stdout: {number * 17}" + " and so on" * (number % 3)
-                new, shown = world.observation(text, (number + turn) % 2 if pictures else 0, seed=number * 10 + turn)
-                ids += new
-                images += shown
-                mask += [0] * len(new)
-                logprobs += [0.0] * len(new)
-                engine.append(name, new, shown)
-    return rows
+from small_world import SMALL, finish_turns, roll_out
 
 
 def gaps(world, rows, temperatures):

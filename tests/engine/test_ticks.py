@@ -11,10 +11,9 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from small_world import BUCKETS, SMALL, finish_turns, png, roll_out
 
 from dv2_jax.engine import StopAutomaton
-from tests.engine.conftest import BUCKETS, SMALL, finish_turns, png
-from tests.engine.test_logprobs import roll_out
 
 
 def test_a_turn_ends_at_the_token_that_completes_a_stop_string(world):
@@ -124,7 +123,7 @@ def test_a_sequence_may_leave_while_it_is_sampled(world):
 
 
 def test_what_cannot_be_done_is_refused_by_name(world):
-    engine = world.engine(max_tokens=64, picture_tokens=8)
+    engine = world.engine(max_tokens=64, picture_tokens=3)
     ids, images = world.prompt("Short.")
     engine.open("s", 1)
     with pytest.raises(ValueError, match="'s' is open already"):

@@ -1,0 +1,137 @@
+"""An engine that says what a script tells it, and clients that break what passes through them.
+
+The scheduler sees an `Engine`; what it appends is kept, so that a test can compare it with the trajectory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from dv2_jax.config import EngineConfig
+from dv2_jax.data.chat import ChatEncoder
+from dv2_jax.engine.engine import EngineStats, TurnOutput
+from tools_service.client import Status, ToolResult, ToolsClient
+
+
+class ScriptedEngine:
+    """``script(trajectory id, turn)`` is the text of a turn, from 0; all turns asked for are over at the next tick."""
+
+    version = 6
+
+    def __init__(self, encoder: ChatEncoder, script: Callable[[str, int], str]):
+        self.config = EngineConfig(prefill_rows=2)
+        self.stats = EngineStats()
+        self.waiting = 0
+        self.idle = False
+        self.ids: dict[str, list[int]] = {}
+        self.released: dict[str, list[int]] = {}
+        self._encoder, self._script = encoder, script
+        self._turns: dict[str, int] = {}
+        self._asked: dict[str, int] = {}
+
+    def open(self, seq_id: str, key: int) -> None:
+        assert seq_id not in self.ids
+        self.ids[seq_id], self._turns[seq_id] = [], 0
+
+    def append(self, seq_id: str, token_ids, pictures=()) -> None:
+        assert seq_id not in self._asked
+        image_pad = self._encoder.tokenizer.id("<|image_pad|>")
+        assert list(token_ids).count(image_pad) == sum(picture.tokens for picture in pictures)
+        self.ids[seq_id] += token_ids
+
+    def generate(self, seq_id: str, max_new_tokens: int, temperature: float) -> None:
+        assert seq_id not in self._asked and max_new_tokens > 0
+        self._asked[seq_id] = max_new_tokens
+
+    def tick(self) -> list[TurnOutput]:
+        outputs = []
+        for seq_id, allowance in self._asked.items():
+            trajectory_id = seq_id.split(":")[1]
+            token_ids = self._encoder.assistant(self._script(trajectory_id, self._turns[seq_id]))
+            finish = "eos" if token_ids[-1] == self._encoder.im_end else "stop"
+            if len(token_ids) > allowance:
+                token_ids, finish = token_ids[:allowance], "length"
+            self._turns[seq_id] += 1
+            self.ids[seq_id] += token_ids
+            self.stats.sampled_tokens += len(token_ids)
+            outputs.append(TurnOutput(seq_id, token_ids, [-0.5] * len(token_ids), finish, self.version))
+        self._asked = {}
+        self.idle = not outputs
+        return outputs
+
+    def release(self, seq_id: str) -> None:
+        self.released[seq_id] = self.ids.pop(seq_id)
+        self._asked.pop(seq_id, None)
+
+
+class Passing:
+    """Passes everything on, and counts."""
+
+    def __init__(self, client: ToolsClient):
+        self.client = client
+        self.sent: list[str] = []
+        self.batches: list[int] = []
+        self.received: list[str] = []
+        self.closed: list[str] = []
+
+    def submit(self, requests) -> None:
+        self.sent += [request.request_id for request in requests]
+        self.batches.append(len(requests))
+        self.client.submit(requests)
+
+    def poll(self, timeout_s: float = 0.0) -> list[ToolResult]:
+        results = self.change(self.client.poll(timeout_s))
+        self.received += [result.request_id for result in results]
+        return results
+
+    def close_sessions(self, ids) -> None:
+        self.closed += ids
+        self.client.close_sessions(ids)
+
+    def change(self, results: list[ToolResult]) -> list[ToolResult]:
+        return results
+
+
+class Failing(Passing):
+    """The infrastructure fails the first ``times`` requests of the trajectories in ``victims``."""
+
+    def __init__(self, client: ToolsClient, victims: set[str], times: int, status: Status):
+        super().__init__(client)
+        self.left = dict.fromkeys(victims, times)
+        self.status = status
+
+    def change(self, results):
+        return [self._fail(result) for result in results]
+
+    def _fail(self, result: ToolResult) -> ToolResult:
+        name = result.request_id.split(":")[1]
+        if not self.left.get(name):
+            return result
+        self.left[name] -= 1
+        return ToolResult(result.request_id, result.kind, self.status, message="the machine is gone")
+
+
+class Swallowing(Passing):
+    """The first result never comes; it turns up after the second one."""
+
+    kept: ToolResult | None = None
+    done = False
+
+    def change(self, results):
+        if self.kept is None and results and not self.done:
+            self.kept, results = results[0], results[1:]
+        elif self.kept is not None and results:
+            results, self.kept, self.done = [*results, self.kept], None, True
+        return results
+
+
+class Doubling(Passing):
+    """Every result comes twice."""
+
+    def change(self, results):
+        return [result for result in results for _ in range(2)]
+
+
+def replaced(config, **fields):
+    return dataclasses.replace(config, **fields)

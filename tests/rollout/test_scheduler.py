@@ -1,0 +1,151 @@
+"""Trajectories with a scripted policy and the real tools service.
+
+Sees: an observation that reaches the wrong trajectory, ids that differ between engine and trajectory, a request
+that is answered twice or never, an infrastructure failure that the policy gets to read, a turn barrier, a budget
+that is not kept, sessions that stay open.
+"""
+
+from __future__ import annotations
+
+import pytest
+from rollout_cases import AGENT, ANSWER, IMAGE_SEARCH, TOOLS, code, question, requests, scheduler, search
+from scripted_engine import Doubling, Failing, Passing, Swallowing, replaced
+
+from dv2_jax.agent.trajectory import Finish
+from dv2_jax.rollout.scheduler import RolloutRequest
+from tools_service.client import Status
+
+SCRIPTS = {
+    "calculates": [code("a = 40\nprint(image_1.size)"), code("a + 2"), ANSWER],
+    "crops": [code("image_1.crop((0, 0, 40, 32))"), ANSWER],
+    "searches": [search("how high is Mount Kea"), ANSWER],
+    "looks": [IMAGE_SEARCH, ANSWER],
+    "raises": [code("1 / 0"), ANSWER],
+    "malformed": ["<think>x</think>\n<tool_call>\n{name: search}\n</tool_call>", ANSWER],
+    "aimless": ["<think>hmm</think>", ANSWER],
+    "never answers": [code("print(1)")] * 9,
+}
+
+
+def script(name: str, turn: int) -> str:
+    return SCRIPTS[name][turn]
+
+
+def test_every_kind_of_turn_gets_its_own_observation(tokenizer, client):
+    tools = Passing(client)
+    rollout = scheduler(tokenizer, tools, script)
+    finished, turns = [], []
+    trajectories = rollout.run(
+        requests(*SCRIPTS), on_finish=lambda t: finished.append(t.id), on_turn=lambda t, turn: turns.append((t.id, turn))
+    )
+    by_name = {trajectory.id: trajectory for trajectory in trajectories}
+    assert list(by_name) == list(SCRIPTS) and sorted(finished) == sorted(SCRIPTS)
+
+    observed = {name: [turn.observation for turn in t.turns] for name, t in by_name.items()}
+    assert "(80, 64)" in observed["calculates"][0] and "42" in observed["calculates"][1]
+    assert by_name["crops"].turns[0].images and "<image>" in observed["crops"][0]
+    assert "4207" in observed["searches"][0]
+    assert "red house" in observed["looks"][0] and by_name["looks"].turns[0].images
+    assert "ZeroDivisionError" in observed["raises"][0]
+    assert "Error" in observed["malformed"][0] and "Error" in observed["aimless"][0]
+    assert [t.finish for t in trajectories] == [Finish.ANSWER] * 7 + [Finish.MAX_TURNS]
+    assert len(by_name["never answers"].turns) == AGENT.max_turns
+    assert [(t.id, turn) for t in trajectories for turn in t.turns] == sorted(
+        turns, key=lambda item: list(SCRIPTS).index(item[0])
+    )
+
+    # The last action of a trajectory without turns left is not run.
+    assert len(tools.sent) == 2 + 1 + 1 + 1 + 1 + (AGENT.max_turns - 1)
+    assert sorted(tools.sent) == sorted(tools.received) and len(set(tools.sent)) == len(tools.sent)
+    assert max(tools.batches) > 3, "requests of one round leave together"
+    sessions = {name.split(":")[1] for name in tools.closed}
+    assert sessions == {"calculates", "crops", "raises", "never answers"}
+    assert rollout.stats["tool_requests"] == len(tools.sent) and rollout.stats["tool_exec_error"] == 1
+
+
+def test_the_engine_was_given_exactly_the_ids_of_the_trajectory(tokenizer, client):
+    rollout = scheduler(tokenizer, client, script)
+    trajectories = rollout.run(requests(*SCRIPTS))
+    engine = rollout.engine
+    assert not engine.ids
+    for trajectory in trajectories:
+        (name,) = (name for name in engine.released if name.split(":")[1] == trajectory.id)
+        assert engine.released[name] == trajectory.token_ids
+        sampled = [v for v, mask in zip(trajectory.versions, trajectory.loss_mask, strict=True) if mask]
+        assert set(sampled) == {engine.version}
+        assert trajectory.sampled_tokens == sum(logprob == -0.5 for logprob in trajectory.logprobs)
+
+
+@pytest.mark.parametrize("status", [Status.UNAVAILABLE, Status.SESSION_LOST])
+def test_what_the_infrastructure_failed_is_begun_afresh_and_never_shown(tokenizer, client, status):
+    tools = Failing(client, {"calculates", "searches"}, TOOLS.retries, status)
+    rollout = scheduler(tokenizer, tools, script)
+    trajectories = rollout.run(requests("calculates", "crops", "searches"))
+    assert [t.finish for t in trajectories] == [Finish.ANSWER] * 3
+    assert not any(t.dropped for t in trajectories)
+    for trajectory in trajectories:
+        assert "machine is gone" not in trajectory.response_text(tokenizer)
+        assert len(trajectory.turns) == len(SCRIPTS[trajectory.id])
+    assert rollout.stats["retries"] == 2 * TOOLS.retries and rollout.stats["dropped"] == 0
+    assert sorted(tools.sent) == sorted(tools.received)
+
+
+def test_a_trajectory_that_keeps_failing_is_dropped_and_the_others_are_not(tokenizer, client):
+    tools = Failing(client, {"calculates"}, TOOLS.retries + 1, Status.UNAVAILABLE)
+    rollout = scheduler(tokenizer, tools, script)
+    lost, kept = rollout.run(requests("calculates", "crops"))
+    assert (lost.finish, lost.dropped) == (Finish.LOST, True)
+    assert (kept.finish, kept.dropped) == (Finish.ANSWER, False)
+    assert rollout.stats["dropped"] == 1
+    assert not rollout.engine.ids, "all sequences were released"
+
+
+def test_a_result_that_does_not_come_in_time_ends_its_request_and_is_ignored_when_it_comes(tokenizer, client):
+    rollout = scheduler(tokenizer, Swallowing(client), script, tools=replaced(TOOLS, request_timeout_s=0.5))
+    (trajectory,) = rollout.run(requests("calculates"))
+    assert trajectory.finish is Finish.ANSWER
+    assert rollout.stats["expired"] == rollout.stats["retries"] == 1
+
+
+def test_a_request_that_is_answered_twice_is_an_error(tokenizer, client):
+    rollout = scheduler(tokenizer, Doubling(client), script)
+    with pytest.raises(RuntimeError, match="not open"):
+        rollout.run(requests("searches"))
+    assert not rollout.engine.ids
+
+
+def test_nobody_waits_for_a_slow_tool_of_another_trajectory(tokenizer, client):
+    finished = []
+    slow = {**SCRIPTS, "slow": [code("import time; time.sleep(2)"), ANSWER]}
+    rollout = scheduler(tokenizer, client, lambda name, turn: slow[name][turn])
+    rollout.run(requests("slow", "calculates", "searches", "never answers"), on_finish=lambda t: finished.append(t.id))
+    assert finished[-1] == "slow"
+    assert rollout.stats["tool_latency_s_max"] >= 2
+
+
+def test_a_prompt_without_room_for_an_answer_never_reaches_the_engine(tokenizer, client):
+    rollout = scheduler(tokenizer, client, script, agent=replaced(AGENT, max_total_tokens=20))
+    (trajectory,) = rollout.run(requests("crops"))
+    assert trajectory.finish is Finish.MAX_TOKENS and not trajectory.sampled_tokens
+    assert rollout.engine.released == {next(iter(rollout.engine.released)): []}
+
+
+def test_an_observation_that_does_not_fit_ends_the_trajectory_with_its_own_words(tokenizer, client):
+    long = {"long": [code("print('word ' * 900)"), ANSWER]}
+    rollout = scheduler(tokenizer, client, lambda name, turn: long[name][turn])
+    (trajectory,) = rollout.run(requests("long"))
+    assert trajectory.finish is Finish.MAX_TOKENS
+    assert trajectory.loss_mask[-1] == 1 and trajectory.turns[0].status == "OK"
+
+
+def test_picture_search_without_a_picture_is_an_observation_and_no_request(tokenizer, client):
+    tools = Passing(client)
+    rollout = scheduler(tokenizer, tools, script)
+    (trajectory,) = rollout.run([RolloutRequest(question(0, pictures=0), "looks", 0)])
+    assert trajectory.finish is Finish.ANSWER
+    assert "no picture" in trajectory.turns[0].observation and not tools.sent
+
+
+def test_two_trajectories_of_one_name_are_refused(tokenizer, client):
+    with pytest.raises(ValueError, match="must differ"):
+        scheduler(tokenizer, client, script).run(requests("crops", "crops"))
