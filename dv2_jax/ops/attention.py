@@ -1,25 +1,26 @@
 """Attention within segments: packed rows of text (causal), pictures and windows (not causal).
 
 A segment id of 0 is padding; padding attends to padding, so no row of scores is ever empty.
+
+Forms of the same function, all with scores, softmax and sums in fp32:
+- ``tiled``: loops over tiles, skipping those that no segment touches (a CPU);
+- ``blocked``: unrolled blocks of queries, all rows at once (a GPU, and rows too short to tile);
+- ``splash``: the Pallas kernel (a TPU).
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-Backend = Literal["auto", "xla"]
+from dv2_jax.ops import attention_blocked, attention_splash, attention_tiled
 
-# Queries per block of the XLA form. Causal blocks score only their own prefix, so small blocks skip up to half
-# of the work; below 128 the CPU's matrix product gets slower than what they save.
-QUERY_BLOCK = 128
-# No more blocks than this in one program: the loop over blocks is unrolled.
-MAX_BLOCKS = 16
-# Scores and probabilities above this many numbers are recomputed in the backward pass, block by block.
-STORED_SCORES = 2**26
+Backend = Literal["auto", "tiled", "blocked", "splash"]
 
 
 def causal_segment_attention(
@@ -47,30 +48,45 @@ def segment_attention(
 
 
 def _attention(q, k, v, segment_ids, *, causal, backend):
-    return _xla(q, k, v, segment_ids, causal=causal)
-
-
-def _xla(q, k, v, segment_ids, *, causal):
     batch, tokens, heads, dim = q.shape
+    if backend == "splash" or (backend == "auto" and attention_splash.available(tokens)):
+        return attention_splash.attention(q, k, v, segment_ids, causal=causal)
     groups = heads // k.shape[2]
-    q = q.reshape(batch, tokens, k.shape[2], groups, dim) * dim**-0.5
-    size = max(QUERY_BLOCK, -(-tokens // MAX_BLOCKS))
+    q = q.reshape(batch, tokens, k.shape[2], groups, dim).transpose(0, 2, 3, 1, 4) * dim**-0.5
+    out = _grouped((causal, backend), q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), segment_ids)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, heads, dim)
 
-    def block(q, k, v, query_segments, key_segments, start):
-        scores = jnp.einsum("btkgd,bskd->bkgts", q, k, preferred_element_type=jnp.float32)
-        seen = query_segments[:, :, None] == key_segments[:, None, :]
-        if causal:
-            seen &= (start + jnp.arange(q.shape[1]))[:, None] >= jnp.arange(k.shape[1])[None, :]
-        scores = jnp.where(seen[:, None, None], scores, jnp.finfo(jnp.float32).min)
-        return jnp.einsum("bkgts,bskd->btkgd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
-    if batch * heads * tokens * tokens > STORED_SCORES:
-        block = jax.checkpoint(block, static_argnums=(5,))
-    outputs = []
-    for start in range(0, tokens, size):
-        end = min(start + size, tokens)
-        seen = end if causal else tokens
-        outputs.append(
-            block(q[:, start:end], k[:, :seen], v[:, :seen], segment_ids[:, start:end], segment_ids[:, :seen], start)
-        )
-    return jnp.concatenate(outputs, axis=1).reshape(batch, tokens, heads, dim)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _grouped(form, q, k, v, segments):
+    """q [B K G T hd] (scaled), k and v [B K T hd] -> [B K G T hd], in the form for the platform it is lowered for.
+
+    The backward pass recomputes probabilities from the row-wise normaliser (Dao et al., arXiv:2205.14135).
+    """
+    return _forward(form, q, k, v, segments)[0]
+
+
+def _choose(form: tuple[bool, Backend], name: str, tokens: int, *operands):
+    causal, backend = form
+    tiled = functools.partial(getattr(attention_tiled, name), causal)
+    blocked = functools.partial(getattr(attention_blocked, name), causal)
+    if backend == "tiled":
+        return tiled(*operands)
+    if backend == "blocked" or tokens <= attention_tiled.TILE:
+        return blocked(*operands)
+    return jax.lax.platform_dependent(*operands, cpu=tiled, default=blocked)
+
+
+def _forward(form, q, k, v, segments):
+    out, normaliser = _choose(form, "forward", q.shape[3], q, k, v, segments)
+    return out, (q, k, v, segments, out, normaliser)
+
+
+def _backward(form, saved, gradient):
+    q, k, v, segments, out, normaliser = saved
+    delta = jnp.sum(gradient.astype(jnp.float32) * out, axis=-1, keepdims=True)
+    dq, dk, dv = _choose(form, "backward", q.shape[3], q, k, v, segments, gradient, normaliser, delta)
+    return dq, dk, dv, np.zeros(segments.shape, jax.dtypes.float0)
+
+
+_grouped.defvjp(_forward, _backward)

@@ -1,0 +1,85 @@
+"""Segment attention by the Pallas splash kernel of JAX, for TPUs.
+
+The kernel works on one device's rows and heads, so on several devices it runs inside shard_map. It is used when
+the program is traced under ``jax.set_mesh`` of a TPU mesh, whether the TPUs are here or only described (ahead-of-time
+compilation), or on a single TPU without a mesh.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+LANES = 128  # rows shorter than this, or no multiple of it, are for the blocked form
+BLOCK = 512  # queries and keys; the kernel's own default of 128 is several times slower on long rows
+
+
+def available(tokens: int) -> bool:
+    """Whether this trace is for a TPU, and the row length one that the kernel takes.
+
+    Raises RuntimeError on several TPUs without a mesh: each would compute the attention of all.
+    """
+    if tokens % LANES:
+        return False
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        device = mesh.abstract_device
+        return (device.platform if device is not None else jax.default_backend()) == "tpu"
+    if jax.default_backend() != "tpu":
+        return False
+    if jax.device_count() > 1:
+        raise RuntimeError("several TPUs and no mesh: trace and run under `with jax.set_mesh(mesh):`")
+    return True
+
+
+def attention(
+    q: Float[Array, "B T H hd"],
+    k: Float[Array, "B T K hd"],
+    v: Float[Array, "B T K hd"],
+    segment_ids: Int[Array, "B T"],
+    *,
+    causal: bool,
+    interpret: bool = False,
+) -> Float[Array, "B T H hd"]:
+    """Rows of a causal batch are split over the data axes, heads over ``tensor``. Rows of pictures are not split
+    here: their batch is split by an outer ``vmap(..., spmd_axis_name=ROWS)``."""
+    q, k, v = ((x.swapaxes(1, 2)) for x in (q * q.shape[-1] ** -0.5, k, v))
+    local = functools.partial(_local, causal=causal, interpret=interpret)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local(q, k, v, segment_ids).swapaxes(1, 2)
+    rows = ("data", "fsdp") if causal else None
+    heads = PartitionSpec(rows, "tensor", None, None)
+    sharded = jax.shard_map(
+        local, in_specs=(heads, heads, heads, PartitionSpec(rows, None)), out_specs=heads, check_vma=False
+    )
+    return sharded(q, k, v, segment_ids).swapaxes(1, 2)
+
+
+def _local(q: Array, k: Array, v: Array, segments: Array, *, causal: bool, interpret: bool) -> Array:
+    heads, tokens = q.shape[1:3]
+    mask = masks.CausalMask((tokens, tokens)) if causal else masks.FullMask((tokens, tokens))
+    size = next(block for block in (BLOCK, 384, 256, LANES) if tokens % block == 0)
+    kernel = splash.make_splash_mha(
+        masks.MultiHeadMask([mask] * heads),
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=splash.BlockSizes(
+            block_q=size,
+            block_kv=size,
+            block_kv_compute=size,
+            block_q_dkv=size,
+            block_kv_dkv=size,
+            block_kv_dkv_compute=size,
+            block_q_dq=size,
+            block_kv_dq=size,
+        ),
+        interpret=interpret,
+    )
+    return jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s)))(q, k, v, segments.astype(jnp.int32))

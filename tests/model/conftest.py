@@ -1,0 +1,57 @@
+"""A small Qwen2.5-VL with every part of the published one, and pictures whose every pixel matters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dv2_jax.data.images import preprocess
+from dv2_jax.model import ModelConfig
+
+IDS = dict(
+    image_token_id=10,
+    video_token_id=11,
+    vision_start_token_id=12,
+    vision_end_token_id=13,
+    bos_token_id=14,
+    eos_token_id=15,
+    pad_token_id=14,
+)
+
+
+def tiny_config(**changes) -> ModelConfig:
+    """Four vision blocks of both kinds in turn, ids above 15 are text."""
+    sizes = dict(
+        hidden_size=64,
+        num_heads=2,
+        num_kv_heads=1,
+        num_layers=3,
+        intermediate_size=96,
+        vision_depth=4,
+        vision_hidden_size=32,
+        vision_num_heads=2,
+        vision_intermediate_size=48,
+        mrope_section=(4, 6, 6),
+        fullatt_block_indexes=(1, 3),
+    )
+    return ModelConfig.tiny(256, **IDS, **(sizes | changes))
+
+
+def structured_picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Gradients that differ along both axes, plus noise: a swapped axis or a permuted patch shows."""
+    y, x = np.mgrid[:height, :width]
+    noise = np.random.default_rng(seed).integers(0, 40, (height, width, 3))
+    return Image.fromarray(((np.stack([3 * x + y, 2 * y, x * y // 7], -1) + noise) % 256).astype(np.uint8))
+
+
+def pictures_of(sizes, max_pixels: int):
+    return [
+        preprocess(structured_picture(*size, seed=i), min_pixels=56 * 56, max_pixels=max_pixels)
+        for i, size in enumerate(sizes)
+    ]
+
+
+@pytest.fixture(scope="session")
+def config() -> ModelConfig:
+    return tiny_config()
