@@ -8,7 +8,10 @@ from jaxtyping import Array, Bool, Float
 from dv2_jax.data.packing import PackedBatch
 from dv2_jax.model.params import GraphDef, merge
 from dv2_jax.ops.attention import causal_segment_attention
-from dv2_jax.ops.logprobs import chunked_logprobs
+from dv2_jax.ops.logprobs import row_logprobs
+from dv2_jax.parallel.mesh import gathered, row_axes, row_shards, split_rows
+
+CHUNK = 1024  # tokens per device whose logits exist at once
 
 
 def token_logprobs(
@@ -36,18 +39,19 @@ def token_logprobs(
     if groups == 1:
         embeds = embed(jax.tree.map(lambda x: x[0], batch.vision), batch.token_ids, batch.image_index)
     else:
-        embeds = jax.vmap(embed)(batch.vision, by_group(batch.token_ids), by_group(batch.image_index))
+        embed_groups = jax.vmap(embed, spmd_axis_name=row_axes())  # a group's pictures stay with its rows' device
+        embeds = embed_groups(batch.vision, by_group(batch.token_ids), by_group(batch.image_index))
         embeds = embeds.reshape(rows, tokens, -1)
 
     def attend(q, k, v, layer_cache):
         return causal_segment_attention(q, k, v, batch.segment_ids), layer_cache
 
-    hidden, _ = model.hidden(embeds, batch.positions, attend)
-    logprobs, entropy = chunked_logprobs(
-        hidden.reshape(rows * tokens, -1),
-        model.head_kernel(),
-        batch.targets.reshape(-1),
+    hidden, _ = model.hidden(split_rows(embeds), batch.positions, attend)
+    return row_logprobs(
+        split_rows(hidden),
+        gathered(model.head_kernel().astype(hidden.dtype), "embed", "vocab"),
+        batch.targets,
         temperature=temperature,
         forbidden=forbidden,
+        chunk=CHUNK * row_shards(),
     )
-    return logprobs.reshape(rows, tokens), entropy.reshape(rows, tokens)

@@ -34,8 +34,8 @@ from dv2_jax.evaluation.session import Session, open_session
 from dv2_jax.evaluation.table import print_comparison
 from dv2_jax.parallel import distributed
 from dv2_jax.recipes.rl_step import make_rl_step, make_scorer
-from dv2_jax.recipes.rl_stages import Stages, Stopped
-from dv2_jax.recipes.run import Policy, Run, begin, load_policy, make_learning, open_run, write_json
+from dv2_jax.recipes.rl_stages import STAGES, Stages
+from dv2_jax.recipes.run import Policy, Run, Stopped, begin, load_policy, make_learning, open_run, write_json
 from dv2_jax.recipes.state import Params, TrainState
 from dv2_jax.recipes.update import Update, place
 from dv2_jax.rewards import assign
@@ -92,6 +92,8 @@ def run_rl(config: Config) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Refuse what cannot work, before anything starts."""
     rl = config.rl
+    if unknown := sorted(set(config.eval.stages) - set(STAGES)):
+        raise ConfigError(f"eval.stages = {unknown}: there are {', '.join(STAGES)}")
     if rl.group_size < 2:
         raise ConfigError(
             f"rl.group_size = {rl.group_size}: an advantage compares the members of a group; use at least 2"

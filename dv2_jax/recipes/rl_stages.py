@@ -6,9 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from dv2_jax.agent.trajectory import Trajectory
 from dv2_jax.checkpoint.policy import load_weights
-from dv2_jax.config import ConfigError
 from dv2_jax.evaluation.benchmark import held_out
 from dv2_jax.evaluation.evaluate import evaluate
 from dv2_jax.evaluation.session import Session
@@ -19,18 +17,12 @@ from dv2_jax.telemetry.trajectories import TrajectoryWriter
 STAGES = ("base", "cold_start", "rl")
 
 
-class Stopped(Exception):
-    """A signal asked to stop; the caller saves."""
-
-
 class Stages:
     """Evaluates the policies that `eval.stages` names, each once per run directory (`evaluations/<stage>.json`)."""
 
     def __init__(self, run: Run, policy: Policy, session: Session, writer: TrajectoryWriter):
         self.run, self.policy, self.session, self.writer = run, policy, session, writer
         config = run.config
-        if unknown := sorted(set(config.eval.stages) - set(STAGES)):
-            raise ConfigError(f"eval.stages = {unknown}: there are {', '.join(STAGES)}")
         # A run from the base model has no cold start; what it begins with is the base.
         self.initial = "base" if config.model.init == "package:base" else "cold_start"
         self.names = [
@@ -74,18 +66,9 @@ class Stages:
         questions = held_out(config.task)
         self.session.set_params(params, version)
         with self.run.display.track(f"evaluation: {name}", len(questions)) as bar, self.run.spans.span("evaluation"):
-
-            def advance(_: Trajectory) -> None:
-                bar.advance()
-                if self.run.interrupt.requested:
-                    raise Stopped
-
+            scheduler, advance = self.session.scheduler(temperature=0.0), self.run.advancing(bar)
             result = evaluate(
-                questions,
-                self.session.scheduler(temperature=0.0),
-                self.policy.tokenizer,
-                config.reward,
-                on_progress=advance,
+                questions, scheduler, self.policy.tokenizer, config.reward, on_progress=lambda _: advance()
             )
         self._results[name] = result.summary()
         self.writer.write(result.trajectories, stage=name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,12 @@ from dv2_jax.config import Config
 from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.model.params import GraphDef, abstract_params, build, logical_axes
 from dv2_jax.parallel import distributed
+from dv2_jax.parallel.mesh import make_mesh, param_shardings
 from dv2_jax.recipes.optimizer import learning_rate, make_optimizer, trainable_names
 from dv2_jax.recipes.state import TrainState, init_state, opt_shardings, split_params
 from dv2_jax.telemetry.interrupt import Interrupt
 from dv2_jax.telemetry.metrics import Metrics
-from dv2_jax.telemetry.progress import Display
+from dv2_jax.telemetry.progress import Display, Part
 from dv2_jax.telemetry.spans import Spans
 
 
@@ -56,8 +57,6 @@ def load_policy(config: Config) -> Policy:
     graphdef, _ = build(arch.config, compute_dtype=config.model.compute_dtype, remat=config.model.remat)
     mesh = shardings = None
     if jax.device_count() > 1:
-        from dv2_jax.parallel.mesh import make_mesh, param_shardings
-
         mesh = make_mesh(config.mesh)
         shardings = param_shardings(mesh, logical_axes(arch.config))
     return Policy(arch, graphdef, Tokenizer.from_file(arch.tokenizer_file), mesh, shardings)
@@ -80,6 +79,10 @@ def make_learning(config: Config, policy: Policy, total_steps: int) -> Learning:
     )
 
 
+class Stopped(Exception):
+    """A signal asked the run to stop."""
+
+
 @dataclass
 class Run:
     """An open run directory."""
@@ -95,6 +98,16 @@ class Run:
 
     def stop_requested(self) -> bool:
         return distributed.any_process(self.interrupt.requested)
+
+    def advancing(self, part: Part) -> Callable[..., None]:
+        """`part.advance` for long work between steps: raises Stopped once a signal came."""
+
+        def advance(count: int = 1) -> None:
+            part.advance(count)
+            if self.interrupt.requested:
+                raise Stopped
+
+        return advance
 
     def save(self, step: int, state: TrainState, extra: dict[str, Any]) -> None:
         """Checkpoint `step` of the recipe, unless that is on disk already."""

@@ -23,7 +23,7 @@ from dv2_jax.data.packing import PackSpec
 from dv2_jax.data.rows import read_conversations
 from dv2_jax.parallel import distributed
 from dv2_jax.recipes import sft_data
-from dv2_jax.recipes.run import Policy, Run, begin, load_policy, make_learning, open_run, write_json
+from dv2_jax.recipes.run import Policy, Run, Stopped, begin, load_policy, make_learning, open_run, write_json
 from dv2_jax.recipes.sft_step import make_sft_step, sft_loop
 from dv2_jax.recipes.state import TrainState
 from dv2_jax.telemetry.recompilation import RecompilationCounter
@@ -36,9 +36,24 @@ def run_sft(config: Config) -> dict[str, Any]:
 
     Ctrl-C ends after a step with a checkpoint (`summary["interrupted"]`); the same command continues.
     """
-    started = time.monotonic()
     policy = load_policy(config)
-    learning = make_learning(config, policy, config.sft.steps)
+    with open_run(config) as run:
+        try:
+            summary = train(run, policy)
+        except Stopped:  # while the data was made
+            summary = {"steps": run.start}
+        summary["interrupted"] = summary["steps"] < config.sft.steps
+        if distributed.is_main():
+            write_json(run.directory / "summary.json", summary)
+        if summary["interrupted"]:
+            run.display.line(f"stopped after step {summary['steps']}; the same command continues")
+    return summary
+
+
+def train(run: Run, policy: Policy) -> dict[str, Any]:
+    """The steps that are left; returns what the summary tells about them."""
+    config, sft = run.config, run.config.sft
+    learning = make_learning(config, policy, sft.steps)
     step = make_sft_step(
         policy.graphdef,
         learning.optimizer,
@@ -46,47 +61,37 @@ def run_sft(config: Config) -> dict[str, Any]:
         schedule=learning.schedule,
         param_shardings=policy.shardings,
     )
-    with open_run(config) as run, closing(open_data(run, policy)) as iterator:
+    with closing(open_data(run, policy)) as iterator, run.display.track("SFT", sft.steps, done=run.start) as bar:
         state, extra = begin(run, policy, learning)
         if extra:
             iterator.set_state(extra["data"])
         recompilations = RecompilationCounter()
-        last: dict[str, float] = {}
-        clock = time.monotonic()
+        before, last = extra.get("seconds", 0.0), {}
+        started = clock = time.monotonic()
 
-        with run.display.track("SFT", config.sft.steps, done=run.start) as bar:
+        def on_step(number: int, metrics: dict[str, float], state: TrainState) -> bool:
+            nonlocal clock
+            seconds, clock = time.monotonic() - clock, time.monotonic()
+            if number == run.start + 1:
+                recompilations.reset()
+            last.update(metrics, tokens_per_s=metrics["tokens"] / seconds, step_s=seconds)
+            run.metrics.write(number, last | {"recompilations": recompilations.count})
+            shown = {"loss": metrics["loss"], "gradient": metrics["grad_norm"], "speed, tokens/s": last["tokens_per_s"]}
+            bar.step(shown)
+            stop = run.stop_requested()
+            if stop or number % sft.checkpoint_every == 0 or number == sft.steps:
+                run.save(number, state, {"data": iterator.get_state(), "seconds": before + clock - started})
+            return stop or number == sft.steps
 
-            def on_step(number: int, metrics: dict[str, float], state: TrainState) -> bool:
-                nonlocal clock
-                seconds, clock = time.monotonic() - clock, time.monotonic()
-                if number == run.start + 1:
-                    recompilations.reset()
-                last.update(metrics, tokens_per_s=metrics["tokens"] / seconds, step_s=seconds)
-                run.metrics.write(number, last | {"recompilations": recompilations.count})
-                bar.step(
-                    {"loss": metrics["loss"], "gradient": metrics["grad_norm"], "speed, tokens/s": last["tokens_per_s"]}
-                )
-                stop = run.stop_requested()
-                if stop or number % config.sft.checkpoint_every == 0 or number == config.sft.steps:
-                    run.save(number, state, {"data": iterator.get_state()})
-                return stop or number == config.sft.steps
-
-            if run.start < config.sft.steps:
-                state = sft_loop(state, iterator, step, on_step, mesh=policy.mesh, ahead=0)
-
-        summary = {
+        if run.start < sft.steps:
+            state = sft_loop(state, iterator, step, on_step, mesh=policy.mesh, ahead=0)
+        return {
             "steps": int(state.step),
-            "interrupted": int(state.step) < config.sft.steps,
             "loss": last.get("loss"),
             "tokens_per_s": last.get("tokens_per_s"),
             "recompilations": recompilations.count,
-            "seconds": time.monotonic() - started,
+            "seconds": before + time.monotonic() - started,
         }
-        if distributed.is_main():
-            write_json(run.directory / "summary.json", summary)
-        if summary["interrupted"]:
-            run.display.line(f"stopped after step {summary['steps']}; the same command continues")
-    return summary
 
 
 def open_data(run: Run, policy: Policy) -> grain.DatasetIterator:
@@ -144,7 +149,7 @@ def _cold_start(run: Run, policy: Policy) -> list[sft_data.StoredTrajectory]:
                     directory,
                     policy.tokenizer,
                     seed=config.run.seed,
-                    advance=bar.advance,
+                    advance=run.advancing(bar),
                 )
     distributed.barrier("cold-start data")
     return sft_data.stored_trajectories(directory)

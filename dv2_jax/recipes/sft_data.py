@@ -18,7 +18,7 @@ from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.telemetry.trajectories import PICTURE_FOLDER, TrajectoryWriter, loss_mask, read_trajectories
 
 STAGE = "cold_start_data"
-CHUNK = 256  # questions solved between two writes
+CHUNK = 64  # questions solved between two writes
 
 
 @dataclass(frozen=True, eq=False)

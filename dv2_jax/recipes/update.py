@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from dv2_jax.data.packing import PackedBatch
+from dv2_jax.parallel.mesh import ROWS, under
 from dv2_jax.recipes.state import Params, TrainState, split_params, state_shardings
 
 # (all parameters, microbatch) -> (its share of the step's loss, metrics). Metrics of microbatches add up; those whose
@@ -39,6 +40,7 @@ class Update:
         param_shardings: Mapping[str, NamedSharding] | None = None,
     ):
         self.trainable = trainable
+        self._mesh = next(iter(param_shardings.values())).mesh if param_shardings else None
         learn_shardings = {n: param_shardings[n] for n in trainable} if param_shardings else None
 
         def zeros(params: Params) -> Params:
@@ -79,12 +81,9 @@ class Update:
         """One optimiser step. Raises FloatingPointError when the loss or the gradient norm is not finite."""
         if not microbatches:
             raise ValueError("an optimiser step needs at least one microbatch")
-        gradients = self._zeros(state.params)
-        parts = []
-        for batch in microbatches:
-            gradients, metrics = self._accumulate(state.params, gradients, batch)
-            parts.append(metrics)
-        state, metrics = self._apply(state, gradients)
+        with under(self._mesh):
+            gradients, parts = self._sum(state.params, microbatches)
+            state, metrics = self._apply(state, gradients)
         combined = combine(jax.device_get(parts)) | {k: float(v) for k, v in jax.device_get(metrics).items()}
         if not (math.isfinite(combined["loss"]) and math.isfinite(combined["grad_norm"])):
             raise FloatingPointError(
@@ -95,15 +94,24 @@ class Update:
 
     def gradients(self, params: Params, microbatches: Iterable[PackedBatch]) -> tuple[Params, dict[str, float]]:
         """The summed gradient and metrics of a step, without applying it."""
+        with under(self._mesh):
+            gradients, parts = self._sum(params, microbatches)
+        return gradients, combine(jax.device_get(parts))
+
+    def _sum(self, params: Params, microbatches: Iterable[PackedBatch]) -> tuple[Params, list[dict[str, Array]]]:
         gradients, parts = self._zeros(params), []
         for batch in microbatches:
             gradients, metrics = self._accumulate(params, gradients, batch)
             parts.append(metrics)
-        return gradients, combine(jax.device_get(parts))
+        return gradients, parts
+
+    def jitted(self) -> dict[str, Callable]:
+        """The three programs by name: `zeros(params)`, `accumulate(params, gradients, batch)`, `apply(state, gradients)`."""
+        return {"zeros": self._zeros, "accumulate": self._accumulate, "apply": self._apply}
 
     def compiled_programs(self) -> int:
         """Compilations so far: the number of shapes seen by each of the three programs."""
-        return sum(f._cache_size() for f in (self._zeros, self._accumulate, self._apply))
+        return sum(f._cache_size() for f in self.jitted().values())
 
 
 def combine(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -121,18 +129,20 @@ def place(batch: PackedBatch, mesh: Mesh | None) -> PackedBatch:
     """
     if mesh is None:
         return jax.device_put(batch)
-    data = ("data", "fsdp")
+    return jax.tree.map(
+        lambda place, leaf: jax.make_array_from_process_local_data(place, np.asarray(leaf)),
+        batch_shardings(batch, mesh),
+        batch,
+    )
 
-    def spec(path, _leaf) -> PartitionSpec:
+
+def batch_shardings(batch: PackedBatch, mesh: Mesh) -> PackedBatch:
+    """Where every array of a batch (which may be abstract) lies."""
+
+    def place(path, _leaf) -> NamedSharding:
         name = path[0].name
         if name == "denominator":
-            return PartitionSpec()
-        return PartitionSpec(None, data) if name == "positions" else PartitionSpec(data)
+            return NamedSharding(mesh, PartitionSpec())
+        return NamedSharding(mesh, PartitionSpec(None, ROWS) if name == "positions" else PartitionSpec(ROWS))
 
-    specs = jax.tree_util.tree_map_with_path(spec, batch)
-    return jax.tree.map(
-        lambda s, leaf: jax.make_array_from_process_local_data(NamedSharding(mesh, s), np.asarray(leaf)),
-        specs,
-        batch,
-        is_leaf=lambda x: isinstance(x, PartitionSpec),
-    )
+    return jax.tree_util.tree_map_with_path(place, batch)

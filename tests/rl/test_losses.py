@@ -1,9 +1,9 @@
 """The policy loss against the formulas of TRL and verl written out in float64 numpy, and torch's autograd."""
 
 import dataclasses
+import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -13,6 +13,17 @@ from dv2_jax.rl.advantages import group_advantages, informative_groups
 from dv2_jax.rl.losses import policy_loss, with_algorithm
 
 B, T = 6, 24
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def evaluated(new, old, advantages, weight, denominator, reference=None, *, config):
+    """Loss, clip flags and gradient with respect to the new log-probs, as one program."""
+
+    def loss(x):
+        return policy_loss(x, old, advantages, weight, config, denominator, reference)
+
+    (value, flags), gradient = jax.value_and_grad(loss, has_aux=True)(new)
+    return value, flags, gradient
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +75,7 @@ def test_loss_and_gradient_equal_the_published_formulas(sample, aggregation, cli
 
     weight, denominator = weights(mask, aggregation)
 
-    fixed = [jnp.asarray(x, jnp.float32) for x in (old, advantages, weight)]
-
-    def ours(x):
-        return policy_loss(x, *fixed, config, denominator)[0]
-
-    value, gradient = jax.value_and_grad(ours)(jnp.asarray(new, jnp.float32))
+    value, _, gradient = evaluated(new, old, advantages, weight, denominator, config=config)
     assert abs(float(value) - expected.item()) < 1e-6 * max(1.0, abs(expected.item()))
     np.testing.assert_allclose(gradient, t_new.grad, rtol=2e-6, atol=1e-7)
 
@@ -82,8 +88,7 @@ def test_kl_to_a_reference_is_the_k3_estimate(sample):
     config = RLConfig(kl_coefficient=0.05)
     d = reference - new
     expected = 0.05 * ((np.exp(d) - d - 1) * mask).sum() / mask.sum()
-    columns = [jnp.asarray(x) for x in (new, old, np.zeros_like(new), mask)]
-    value, _ = policy_loss(*columns, config, mask.sum(), jnp.asarray(reference))
+    value, _, _ = evaluated(new, old, np.zeros_like(new), mask, mask.sum(), reference, config=config)
     assert float(value) == pytest.approx(expected, rel=1e-5)
 
 
@@ -95,11 +100,9 @@ def test_losses_of_microbatches_add_up_to_the_loss_of_the_batch(sample, aggregat
     config = RLConfig(loss_aggregation=aggregation)
 
     def loss(rows):
-        return float(
-            policy_loss(*(jnp.asarray(x[rows]) for x in (new, old, advantages, weight)), config, denominator)[0]
-        )
+        return float(evaluated(*(x[rows] for x in (new, old, advantages, weight)), denominator, config=config)[0])
 
-    parts = [loss(slice(0, 1)), loss(slice(1, 5)), loss(slice(5, 6))]
+    parts = [loss(slice(k, k + 2)) for k in (0, 2, 4)]
     assert sum(parts) == pytest.approx(loss(slice(None)), abs=1e-6)
 
 
@@ -111,14 +114,11 @@ def test_a_fully_masked_row_changes_nothing_and_padding_may_hold_anything(sample
     a = np.concatenate([advantages, np.ones((1, T))])
     m = np.concatenate([mask, np.zeros((1, T))])
 
-    def loss(x, o, adv, w):
-        return policy_loss(x, o, adv, w, config, mask.sum())[0]
-
-    whole = jax.value_and_grad(loss)(*(jnp.asarray(x) for x in (new, old, advantages, mask)))
-    with_void = jax.value_and_grad(loss)(*(jnp.asarray(x) for x in (*padded, a, m)))
-    assert float(whole[0]) == pytest.approx(float(with_void[0]), abs=1e-7)
-    np.testing.assert_array_equal(with_void[1][:B], whole[1])
-    np.testing.assert_array_equal(with_void[1][B], 0.0)
+    value, _, gradient = evaluated(new, old, advantages, mask, mask.sum(), config=config)
+    void_value, _, void_gradient = evaluated(*padded, a, m, mask.sum(), config=config)
+    assert float(value) == pytest.approx(float(void_value), abs=1e-6)
+    np.testing.assert_array_equal(void_gradient[:B], gradient)
+    np.testing.assert_array_equal(void_gradient[B], 0.0)
 
 
 def test_clip_flags_mark_the_tokens_whose_gradient_is_cut(sample):
@@ -126,10 +126,7 @@ def test_clip_flags_mark_the_tokens_whose_gradient_is_cut(sample):
     new, old, advantages, mask = sample
     config = RLConfig()
 
-    def loss(x):
-        return policy_loss(x, *(jnp.asarray(v) for v in (old, advantages, mask)), config, 1.0)
-
-    gradient, flags = jax.grad(lambda x: loss(x)[0])(jnp.asarray(new)), loss(jnp.asarray(new))[1]
+    _, flags, gradient = evaluated(new, old, advantages, mask, 1.0, config=config)
     cut = flags["clipped_high"] | flags["clipped_low"] | flags["dual_clipped"]
     inside = (mask > 0) & (advantages != 0) & (np.abs(new - old) < 20)
     np.testing.assert_array_equal((np.asarray(gradient) == 0) & inside, np.asarray(cut) & inside)
