@@ -1,0 +1,202 @@
+"""The whole recipe with the real engine and the real tools service, small: stages, resuming, interrupts, summary."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dv2_jax.config import (
+    AgentConfig,
+    Config,
+    ConfigError,
+    EngineConfig,
+    EvalConfig,
+    ImageConfig,
+    ModelSource,
+    OptimConfig,
+    RLConfig,
+    RunConfig,
+    TaskConfig,
+)
+from dv2_jax.checkpoint import policy as policy_module
+from dv2_jax.checkpoint.store import CheckpointStore
+from dv2_jax.evaluation import session as session_module
+from dv2_jax.recipes import rl
+from dv2_jax.recipes import run as run_module
+from dv2_jax.telemetry.metrics import read_metrics
+from dv2_jax.telemetry.trajectories import loss_mask, read_trajectories
+
+
+@pytest.fixture(scope="module")
+def patched():
+    """The tiny architecture with one layer in each tower, so that it compiles quickly; everything else is real."""
+    original = policy_module.architecture
+
+    def thinner(source):
+        found = original(source)
+        text = replace(found.config.text, num_layers=1)
+        vision = replace(found.config.vision, depth=1, fullatt_block_indexes=(0,))
+        return replace(found, config=replace(found.config, text=text, vision=vision))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (run_module, session_module):
+            patch.setattr(module, "architecture", thinner)
+        yield patch
+
+
+@pytest.fixture
+def config(tmp_path, patched):
+    return Config(
+        run=RunConfig(name="rl", root=str(tmp_path), tensorboard=False),
+        model=ModelSource(init="random"),
+        image=ImageConfig(max_pixels=56 * 56),
+        agent=AgentConfig(max_turns=2, max_turn_tokens=12, max_total_tokens=256, max_images=2),
+        engine=EngineConfig(
+            slots=8, page_size=128, pages=32, prefill_rows=1, prefill_tokens=128, decode_tokens=4, picture_tokens=64
+        ),
+        task=TaskConfig(skills=("plain",), train_size=16, eval_size=3),
+        optim=OptimConfig(learning_rate=1e-3),
+        rl=RLConfig(
+            steps=3, prompts_per_step=2, group_size=4, microbatch_rows=2, row_tokens=256, checkpoint_every=1,
+            keep_trajectories=8,
+        ),
+        eval=EvalConfig(stages=("cold_start", "rl")),
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def scored_by_length(patched):
+    """A random policy never answers: its reward is the share of even tokens, so that there is something to learn."""
+
+    def assign(trajectories, tokenizer, config):
+        for t in trajectories:
+            sampled = [i for i, m in zip(t.token_ids, t.loss_mask, strict=True) if m]
+            t.reward = float(np.mean([i % 2 == 0 for i in sampled]))
+            t.reward_parts = {"accuracy": 0.0, "format": 0.0, "penalty": 0.0, "total": t.reward}
+
+    patched.setattr(rl, "assign", assign)
+
+
+def weights(config):
+    policy = run_module.load_policy(config)
+    learning = run_module.make_learning(config, policy, config.rl.steps)
+    abstract = run_module.abstract_state(policy, learning)
+    with CheckpointStore(f"{config.run.root}/{config.run.name}/checkpoints") as store:
+        found = store.restore(abstract.params, abstract.opt_state)
+    return found.step, jax.tree.map(np.asarray, found.params)
+
+
+def test_a_run_leaves_what_it_promises_and_a_killed_one_continues(config):
+    """Sees: a summary without its stages, recompilation after the first step, a gap between engine and trainer, and on
+    resuming: prompts skipped or drawn twice, trajectories trained twice, metrics of lost steps kept."""
+    summary = rl.run_rl(config)
+    directory = Path(config.run.root) / "rl"
+    assert json.loads((directory / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    for stage in ("cold_start", "rl"):
+        assert {"accuracy", "tool_calls", "tool_rate", "reward"} <= set(summary[stage]["overall"])
+        assert len(list(read_trajectories(directory / "trajectories", stage))) == 3
+    assert summary["recompilations"] == 0 and summary["logprob_gap_max"] <= 1e-4 and not summary["interrupted"]
+    rows = read_metrics(directory)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert all(row["logprob_gap_max"] <= 1e-4 and row["grad_norm"] > 0 for row in rows)
+    assert (directory / "report" / "index.html").exists() and (directory / "export" / "config.json").exists()
+    trained = list(read_trajectories(directory / "trajectories", "train"))
+    assert len(trained) == 3 * 8 and len({t["id"] for t in trained}) == 24
+    assert {t["step"]: set(t["versions"]) for t in trained} == {1: {0}, 2: {1}, 3: {2}}
+    assert all(sum(loss_mask(t)) == len(t["logprobs"]) > 0 for t in trained)
+
+    # Killed in step 3, after its trajectories were written and before its checkpoint.
+    killed = replace(config, run=replace(config.run, name="killed"))
+
+    class Killed(BaseException):
+        pass
+
+    with pytest.MonkeyPatch.context() as patch:
+        written = run_module.Metrics.write
+
+        def write(self, step, values):
+            written(self, step, values)
+            if step == 3:
+                raise Killed
+
+        patch.setattr(run_module.Metrics, "write", write)
+        with pytest.raises(Killed):
+            rl.run_rl(killed)
+    rl.run_rl(killed)
+    again = list(read_trajectories(Path(config.run.root) / "killed" / "trajectories", "train"))
+    assert [t["id"] for t in again] == [t["id"] for t in trained]
+    assert [t["token_ids"] for t in again] == [t["token_ids"] for t in trained]
+    assert [row["reward"] for row in read_metrics(Path(config.run.root) / "killed")] == [row["reward"] for row in rows]
+    (step, found), (_, expected) = weights(killed), weights(config)
+    assert step == 3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+
+
+def test_an_interrupt_leaves_a_checkpoint_and_no_process(config):
+    """Sees: Ctrl-C that loses the step, orphans of the tools service, a continued run that does a step again."""
+    before = children()
+    with pytest.MonkeyPatch.context() as patch:
+        written = run_module.Metrics.write
+
+        def write_and_interrupt(self, step, values):
+            written(self, step, values)
+            if step == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        patch.setattr(run_module.Metrics, "write", write_and_interrupt)
+        summary = rl.run_rl(config)
+    assert summary["interrupted"] and summary["steps"] == 1 and "rl" not in summary
+    assert children() <= before
+    assert weights(config)[0] == 1
+    summary = rl.run_rl(config)
+    assert not summary["interrupted"] and {"cold_start", "rl"} <= set(summary)
+    assert [row["step"] for row in read_metrics(Path(config.run.root) / "rl")] == [1, 2, 3]
+
+
+def test_dynamic_sampling_replaces_groups_without_a_difference(config, patched):
+    """Sees: constant groups kept although others could be had, or a loop that never ends when none can be had."""
+    rewards = iter([0.0] * 8 + [0.0, 1.0, 0.0, 1.0] + [1.0] * 4 + [0.0] * 8 + [0.0] * 100)
+
+    def assign(trajectories, tokenizer, reward_config):
+        for t in trajectories:
+            t.reward = next(rewards)
+            t.reward_parts = {"accuracy": t.reward, "format": 0.0, "penalty": 0.0, "total": t.reward}
+
+    patched.setattr(rl, "assign", assign)
+    dynamic = replace(config.rl, dynamic_sampling=True, max_sampling_rounds=3, steps=1)
+    rl.run_rl(replace(config, rl=dynamic, eval=EvalConfig(stages=())))
+    (row,) = read_metrics(Path(config.run.root) / "rl")
+    assert row["prompts_drawn"] == 6 and row["groups_informative"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rl": RLConfig(group_size=1)}, "rl.group_size = 1"),
+        ({"rl": RLConfig(row_tokens=128)}, "exceeds rl.row_tokens = 128"),
+        ({"rl": RLConfig(prompts_per_step=3, minibatches=2)}, "no multiple of rl.minibatches = 2"),
+        ({"eval": EvalConfig(stages=("bass",))}, "eval.stages"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_its_key(config, change, message):
+    """Sees: a wrong setting found only after minutes of work, or in an assertion deep inside."""
+    with pytest.raises(ConfigError, match=message):
+        rl.run_rl(replace(config, **change))
+
+
+def children() -> set[int]:
+    """Live processes whose parent is this one."""
+    mine = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[1]) == os.getpid() and fields[0] != "Z":
+            mine.add(int(status.parent.name))
+    return mine
