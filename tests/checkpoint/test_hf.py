@@ -1,0 +1,144 @@
+"""Published checkpoints in and out: nothing is lost, and transformers reads what we write as we mean it."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dv2_jax.checkpoint.hf import CheckpointMismatch, load_hf, save_hf
+from dv2_jax.checkpoint.weight_map import entries
+from dv2_jax.model import ModelConfig, build, init_params, merge
+from dv2_jax.model.params import abstract_params
+from dv2_jax.ops.attention import causal_segment_attention
+
+
+def tiny(tied: bool) -> ModelConfig:
+    return ModelConfig.tiny(
+        320, image_token_id=1, video_token_id=2, vision_start_token_id=3, vision_end_token_id=4, bos_token_id=5,
+        eos_token_id=6, pad_token_id=7, tie_word_embeddings=tied, hidden_size=64, num_heads=2, num_layers=3,
+    )  # fmt: skip
+
+
+def random_params(config: ModelConfig, dtype="float32"):
+    """Every array random, biases and scales too: a swapped bias would not show in fresh weights."""
+    params = init_params(config, jax.random.key(0))
+    return {
+        name: (value + 0.02 * jax.random.normal(jax.random.key(i), value.shape)).astype(dtype).astype(jnp.float32)
+        for i, (name, value) in enumerate(params.items())
+    }
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_come_back_bit_for_bit_from_one_file_and_from_many(tmp_path, tied, dtype):
+    config = tiny(tied)
+    params = random_params(config, dtype)
+    for name, size in (("one", 10**9), ("many", 50_000)):
+        save_hf(tmp_path / name, params, config, dtype, shard_bytes=size)
+        again = load_hf(tmp_path / name, config)
+        assert {n: np.asarray(v).tobytes() for n, v in again.items()} == {
+            n: np.asarray(v).tobytes() for n, v in params.items()
+        }
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 3
+
+
+def test_loading_and_writing_again_leaves_every_tensor_byte_identical(tmp_path):
+    config = tiny(tied=False)
+    save_hf(tmp_path / "first", random_params(config), config, "bfloat16")
+    save_hf(tmp_path / "second", load_hf(tmp_path / "first", config), config, "bfloat16")
+    first, second = (load_file(tmp_path / n / "model.safetensors") for n in ("first", "second"))
+    assert first.keys() == second.keys() and all(first[n].tobytes() == second[n].tobytes() for n in first)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_transformers_loads_it_strictly_and_computes_the_same_text_logits(tmp_path, tied):
+    """Sees a transposed kernel, a permuted head and a third of a fused tensor at the wrong place."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = tiny(tied)
+    params = random_params(config)
+    save_hf(tmp_path / "x", params, config, "float32")
+    model, info = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        tmp_path / "x", output_loading_info=True, dtype=torch.float32
+    )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    ids = np.random.default_rng(0).integers(10, 320, (2, 40))
+    ours = merge(build(config)[0], params)
+    positions = jnp.broadcast_to(jnp.arange(40), (3, 2, 40))
+    segments = jnp.ones((2, 40), jnp.int32)
+    hidden, _ = ours.hidden(
+        ours.embed(jnp.asarray(ids)),
+        positions,
+        lambda q, k, v, cache: (causal_segment_attention(q, k, v, segments), cache),
+    )
+    with torch.no_grad():
+        theirs = model(input_ids=torch.tensor(ids)).logits.numpy()
+    assert np.abs(np.asarray(ours.logits(hidden)) - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+def test_both_generations_of_key_layouts_load_alike(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = tiny(tied=False)
+    params = random_params(config)
+    save_hf(tmp_path / "old", params, config, "float32")
+    old = load_file(tmp_path / "old" / "model.safetensors")
+    renamed = {
+        name.replace("visual.", "model.visual.", 1)
+        if name.startswith("visual.")
+        else name.replace("model.", "model.language_model.", 1): tensor
+        for name, tensor in old.items()
+    }
+    model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "old")
+    assert set(renamed) == set(model.state_dict()), "not the names that transformers itself uses in memory"
+    (tmp_path / "new").mkdir()
+    save_file(renamed, tmp_path / "new" / "model.safetensors")
+    again = load_hf(tmp_path / "new", config)
+    assert all(np.array_equal(again[n], params[n]) for n in params)
+
+
+def test_every_mismatch_is_reported_at_once(tmp_path):
+    config = tiny(tied=False)
+    save_hf(tmp_path / "x", random_params(config), config, "float32")
+    file = tmp_path / "x" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.norm.weight"]
+    tensors["visual.merger.ln_q.weight"] = np.zeros(5, np.float32)
+    tensors["model.layers.9.mlp.up_proj.weight"] = np.zeros((2, 2), np.float32)
+    save_file(tensors, file)
+    with pytest.raises(CheckpointMismatch) as caught:
+        load_hf(tmp_path / "x", config)
+    message = str(caught.value)
+    assert "missing: model.norm.weight" in message
+    assert "shape: visual.merger.ln_q.weight is [5]" in message
+    assert "unexpected: model.layers.9.mlp.up_proj.weight" in message
+
+
+def test_a_cut_file_is_named(tmp_path):
+    config = tiny(tied=True)
+    save_hf(tmp_path / "x", random_params(config), config, "float32")
+    file = tmp_path / "x" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="model.safetensors is cut"):
+        load_hf(tmp_path / "x", config)
+
+
+def test_a_failed_write_leaves_no_folder(tmp_path):
+    config = tiny(tied=True)
+    params = random_params(config)
+    del params["text.layers.mlp.down.kernel"]
+    with pytest.raises(KeyError):
+        save_hf(tmp_path / "x", params, config)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", ["3b", "7b", "32b", "72b"])
+def test_the_published_sizes_map_completely(size):
+    config = ModelConfig.preset(size)
+    mapped = {entry.ours for entry in entries(config)}
+    assert mapped == set(abstract_params(config, jnp.float32))
+    assert json.loads(json.dumps(config.to_hf())) and ModelConfig.from_hf(config.to_hf()) == config
