@@ -29,7 +29,12 @@ from dv2_jax.config import (
 
 def laptop() -> Config:
     """The tiny model on two CPU cores: shipped cold start, embedded tasks, local tools, minutes."""
-    return Config(recipe="rl", run=RunConfig(name="rl"))
+    return Config(
+        recipe="rl",
+        run=RunConfig(name="rl"),
+        optim=OptimConfig(learning_rate=3e-4, warmup_ratio=0.05, schedule="constant", b2=0.99, weight_decay=0.0),
+        rl=RLConfig(steps=30, prompts_per_step=16, group_size=8, microbatch_rows=8, row_tokens=1_024),
+    )
 
 
 def accelerator(size: str) -> Config:
@@ -46,6 +51,7 @@ def accelerator(size: str) -> Config:
         image=ImageConfig(min_pixels=4 * 28**2, max_pixels=16_384 * 28**2),
         agent=AgentConfig(
             system_prompt="full",
+            search_results=5,
             max_turns=9,
             max_turn_tokens=8_192,
             max_total_tokens=24_576,  # prompt at most 8,192, response at most 16,384, tool text included

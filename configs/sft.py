@@ -1,6 +1,7 @@
 """Supervised cold start: teaches the protocol of turns, code and searches before reinforcement learning.
 
     python -m dv2_jax.train --config=configs/sft.py                     two CPU cores, from the shipped base model
+    python -m dv2_jax.train --config=configs/sft.py:pretrain            what the base model is made with
     python -m dv2_jax.train --config=configs/sft.py:7b \\
         --config.model.init=hf:/models/Qwen2.5-VL-7B-Instruct --config.sft.data=/data/sft.json
 
@@ -25,7 +26,24 @@ from dv2_jax.config import (
 
 def laptop() -> Config:
     """The tiny model on two CPU cores: the shipped base learns from the scripted solver's trajectories."""
-    return Config(recipe="sft", run=RunConfig(name="sft"), model=ModelSource(init="package:base"))
+    return Config(
+        recipe="sft",
+        run=RunConfig(name="sft"),
+        model=ModelSource(init="package:base"),
+        optim=OptimConfig(learning_rate=1e-3, warmup_ratio=0.05, schedule="cosine", weight_decay=0.05),
+        sft=SFTConfig(steps=600, batch_rows=4, row_tokens=1024, data="cold_start", examples=3_000),
+    )
+
+
+def pretrain() -> Config:
+    """The tiny model from nothing: captions, plain questions, notes and snippets of code; about an hour on two cores."""
+    return Config(
+        recipe="sft",
+        run=RunConfig(name="pretrain"),
+        model=ModelSource(init="random", preset="tiny"),
+        optim=OptimConfig(learning_rate=3e-3, warmup_ratio=0.02, schedule="cosine", weight_decay=0.05),
+        sft=SFTConfig(steps=4_500, batch_rows=8, row_tokens=512, data="pretrain", checkpoint_every=500),
+    )
 
 
 def accelerator(size: str, row_tokens: int) -> Config:
@@ -42,7 +60,7 @@ def accelerator(size: str, row_tokens: int) -> Config:
         ),
         image=ImageConfig(min_pixels=4 * 28**2, max_pixels=512**2),
         agent=AgentConfig(
-            system_prompt="full", max_turns=9, max_turn_tokens=8_192, max_total_tokens=row_tokens, max_images=50
+            system_prompt="full", search_results=5, max_turns=9, max_turn_tokens=8_192, max_total_tokens=row_tokens, max_images=50
         ),
         task=TaskConfig(source="data/deepeyesv2_sft.json"),
         # The decay and the betas are the defaults of the released run's trainer, which sets neither.
@@ -91,6 +109,7 @@ def sft_32b() -> Config:
 
 PRESETS = {
     "laptop": laptop,
+    "pretrain": pretrain,
     "3b": sft_3b,
     "7b": sft_7b,
     "7b_v5p_32": sft_7b_v5p_32,

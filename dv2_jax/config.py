@@ -64,7 +64,7 @@ class AgentConfig:
     max_images_per_turn: int = 10  # that one observation may bring
     stdout_chars: int = 8000  # of an observation; the rest is clipped, with a note
     stderr_chars: int = 4000  # likewise
-    search_results: int = 5  # per query
+    search_results: int = 3  # per query; the real presets show five, as released
     prefill_think: bool = True  # observations end with a masked "<think>"
     code_images: Literal["native", "view"] = "native"  # size at which image_i is pre-loaded in the sandbox
 
