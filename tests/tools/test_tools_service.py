@@ -21,6 +21,7 @@ from tools_service.client import ExecRequest, ImageSearchRequest, Status, TextSe
 from tools_service.proto import tools_pb2 as pb
 from tools_service.proto import tools_pb2_grpc
 
+LIGHT = ["--packages", "numpy,pillow", "--warm", "2"]  # starts in a second: these tests plot nothing
 _TOKEN = "correct-horse-battery-staple"
 
 
@@ -46,7 +47,7 @@ def served(tmp_path_factory, indexes):
     """A service with search, few sessions, quick expiry and a token."""
     folder = tmp_path_factory.mktemp("service")
     (folder / "token").write_text(_TOKEN + "\n")
-    arguments = ["--token-file", str(folder / "token"), "--max-sessions", "12", "--idle-s", "6", "--warm", "2"]
+    arguments = ["--token-file", str(folder / "token"), "--max-sessions", "12", "--idle-s", "6", *LIGHT]
     service = start_local_service(text_index=indexes[0], image_index=indexes[1], log_path=folder / "log.txt", extra_args=arguments)
     bench = Bench(service, token=_TOKEN)
     yield bench
@@ -229,7 +230,7 @@ def test_an_address_where_nobody_listens_answers_unavailable():
 @pytest.fixture
 def fragile(tmp_path):
     """A service of its own, for a test that breaks it."""
-    service = start_local_service(log_path=tmp_path / "log.txt", extra_args=["--warm", "2"])
+    service = start_local_service(log_path=tmp_path / "log.txt", extra_args=LIGHT)
     bench = Bench(service)
     yield bench
     bench.close()
@@ -279,7 +280,7 @@ def test_losing_the_zygote_costs_no_session_and_losing_the_manager_answers_every
 
 
 def test_nothing_is_left_when_the_server_is_killed(tmp_path):
-    service = start_local_service(log_path=tmp_path / "log.txt", extra_args=["--warm", "2"])
+    service = start_local_service(log_path=tmp_path / "log.txt", extra_args=LIGHT)
     bench = Bench(service)
     for _ in range(3):
         bench.run(bench.new_session(), "import os\nif os.fork() == 0:\n    import time\n    time.sleep(1000)")
@@ -297,7 +298,7 @@ def test_nothing_is_left_when_the_server_is_killed(tmp_path):
 
 
 def test_a_stop_drains_running_cells_and_leaves_no_process_group_or_folder(tmp_path):
-    service = start_local_service(log_path=tmp_path / "log.txt", extra_args=["--warm", "2"])
+    service = start_local_service(log_path=tmp_path / "log.txt", extra_args=LIGHT)
     bench = Bench(service)
     name = bench.new_session()
     bench.run(name, "import time")
@@ -319,7 +320,7 @@ def test_a_service_ends_with_the_process_that_started_it(tmp_path):
     code = f"""
 import sys, time
 from tools_service.client import start_local_service
-service = start_local_service(log_path={str(tmp_path / 'log.txt')!r}, extra_args=['--warm', '2'])
+service = start_local_service(log_path={str(tmp_path / 'log.txt')!r}, extra_args={LIGHT!r})
 print(service.process.pid, flush=True)
 time.sleep(600)
 """

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import selectors
 import shutil
 import signal
@@ -43,6 +44,7 @@ class Worker:
     number: int
     slot: int
     pid: int
+    folder: str  # name of its work folder where that lies on our disk: others cannot guess it
     handles: list[int] = field(default_factory=list)  # control channel, stdout file, stderr file
     ready: bool = False
     quiet: bool = False  # between cells, as far as the server has said
@@ -180,7 +182,7 @@ class Manager:
         else:
             self._starting.popleft()
             self._count += 1
-            worker = Worker(self._count, message["slot"], message["pid"], handles)
+            worker = Worker(self._count, message["slot"], message["pid"], message["folder"], handles)
             self._workers[worker.pid] = worker
             self._numbers[worker.number] = worker.pid
             self._events.register(handles[0], selectors.EVENT_READ, lambda: self._from_worker(worker))
@@ -227,7 +229,7 @@ class Manager:
             slot = self._free.popleft()
             handles = self._groups.open_slot(slot)
             try:
-                zygote.send(self._zygote_socket, {"slot": slot}, handles)
+                zygote.send(self._zygote_socket, {"slot": slot, "folder": secrets.token_hex(12)}, handles)
             except OSError:
                 self._free.append(slot)
                 self._lose_zygote()
@@ -275,7 +277,7 @@ class Manager:
 
     def _folder(self, worker: Worker) -> str:
         """The session's work folder on our own disk; empty where it has a file system of its own."""
-        return "" if self.plan.namespaces else os.path.join(self.plan.runtime_dir, "sessions", str(worker.slot))
+        return "" if self.plan.namespaces else os.path.join(self.plan.runtime_dir, "sessions", worker.folder)
 
     def _resume(self, worker: Worker) -> None:
         """A cell is about to run: the session goes on if it was stopped."""

@@ -19,7 +19,7 @@ from tools_service.sandbox import frames, landlock, linux, packages, root, runne
 from tools_service.sandbox.plan import Plan
 
 
-def become(plan: Plan, slot: int, channel: int, out: int, err: int, cgroup_handles: list[int], readable: list[str], mapped: int) -> None:
+def become(plan: Plan, slot: int, name: str, channel: int, out: int, err: int, cgroup_handles: list[int], readable: list[str], mapped: int) -> None:
     """Turns this fork into the process of session slot ``slot``. Never returns.
 
     ``readable`` are the paths it may read where it has no private root, ``mapped`` the bytes of address
@@ -28,7 +28,7 @@ def become(plan: Plan, slot: int, channel: int, out: int, err: int, cgroup_handl
     try:
         _take_descriptors(channel, out, err, cgroup_handles)
         try:
-            folder = _confine(plan, slot, readable, mapped)
+            folder = _confine(plan, slot, name, readable, mapped)
             _freshen(folder)
         except BaseException as error:
             frames.write(runner.CHANNEL, {"failed": f"{type(error).__name__}: {error}"})
@@ -52,7 +52,7 @@ def _take_descriptors(channel: int, out: int, err: int, cgroup_handles: list[int
     os.set_inheritable(runner.CHANNEL, False)
 
 
-def _confine(plan: Plan, slot: int, readable: list[str], mapped: int) -> str:
+def _confine(plan: Plan, slot: int, name: str, readable: list[str], mapped: int) -> str:
     """Everything from signals to the system call filter; returns the work folder."""
     for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
@@ -63,9 +63,9 @@ def _confine(plan: Plan, slot: int, readable: list[str], mapped: int) -> str:
         root.add_session(plan.limits.disk_mb, plan.limits.inodes, uid, process_list=not plan.user_namespace)
         folder = root.WORK
     else:
-        folder = os.path.join(plan.runtime_dir, "sessions", str(slot))
+        folder = os.path.join(plan.runtime_dir, "sessions", name)
         os.makedirs(os.path.dirname(folder), mode=0o711, exist_ok=True)
-        os.mkdir(folder, 0o700)  # fails if anything of a former session is left
+        os.mkdir(folder, 0o700)
         if plan.uid_base:
             os.chown(folder, uid, uid)
     _set_limits(plan, _address_space(plan, mapped))
@@ -79,8 +79,8 @@ def _confine(plan: Plan, slot: int, readable: list[str], mapped: int) -> str:
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     os.umask(0o077)
     os.chdir(folder)
-    for name in (".tmp", ".shm"):
-        os.makedirs(name, exist_ok=True)
+    for scratch in (".tmp", ".shm"):
+        os.mkdir(scratch)
     if plan.tier != "insecure":
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     if plan.landlock:

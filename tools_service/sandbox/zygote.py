@@ -4,8 +4,8 @@ It is started by exec with an almost empty environment, has one thread, and hold
 socket but the one to the manager, nothing of any session. Every fork is a child of the manager
 (CLONE_PARENT), so sessions survive the zygote and are reaped by the manager.
 
-Requests come over a socket (SEQPACKET): ``{"slot": n}`` with the slot's cgroup files attached. Answer:
-``{"slot": n, "pid": p}`` with three descriptors: control channel, stdout file, stderr file.
+Requests come over a socket (SEQPACKET): ``{"slot": n, "folder": name}`` with the slot's cgroup files attached. Answer:
+the same and ``"pid"``, with three descriptors: control channel, stdout file, stderr file.
 """
 
 from __future__ import annotations
@@ -117,13 +117,13 @@ def _serve(plan: Plan, manager: socket.socket, readable: list[str], mapped: int)
         data, handles = receive(manager)
         if not data:
             os._exit(0)
-        slot = json.loads(data)["slot"]
+        request = json.loads(data)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         out, err = (_output_file(plan.limits.output_mb << 20) for _ in range(2))
         pid = linux.fork_with(flags)
         if pid == 0:
-            worker.become(plan, slot, theirs.detach(), out, err, handles, readable, mapped)
-        send(manager, {"slot": slot, "pid": pid}, [ours.fileno(), out, err])
+            worker.become(plan, request["slot"], request["folder"], theirs.detach(), out, err, handles, readable, mapped)
+        send(manager, request | {"pid": pid}, [ours.fileno(), out, err])
         for handle in (out, err, *handles):
             os.close(handle)
         ours.close()
