@@ -23,7 +23,7 @@ from dv2_jax.overrides import ConfigError, check_types, flatten, from_mapping, r
 @dataclass(frozen=True)
 class RunConfig:
     name: str = "default"  # run directory is root/name
-    root: str = "runs"  # local path or gs://
+    root: str = "runs"  # a folder here, or on a file system that all hosts mount
     seed: int = 0  # of everything that is drawn: questions, order, tokens
     resume: bool = True  # continue from the newest checkpoint in the run directory
     tensorboard: bool = True  # event files beside metrics.jsonl

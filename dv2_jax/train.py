@@ -12,6 +12,11 @@ def run(config: Config) -> object:
     """Joins the other hosts, if there are any, and runs the recipe to its end."""
     if config.recipe not in ("sft", "rl"):
         raise ConfigError(f"recipe = {config.recipe!r} is not for training: use python -m dv2_jax.{config.recipe}")
+    if "://" in config.run.root:  # pathlib would quietly make a folder named "gs:" on this machine's own disk
+        raise ConfigError(
+            f"run.root = {config.run.root!r}: metrics, trajectories and reports need a file system; mount the bucket"
+            " (gcsfuse) on every host and give the path, e.g. --config.run.root=/mnt/bucket/runs"
+        )
     from dv2_jax.parallel import distributed  # after the command line is read: --help needs no jax
 
     distributed.initialize()

@@ -205,3 +205,5 @@ def test_a_mistake_ends_train_with_one_message_and_code_2():
     assert done.returncode == 2 and "did you mean 'group_size'?" in done.stderr and "Traceback" not in done.stderr
     done = run_train("--config=configs/evaluate.py")
     assert done.returncode == 2 and "use python -m dv2_jax.evaluate" in done.stderr
+    done = run_train("--config=configs/rl.py", "--config.run.root=gs://bucket/runs")
+    assert done.returncode == 2 and "run.root = 'gs://bucket/runs'" in done.stderr and "mount the bucket" in done.stderr
