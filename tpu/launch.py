@@ -131,9 +131,10 @@ class Launch:
 
     def install(self) -> None:
         """The committed source of this repository, its dependencies, and what `--copy` names, on every worker."""
-        changed = subprocess.run(["git", "-C", str(ROOT), "status", "--porcelain"], capture_output=True, text=True).stdout
-        if changed and not self.shell.dry_run:
-            print(f"not sent, because not committed: {', '.join(line[3:] for line in changed.splitlines())}", flush=True)
+        if not self.shell.dry_run:
+            status = ["git", "-C", str(ROOT), "status", "--porcelain"]
+            if changed := subprocess.run(status, capture_output=True, text=True).stdout.splitlines():
+                print(f"{len(changed)} files are changed or new and not committed: the workers get HEAD", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             archive = f"{folder}/{FOLDER}.tar.gz"
             self.shell.run(

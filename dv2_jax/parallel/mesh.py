@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from dv2_jax.config import ConfigError, MeshConfig
 
@@ -72,3 +74,36 @@ def param_shardings(mesh: Mesh, logical_axes: Mapping[str, tuple[str | None, ...
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of an array whose leading dimension is a batch's rows."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def under(mesh: Mesh | None) -> AbstractContextManager:
+    """Trace and run under `mesh`: what asks for the current mesh (a kernel, `split_rows`) then finds it."""
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def row_axes() -> tuple[str, ...] | None:
+    """Mesh axes that split rows, under the current mesh; None without one."""
+    return None if jax.sharding.get_abstract_mesh().empty else ROWS
+
+
+def row_shards() -> int:
+    """Over how many devices rows are split under the current mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def split_rows(x: Array) -> Array:
+    """Keeps the leading dimension of an activation split over the devices of its rows, and nothing else split.
+
+    Left to itself the compiler may split features instead, because the weights lie split by features: it then sends
+    activations, which are larger than weights.
+    """
+    return x if row_axes() is None else jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS))
+
+
+def gathered(x: Array, *axes: str | None) -> Array:
+    """A weight with logical `axes`, whole on every device of `data` and `fsdp`; for one that a loop uses each time."""
+    if row_axes() is None:
+        return x
+    kept = (None if name is None or AXIS_RULES[name] in ROWS else AXIS_RULES[name] for name in axes)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from dv2_jax.data.packing import PackedBatch
+from dv2_jax.data.packing import PackedBatch, PackSpec, build_batch
 from dv2_jax.parallel.mesh import ROWS, under
 from dv2_jax.recipes.state import Params, TrainState, split_params, state_shardings
 
@@ -106,8 +107,14 @@ class Update:
         return gradients, parts
 
     def jitted(self) -> dict[str, Callable]:
-        """The three programs by name: `zeros(params)`, `accumulate(params, gradients, batch)`, `apply(state, gradients)`."""
+        """The programs by name: `zeros(params)`, `accumulate(params, gradients, batch)`, `apply(state, gradients)`."""
         return {"zeros": self._zeros, "accumulate": self._accumulate, "apply": self._apply}
+
+    def prepare(self, params: Params, spec: PackSpec, mesh: Mesh | None) -> None:
+        """Compile for every image bucket but the first: a later step may need it, and the first step its own."""
+        for bucket in sorted(spec.image_buckets, key=lambda bucket: bucket.merged)[1:]:
+            empty = build_batch([[]] * spec.rows, replace(spec, image_buckets=(bucket,)))
+            self.gradients(params, [place(empty, mesh)])
 
     def compiled_programs(self) -> int:
         """Compilations so far: the number of shapes seen by each of the three programs."""
@@ -125,12 +132,12 @@ def combine(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def place(batch: PackedBatch, mesh: Mesh | None) -> PackedBatch:
     """Put a host batch on the devices: rows and vision groups split over the data axes, the denominator everywhere.
 
-    On several hosts every process passes the rows of its own devices.
+    On several hosts every process passes the same whole batch and keeps its own devices' part.
     """
     if mesh is None:
         return jax.device_put(batch)
     return jax.tree.map(
-        lambda place, leaf: jax.make_array_from_process_local_data(place, np.asarray(leaf)),
+        lambda place, leaf: jax.make_array_from_callback(np.shape(leaf), place, np.asarray(leaf).__getitem__),
         batch_shardings(batch, mesh),
         batch,
     )

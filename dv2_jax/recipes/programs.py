@@ -1,0 +1,282 @@
+"""Every large program of a recipe with abstract, placed arguments: what is compiled ahead of time, without weights.
+
+The functions are those that run; only the arrays are missing. Small ones (zeroing gradients, copying pages) are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dv2_jax.agent.protocol import STOP_STRINGS
+from dv2_jax.checkpoint.policy import architecture
+from dv2_jax.config import Config
+from dv2_jax.data.loader import image_buckets
+from dv2_jax.data.packing import PackedBatch, PackSpec
+from dv2_jax.engine import batches
+from dv2_jax.engine.programs import jitted
+from dv2_jax.engine.shapes import Shapes
+from dv2_jax.engine.stops import FINAL_STATES
+from dv2_jax.model.config import ModelConfig
+from dv2_jax.model.params import abstract_params, build, logical_axes
+from dv2_jax.model.vision_inputs import VisionBatch, VisionBucket, vision_batch
+from dv2_jax.ops.paged_attention import Pages
+from dv2_jax.parallel.aot import bytes_per_device
+from dv2_jax.parallel.mesh import ROWS, make_mesh, param_shardings
+from dv2_jax.recipes.optimizer import learning_rate, make_optimizer, trainable_names
+from dv2_jax.recipes.rl_step import make_rl_step, make_scorer
+from dv2_jax.recipes.sft_step import make_sft_step
+from dv2_jax.recipes.state import TrainState, opt_shardings, split_params
+from dv2_jax.recipes.update import Update, batch_shardings
+from dv2_jax.rl.losses import with_algorithm
+
+
+@dataclass(frozen=True)
+class Program:
+    name: str
+    shape: str  # for people
+    function: Callable  # jitted
+    arguments: tuple[Any, ...]  # abstract arrays
+    beside: int  # bytes per device that the run holds besides the arguments
+    mesh: Mesh  # under which it is traced
+
+
+@dataclass(frozen=True)
+class Abstract:
+    """A policy without weights, on a mesh."""
+
+    config: Config
+    model: ModelConfig
+    mesh: Mesh
+
+    @property
+    def graphdef(self):
+        return build(self.model, compute_dtype=self.config.model.compute_dtype, remat=self.config.model.remat)[0]
+
+    @property
+    def shardings(self) -> dict[str, NamedSharding]:
+        return param_shardings(self.mesh, logical_axes(self.model))
+
+    @property
+    def params(self) -> dict[str, jax.ShapeDtypeStruct]:
+        places = self.shardings
+        return {n: _placed(p, places[n]) for n, p in abstract_params(self.model).items()}
+
+    @property
+    def shards(self) -> int:
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def state(self, optimizer: Any, trainable: tuple[str, ...]) -> TrainState:
+        params = self.params
+        opt_state = jax.eval_shape(optimizer.init, split_params(params, trainable)[0])
+        places = opt_shardings(opt_state, self.shardings)
+        step = _placed(jax.ShapeDtypeStruct((), jnp.int32), NamedSharding(self.mesh, PartitionSpec()))
+        return TrainState(params, jax.tree.map(_placed, opt_state, places), step)
+
+
+def abstract_policy(config: Config, devices: list[Any]) -> Abstract:
+    """The policy of `config.model`; `model.preset` names the architecture where a folder of weights is not here."""
+    source = config.model
+    kind, _, where = source.init.partition(":")
+    if kind == "hf" and not Path(where).is_dir():
+        source = dataclasses.replace(source, init="random")
+    return Abstract(config, architecture(source).config, make_mesh(config.mesh, devices))
+
+
+def sft_programs(policy: Abstract) -> list[Program]:
+    """A microbatch's gradient in every listed shape of pictures, and the optimiser's step."""
+    config, sft = policy.config, policy.config.sft
+    optimizer, trainable = _learning(policy, sft.steps)
+    update = make_sft_step(
+        policy.graphdef,
+        optimizer,
+        trainable,
+        schedule=learning_rate(config.optim, sft.steps),
+        param_shardings=policy.shardings,
+    )
+    spec = _pack_spec(policy, sft.batch_rows // sft.microbatches, sft.row_tokens)
+    return _update_programs("SFT", policy, update, optimizer, trainable, spec, beside=0)
+
+
+def rl_programs(policy: Abstract) -> list[Program]:
+    """The policy-gradient step, and log-probs without a gradient. Pages of the engine lie beside them."""
+    config = dataclasses.replace(policy.config, rl=with_algorithm(policy.config.rl))
+    rl, temperature = config.rl, config.sampling.temperature
+    steps = rl.steps * rl.minibatches
+    optimizer, trainable = _learning(policy, steps)
+    forbidden = np.zeros(policy.model.text.vocab_size, bool)
+    forbidden[policy.model.image_token_id] = True
+    update = make_rl_step(
+        policy.graphdef,
+        rl,
+        optimizer,
+        trainable,
+        temperature=temperature,
+        forbidden=forbidden,
+        schedule=learning_rate(config.optim, steps),
+        param_shardings=policy.shardings,
+    )
+    spec = _pack_spec(policy, rl.microbatch_rows, rl.row_tokens)
+    pages = bytes_per_device(_engine_memory(policy, policy.mesh))
+    programs = _update_programs("RL", policy, update, optimizer, trainable, spec, beside=pages)
+    score = make_scorer(policy.graphdef, temperature=temperature, forbidden=forbidden)
+    batch = abstract_batch(spec, spec.image_buckets[0], policy.mesh)
+    held = pages + bytes_per_device(policy.state(optimizer, trainable).opt_state)
+    return [*programs, Program("log-probs", _shape(spec, batch), score, (policy.params, batch), held, policy.mesh)]
+
+
+def engine_programs(policy: Abstract) -> list[Program]:
+    """Prefill and decode in their widest shapes, and the encoder in its first; on the first device of the mesh."""
+    config, engine, model = policy.config, policy.config.engine, policy.model
+    mesh = policy.mesh
+    whole = NamedSharding(mesh, PartitionSpec())
+    graphdef = build(model, compute_dtype=config.model.compute_dtype)[0]
+    states = FINAL_STATES + len({text[:end] for text in STOP_STRINGS for end in range(len(text))})
+    functions = jitted(graphdef)
+    params, (pages, pool) = policy.params, _engine_memory(policy, mesh)
+    shapes = Shapes.of(engine, config.agent.max_total_tokens)
+    nowhere = engine.pages * engine.page_size
+
+    def on_device(tree: Any) -> Any:
+        return jax.tree.map(lambda x: _placed(x, whole), tree)
+
+    piece = on_device(
+        batches.empty_prefill(shapes.prefill_rows[-1], engine.prefill_tokens, shapes.prefill_widths[-1], nowhere)
+    )
+    step = on_device(
+        batches.empty_decode(shapes.decode_rows[-1], engine.decode_tokens, shapes.decode_widths[-1], nowhere)
+    )
+    vocabulary = model.text.vocab_size
+    table = jax.ShapeDtypeStruct((states, vocabulary), jnp.int32, sharding=whole)
+    forbidden = jax.ShapeDtypeStruct((vocabulary,), jnp.bool_, sharding=whole)
+    seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=whole)
+    bucket = image_buckets(config.image, config.agent, model, rows=1, row_tokens=config.agent.max_total_tokens)[0]
+    vision = on_device(_abstract_vision(bucket, model))
+    placed = jax.ShapeDtypeStruct((bucket.merged,), jnp.int32, sharding=whole)
+    width = engine.page_size
+    return [
+        Program(
+            "prefill",
+            f"{piece.token_ids.shape[0]} × {engine.prefill_tokens} behind {piece.page_table.shape[1] * width:,}",
+            functions["prefill"],
+            (params, pages, pool, piece),
+            0,
+            mesh,
+        ),
+        Program(
+            "decode",
+            f"{step.token.shape[0]} × {engine.decode_tokens} behind {step.page_table.shape[1] * width:,}",
+            functions["decode"],
+            (params, pages, seed, table, forbidden, step),
+            bytes_per_device(pool),
+            mesh,
+        ),
+        Program(
+            "encode",
+            f"{bucket.rows} × {bucket.length} patches",
+            functions["encode"],
+            (params, pool, vision, placed),
+            bytes_per_device(pages),
+            mesh,
+        ),
+    ]
+
+
+def abstract_batch(spec: PackSpec, bucket: VisionBucket, mesh: Mesh) -> PackedBatch:
+    """A packed batch without numbers, placed as `update.place` does."""
+    rows = (spec.rows, spec.row_tokens)
+    ids = jax.ShapeDtypeStruct(rows, jnp.int32)
+    numbers = jax.ShapeDtypeStruct(rows, jnp.float32)
+    vision = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((spec.groups, *x.shape), x.dtype), _abstract_vision(bucket, spec.model)
+    )
+    batch = PackedBatch(
+        token_ids=ids,
+        targets=ids,
+        segment_ids=ids,
+        positions=jax.ShapeDtypeStruct((3, *rows), jnp.int32),
+        loss_weight=numbers,
+        image_index=ids,
+        vision=vision,
+        behaviour_logprobs=numbers,
+        advantages=numbers,
+        denominator=jax.ShapeDtypeStruct((), jnp.float32),
+    )
+    return jax.tree.map(_placed, batch, batch_shardings(batch, mesh))
+
+
+def _update_programs(
+    name: str,
+    policy: Abstract,
+    update: Update,
+    optimizer: Any,
+    trainable: tuple[str, ...],
+    spec: PackSpec,
+    beside: int,
+) -> list[Program]:
+    state = policy.state(optimizer, trainable)
+    places = policy.shardings
+    gradients = {n: jax.ShapeDtypeStruct(state.params[n].shape, jnp.float32, sharding=places[n]) for n in trainable}
+    functions = update.jitted()
+    programs = []
+    for bucket in spec.image_buckets:
+        batch = abstract_batch(spec, bucket, policy.mesh)
+        programs.append(
+            Program(
+                f"{name} gradient",
+                _shape(spec, batch),
+                functions["accumulate"],
+                (state.params, gradients, batch),
+                beside + bytes_per_device(state.opt_state),
+                policy.mesh,
+            )
+        )
+    return [*programs, Program(f"{name} optimiser", "", functions["apply"], (state, gradients), beside, policy.mesh)]
+
+
+def _learning(policy: Abstract, steps: int) -> tuple[Any, tuple[str, ...]]:
+    config = policy.config
+    return make_optimizer(config.optim, steps), trainable_names(logical_axes(policy.model), config.model.freeze)
+
+
+def _pack_spec(policy: Abstract, rows: int, row_tokens: int) -> PackSpec:
+    config, shards = policy.config, policy.shards
+    buckets = image_buckets(
+        config.image, config.agent, policy.model, rows=max(1, rows // shards), row_tokens=row_tokens
+    )
+    return PackSpec(policy.model, rows, row_tokens, buckets, groups=shards)
+
+
+def _engine_memory(policy: Abstract, mesh: Mesh) -> tuple[Pages, jax.ShapeDtypeStruct]:
+    """Pages and pictures of the engine: pages split over the rows' devices, heads over `tensor`."""
+    text, engine = policy.model.text, policy.config.engine
+    dtype = jnp.dtype(policy.config.model.compute_dtype)
+    shape = (text.num_layers, engine.pages, engine.page_size, text.num_kv_heads, text.head_dim)
+    place = NamedSharding(mesh, PartitionSpec(None, ROWS, None, "tensor"))
+    pages = jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+    pool = jax.ShapeDtypeStruct(
+        (engine.picture_tokens, text.hidden_size), dtype, sharding=NamedSharding(mesh, PartitionSpec())
+    )
+    return Pages(pages, pages), pool
+
+
+def _abstract_vision(bucket: VisionBucket, model: ModelConfig) -> VisionBatch:
+    empty = vision_batch([], (bucket,), model.vision)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), empty)
+
+
+def _shape(spec: PackSpec, batch: PackedBatch) -> str:
+    patches = batch.vision.patches.shape
+    return f"{spec.rows} × {spec.row_tokens:,} tokens, {patches[0]} × {patches[1] * patches[2]:,} patches"
+
+
+def _placed(x: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)

@@ -1,0 +1,88 @@
+"""Costs read from HLO text, against what the arithmetic of small programs is on paper."""
+
+import jax
+import jax.numpy as jnp
+
+from dv2_jax.parallel.hlo import analyse
+
+
+def test_a_scan_counts_its_body_as_often_as_it_runs():
+    """Sees XLA's own way of counting, in which 7 layers are worth one."""
+
+    def layers(w, x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0].sum()
+
+    w, x = jnp.zeros((7, 64, 64)), jnp.zeros((32, 64))
+    compiled = jax.jit(jax.grad(layers)).lower(w, x).compile()
+    costs = analyse(compiled.as_text())
+    assert costs.flops == 7 * 3 * 2 * 32 * 64 * 64  # forward, and two products backward
+    assert costs.unknown_loops == 0
+    assert compiled.cost_analysis()["flops"] < costs.flops
+
+
+# As a TPU compiler writes them: products as convolutions, batched ones as a window that fits once per batch element.
+MODULE = """HloModule jit_f, is_scheduled=true, num_partitions=8
+
+%add.clone (x.1: f32[], y.1: f32[]) -> f32[] {
+  %x.1 = f32[]{:T(128)} parameter(0)
+  %y.1 = f32[]{:T(128)} parameter(1)
+  ROOT %add.1 = f32[]{:T(128)} add(%x.1, %y.1)
+}
+
+%body.1 (param.1: (s32[], bf16[128,1024])) -> (s32[], bf16[128,1024]) {
+  %param.1 = (s32[]{:T(128)}, bf16[128,1024]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%param.1), index=0
+  %x.2 = bf16[128,1024]{1,0:T(8,128)(2,1)} get-tuple-element(%param.1), index=1
+  %all-gather.1 = bf16[1024,1024]{1,0:T(8,128)(2,1)} all-gather(%x.2), channel_id=1, replica_groups=mesh['a'=8,'b'=1] {'a'}, dimensions={0}
+  %convolution.1 = bf16[128,1024]{1,0:T(8,128)(2,1)} convolution(%x.2, %all-gather.1), dim_labels=bf_io->bf
+  ROOT %tuple.1 = (s32[]{:T(128)}, bf16[128,1024]{1,0:T(8,128)(2,1)}) tuple(%i.1, %convolution.1)
+}
+
+%condition.1 (param.2: (s32[], bf16[128,1024])) -> pred[] {
+  %param.2 = (s32[]{:T(128)}, bf16[128,1024]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i.2 = s32[]{:T(128)} get-tuple-element(%param.2), index=0
+  %bound.1 = s32[]{:T(128)} constant(5)
+  ROOT %less.1 = pred[]{:T(512)} compare(%i.2, %bound.1), direction=LT
+}
+
+%all-reduce-scatter.1 (param.3: f32[800]) -> f32[100] {
+  %param.3 = f32[800]{0} parameter(0)
+  %all-reduce.1 = f32[800]{0} all-reduce(%param.3), channel_id=2, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add.clone
+  %zero.1 = s32[] constant(0)
+  ROOT %slice.1 = f32[100]{0} dynamic-slice(%all-reduce.1, %zero.1), dynamic_slice_sizes={100}
+}
+
+ENTRY %main.1 (x.3: bf16[128,1024], y.3: bf16[16,64,32], z.3: bf16[16,32,48], w.3: f32[800]) -> bf16[128,1024] {
+  %x.3 = bf16[128,1024]{1,0:T(8,128)(2,1)} parameter(0)
+  %y.3 = bf16[16,64,32]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %z.3 = bf16[16,32,48]{2,1,0:T(8,128)(2,1)} parameter(2)
+  %w.3 = f32[800]{0} parameter(3)
+  %two.1 = s32[]{:T(128)} constant(2)
+  %convolution.2 = bf16[16,64,48]{2,1,0:T(8,128)(2,1)} convolution(%y.3, %z.3), window={size=16 stride=15 lhs_dilate=16}, dim_labels=0bf_0io->0bf
+  %sum.1 = f32[100]{0} fusion(%w.3), kind=kCustom, calls=%all-reduce-scatter.1
+  %permute.1 = (bf16[128,1024]{1,0}, bf16[128,1024]{1,0}, u32[], u32[]) collective-permute-start(%x.3), channel_id=3, source_target_pairs={{0,1},{1,0}}
+  %permuted.1 = bf16[128,1024]{1,0} collective-permute-done(%permute.1)
+  %tuple.2 = (s32[]{:T(128)}, bf16[128,1024]{1,0:T(8,128)(2,1)}) tuple(%two.1, %permuted.1)
+  %while.1 = (s32[]{:T(128)}, bf16[128,1024]{1,0:T(8,128)(2,1)}) while(%tuple.2), condition=%condition.1, body=%body.1
+  ROOT %out.1 = bf16[128,1024]{1,0:T(8,128)(2,1)} get-tuple-element(%while.1), index=1
+}
+"""
+
+
+def test_a_tpu_module_is_counted_as_it_runs():
+    """Sees loops that begin later than 0, batched products counted once per pair, and sums that are scattered."""
+    costs = analyse(MODULE)
+    loop = 5 - 2
+    assert costs.flops == loop * 2 * 128 * 1024 * 1024 + 2 * 16 * 64 * 32 * 48
+    assert dict(costs.sent) == {
+        "all-gather": loop * 1024 * 1024 * 2 * 7 // 8,
+        "reduce-scatter": 800 * 4 * 7 // 8,
+        "collective-permute": 128 * 1024 * 2,
+    }
+    assert costs.calls["all-gather"] == loop
+
+
+def test_a_loop_of_unknown_length_is_said_to_be_one():
+    unknown = MODULE.replace("compare(%i.2, %bound.1), direction=LT", "compare(%i.2, %bound.1), direction=NE")
+    costs = analyse(unknown)
+    assert costs.unknown_loops == 1 and costs.calls["all-gather"] == 1
