@@ -22,7 +22,7 @@ LEVELS = {
     "engine": 3, "rl": 3, "agent": 3, "rewards": 3, "data": 3,
     "rollout": 4, "evaluation": 4, "curation": 4,
     "recipes": 5,
-    "train": 6, "evaluate": 6, "curate": 6, "export": 6, "chat": 6, "compile_ahead": 6, "compile_ahead": 6,
+    "train": 6, "evaluate": 6, "curate": 6, "export": 6, "chat": 6, "compile_ahead": 6,
 }  # fmt: skip
 GENERATED = re.compile(r"_pb2(_grpc)?\.py$")
 
