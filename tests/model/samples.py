@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from dv2_jax.data.images import preprocess
@@ -52,6 +51,3 @@ def pictures_of(sizes, max_pixels: int):
     ]
 
 
-@pytest.fixture(scope="session")
-def config() -> ModelConfig:
-    return tiny_config()

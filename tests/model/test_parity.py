@@ -1,0 +1,127 @@
+"""Against transformers, on the same random weights: logits, every block alone, and the gradient of every parameter.
+
+Pictures are structured, not square, of several sizes, above and below one attention window, with text before, between
+and after them: one plain square picture would hide swapped axes, wrong windows and wrong positions.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from samples import pictures_of, tiny_config  # noqa: E402
+from flax import nnx  # noqa: E402
+from reference import Conversation, random_torch_model, relative, to_ours  # noqa: E402
+
+from dv2_jax.model import VisionBucket, build, merge  # noqa: E402
+from dv2_jax.model.rope import mrope_turn, patch_turn  # noqa: E402
+from dv2_jax.ops.attention import causal_segment_attention  # noqa: E402
+
+SMALL = [(120, 80), (70, 160), (56, 56)]  # each within one window's area
+LARGE = [(300, 200), (90, 350), (252, 392)]  # several windows, cut at right and bottom edges
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def pair(request, tmp_path_factory):
+    config = tiny_config(tie_word_embeddings=request.param)
+    theirs = random_torch_model(config)
+    ours = to_ours(theirs.state_dict(), config, tmp_path_factory.mktemp("weights") / "x")
+    return config, theirs, ours
+
+
+def logits(graphdef, params, talk: Conversation, vision):
+    model = merge(graphdef, params)
+    segments = jnp.ones((1, len(talk.ids)), jnp.int32)
+    embeds = model.embed(talk.ids[None], model.encode_images(vision), talk.image_index[None])
+    hidden, _ = model.hidden(
+        embeds, talk.positions[:, None], lambda q, k, v, c: (causal_segment_attention(q, k, v, segments), c)
+    )
+    return model.logits(hidden)[0]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "max_pixels", "bucket"),
+    [(SMALL, 112 * 112, VisionBucket.of(3, 64)), (LARGE, 400 * 400, VisionBucket.of(2, 832))],
+    ids=["windows in place", "windows moved"],
+)
+def test_logits_agree_with_transformers(pair, sizes, max_pixels, bucket):
+    config, theirs, ours = pair
+    talk = Conversation.of(pictures_of(sizes, max_pixels), config)
+    graphdef, _ = build(config)
+    with torch.no_grad():
+        expected = theirs(**talk.torch_inputs(config)).logits[0].numpy()
+    found = jax.jit(lambda params, vision: logits(graphdef, params, talk, vision))(ours, talk.vision(bucket, config))
+    assert np.abs(np.asarray(found) - expected).max() <= 1e-4
+    assert expected.std() > 0.5, "logits so flat that nothing could differ"
+
+
+def test_every_gradient_agrees_with_torch(pair, tmp_path):
+    config, theirs, ours = pair
+    talk = Conversation.of(pictures_of(LARGE, 400 * 400), config)
+    weights = np.random.default_rng(1).normal(size=(len(talk.ids), config.text.vocab_size)).astype(np.float32)
+    theirs.zero_grad()
+    (theirs(**talk.torch_inputs(config)).logits[0] * torch.tensor(weights)).sum().backward()
+    expected = to_ours({n: p.grad for n, p in theirs.named_parameters()}, config, tmp_path / "gradients")
+
+    graphdef, _ = build(config)
+    vision = talk.vision(VisionBucket.of(2, 832), config)
+    found = jax.jit(jax.grad(lambda params: (logits(graphdef, params, talk, vision) * weights).sum()))(ours)
+    wrong = {name: relative(found[name], expected[name]) for name in expected}
+    assert {name: error for name, error in wrong.items() if error > 1e-4} == {}
+
+
+def test_every_text_layer_alone_agrees(pair):
+    config, theirs, ours = pair
+    talk = Conversation.of(pictures_of(SMALL, 112 * 112), config)
+    seen = _record(theirs.model.language_model.layers, theirs, talk, config)
+    model = merge(build(config)[0], ours)
+    graph, stacked = nnx.split(model.text.layers)
+    text = config.text
+    turn = mrope_turn(talk.positions[:, None], head_dim=text.head_dim, theta=text.rope_theta, sections=text.mrope_section)
+    segments = jnp.ones((1, len(talk.ids)), jnp.int32)
+    for number, (given, expected) in enumerate(seen):
+        layer = nnx.merge(graph, jax.tree.map(lambda w, i=number: w[i], stacked))
+        found, _ = layer(given, turn, lambda q, k, v, c: (causal_segment_attention(q, k, v, segments), c), None)
+        assert relative(found, expected) <= 1e-5, number
+
+
+def test_every_vision_block_alone_agrees(pair):
+    """Fed with transformers' own input of the block, so that errors do not add up or cancel."""
+    config, theirs, ours = pair
+    talk = Conversation.of(pictures_of(LARGE[2:], 400 * 400), config)
+    patches = len(talk.pictures[0][0])
+    batch = talk.vision(VisionBucket.of(1, patches), config)
+    seen = _record(theirs.model.visual.blocks, theirs, talk, config)
+    graph, stacked = nnx.split(merge(build(config)[0], ours).vision.blocks)
+    turn = patch_turn(batch.coordinates, head_dim=config.vision.head_dim)
+    windows = batch.window_segments.reshape(-1)[batch.window_inverse][None]
+    assert len(set(windows[0].tolist())) == 12, "3 rows of 4 windows, both edges cut"
+    for number, (given, expected) in enumerate(seen):
+        block = nnx.merge(graph, jax.tree.map(lambda w, i=number: w[i], stacked))
+        full = number in config.vision.fullatt_block_indexes
+        found = block(given[None], turn, batch.picture_segments if full else windows)
+        assert relative(found[0], expected) <= 1e-5, number
+
+
+def _record(blocks, model, talk, config):
+    """(input, output) of each block in one forward pass."""
+    seen = []
+    hooks = [
+        block.register_forward_hook(
+            lambda _, args, kwargs, out: seen.append(
+                ((args[0] if args else kwargs["hidden_states"]).numpy(), (out[0] if isinstance(out, tuple) else out).numpy())
+            ),
+            with_kwargs=True,
+        )
+        for block in blocks
+    ]
+    with torch.no_grad():
+        model(**talk.torch_inputs(config))
+    for hook in hooks:
+        hook.remove()
+    return seen
