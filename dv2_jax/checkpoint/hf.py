@@ -229,7 +229,7 @@ def _publish(params: Params, parts: list[Entry], config: ModelConfig) -> np.ndar
     pieces = []
     for entry in parts:
         array = params[entry.ours] if entry.layer is None else params[entry.ours][entry.layer]
-        if not array.is_fully_addressable:
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
             from jax.experimental import multihost_utils
 
             array = multihost_utils.process_allgather(array, tiled=True)
