@@ -14,6 +14,7 @@ All shapes come from a `PackSpec`; only the vision arrays vary, within the bucke
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -202,16 +203,33 @@ def pack_stream(examples: Iterable[Example], spec: PackSpec, *, drop_remainder: 
 
 def pack_step(examples: Sequence[Example], spec: PackSpec, *, denominator: float | None = None) -> list[PackedBatch]:
     """Pack all of `examples` into as few microbatches as fit, sharing one denominator (default: their weight)."""
-    packer = Packer(spec)
-    total = sum(e.weight for e in examples) if denominator is None else denominator
-    placed = []
     for example in examples:
-        packer.add(example)
-        if not packer.wants():
-            placed.append(packer.take())
-    while packer.pool:
-        placed.append(packer.take())
-    return [build_batch(rows, spec, denominator=total) for rows in placed]
+        spec.check(example)
+    total = sum(e.weight for e in examples) if denominator is None else denominator
+    seen: list[dict[str, tuple[int, int, int]]] = [{} for _ in examples]  # pictures of a row
+
+    def admit(row: int, item: int) -> bool:
+        together = seen[row] | {p.digest: p.grid for p in examples[item].pictures}
+        if len(together) > len(seen[row]) and not spec.hold(together.values()):
+            return False
+        seen[row] = together
+        return True
+
+    lengths = [len(e.token_ids) for e in examples]
+    placed, _ = first_fit_decreasing(lengths, len(examples), spec.row_tokens, admit=admit)
+    rows = deque((row, pictures) for row, pictures in zip(placed, seen, strict=True) if row)
+    batches = []
+    while rows:
+        batch: list[list[Example]] = []
+        for _ in range(spec.groups):
+            held: dict[str, tuple[int, int, int]] = {}
+            for _ in range(spec.rows // spec.groups):
+                fits_here = rows and spec.hold((held | rows[0][1]).values())
+                row, pictures = rows.popleft() if fits_here else ([], {})
+                held |= pictures
+                batch.append([examples[i] for i in row])
+        batches.append(build_batch(batch, spec, denominator=total))
+    return batches
 
 
 def share_denominator(microbatches: Sequence[PackedBatch]) -> list[PackedBatch]:

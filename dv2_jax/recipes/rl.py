@@ -131,6 +131,8 @@ class Training:
             param_shardings=policy.shardings,
         )
         rows, shards = config.rl.microbatch_rows, policy.data_shards
+        if rows % shards:
+            raise ConfigError(f"rl.microbatch_rows = {rows} is no multiple of the {shards} data shards of the mesh")
         buckets = loader.image_buckets(
             config.image, config.agent, policy.config, rows=rows // shards, row_tokens=config.rl.row_tokens
         )
@@ -165,6 +167,7 @@ class Training:
     def steps(self) -> None:
         """Train until all steps are done. Raises Stopped after the step in which a signal came."""
         self.questions.ahead(self.next_place, self.rl.prompts_per_step)
+        self.update.prepare(self.state.params, self.spec, self.policy.mesh)
         with self.run.display.track("RL", self.rl.steps, done=self.done) as bar:
             while self.done < self.rl.steps:
                 row = self.step()

@@ -16,7 +16,7 @@ from typing import Any
 import grain
 
 from dv2_jax.agent.splice import SpliceCodec
-from dv2_jax.config import Config
+from dv2_jax.config import Config, ConfigError
 from dv2_jax.data import loader, tasks
 from dv2_jax.data.chat import ChatEncoder
 from dv2_jax.data.packing import PackSpec
@@ -61,7 +61,8 @@ def train(run: Run, policy: Policy) -> dict[str, Any]:
         schedule=learning.schedule,
         param_shardings=policy.shardings,
     )
-    with closing(open_data(run, policy)) as iterator, run.display.track("SFT", sft.steps, done=run.start) as bar:
+    spec = pack_spec(config, policy)
+    with closing(open_data(run, policy, spec)) as iterator, run.display.track("SFT", sft.steps, done=run.start) as bar:
         state, extra = begin(run, policy, learning)
         if extra:
             iterator.set_state(extra["data"])
@@ -84,6 +85,7 @@ def train(run: Run, policy: Policy) -> dict[str, Any]:
             return stop or number == sft.steps
 
         if run.start < sft.steps:
+            step.prepare(state.params, spec, policy.mesh)
             state = sft_loop(state, iterator, step, on_step, mesh=policy.mesh, ahead=0)
         return {
             "steps": int(state.step),
@@ -94,19 +96,27 @@ def train(run: Run, policy: Policy) -> dict[str, Any]:
         }
 
 
-def open_data(run: Run, policy: Policy) -> grain.DatasetIterator:
-    """The iterator over steps that `sft.data` names."""
-    config, sft = run.config, run.config.sft
-    if sft.batch_rows % sft.microbatches:
-        raise ValueError(f"sft.batch_rows={sft.batch_rows} is not a multiple of sft.microbatches={sft.microbatches}")
-    rows, shards = sft.batch_rows // sft.microbatches, policy.data_shards
-    spec = PackSpec(
+def pack_spec(config: Config, policy: Policy) -> PackSpec:
+    """Shapes of a microbatch. Raises ConfigError when rows do not divide evenly."""
+    sft, shards = config.sft, policy.data_shards
+    if sft.batch_rows % (sft.microbatches * shards):
+        raise ConfigError(
+            f"sft.batch_rows = {sft.batch_rows} is no multiple of sft.microbatches = {sft.microbatches}"
+            f" times {shards} data shards"
+        )
+    rows = sft.batch_rows // sft.microbatches
+    return PackSpec(
         policy.config,
         rows,
         sft.row_tokens,
         loader.image_buckets(config.image, config.agent, policy.config, rows=rows // shards, row_tokens=sft.row_tokens),
         groups=shards,
     )
+
+
+def open_data(run: Run, policy: Policy, spec: PackSpec) -> grain.DatasetIterator:
+    """The iterator over steps that `sft.data` names."""
+    config, sft = run.config, run.config.sft
     encoder = ChatEncoder(policy.tokenizer, config.image)
     stepwise = functools.partial(loader.batches, spec=spec, seed=config.run.seed, microbatches=sft.microbatches)
     if sft.data == "pretrain":

@@ -39,7 +39,10 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, trainabl
         optimizer.init,
         out_shardings=opt_shardings(jax.eval_shape(optimizer.init, learn), shardings) if placed else None,
     )
-    return TrainState(params=dict(params), opt_state=make(learn), step=jnp.zeros((), jnp.int32))
+    step = jnp.zeros((), jnp.int32)
+    if placed:
+        step = jax.device_put(step, NamedSharding(next(iter(shardings.values())).mesh, PartitionSpec()))
+    return TrainState(params=dict(params), opt_state=make(learn), step=step)
 
 
 def opt_shardings(opt_state: Any, param_shardings: Mapping[str, NamedSharding]) -> Any:
@@ -54,11 +57,11 @@ def opt_shardings(opt_state: Any, param_shardings: Mapping[str, NamedSharding]) 
     return jax.tree_util.tree_map_with_path(place, opt_state)
 
 
-def state_shardings(state: TrainState, param_shardings: Mapping[str, NamedSharding]) -> TrainState:
-    """The shardings of every leaf of `state` (which may be abstract), for jit and for restoring."""
+def state_shardings(opt_state: Any, param_shardings: Mapping[str, NamedSharding]) -> TrainState:
+    """Where every leaf of a state lies, given its optimiser state (which may be abstract)."""
     mesh = next(iter(param_shardings.values())).mesh
     return TrainState(
         params=dict(param_shardings),
-        opt_state=opt_shardings(state.opt_state, param_shardings),
+        opt_state=opt_shardings(opt_state, param_shardings),
         step=NamedSharding(mesh, PartitionSpec()),
     )

@@ -65,18 +65,18 @@ class Update:
                 metrics["learning_rate"] = schedule(state.step)
             return TrainState(params=params, opt_state=opt_state, step=state.step + 1), metrics
 
-        def apply_placed(state: TrainState, gradients: Params):
-            # One device needs no placement; on a mesh the new state must lie exactly where the old one did.
-            state, metrics = apply(state, gradients)
-            if param_shardings:
-                state = jax.lax.with_sharding_constraint(state, state_shardings(state, param_shardings))
-            return state, metrics
-
+        # The new state must lie exactly where the old one did, or the next step would be compiled again.
+        state_places = None
+        if param_shardings:
+            abstract = {n: jax.ShapeDtypeStruct((1,), jnp.float32) for n in trainable}
+            state_places = state_shardings(jax.eval_shape(optimizer.init, abstract), param_shardings)
         self._zeros = jax.jit(zeros, out_shardings=learn_shardings)
         self._accumulate = jax.jit(
             accumulate, donate_argnums=(1,), out_shardings=(learn_shardings, None) if learn_shardings else None
         )
-        self._apply = jax.jit(apply_placed, donate_argnums=(0,))
+        self._apply = jax.jit(
+            apply, donate_argnums=(0,), out_shardings=(state_places, None) if state_places else None
+        )
 
     def __call__(self, state: TrainState, microbatches: Sequence[PackedBatch]) -> tuple[TrainState, dict[str, float]]:
         """One optimiser step. Raises FloatingPointError when the loss or the gradient norm is not finite."""
