@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from dv2_jax.engine.sampling import sample, token_uniforms
 from dv2_jax.engine.stops import FINAL_STATES
 from dv2_jax.model.params import GraphDef, Params, merge
+from dv2_jax.model.text import UNROLL_LAYERS
 from dv2_jax.model.vision_inputs import VisionBatch
-from dv2_jax.ops.paged_attention import Pages, copy_pages, paged_attention, read_pages, write_pages
+from dv2_jax.ops.paged_attention import Pages, Prefix, copy_pages, paged_attention, read_pages, write_pages
 
 
 def _pytree(cls):
@@ -62,15 +63,15 @@ def prefill(graphdef: GraphDef, params: Params, pages: Pages, pool: Float[Array,
     """Writes the keys and values of every row's tokens."""
     model = merge(graphdef, params)
     tokens = rows.token_ids.shape[1]
-    prefix = read_pages(pages, rows.page_table)
+    prefix = _prefix(pages, rows.page_table)
     causal = jnp.tril(jnp.ones((tokens, tokens), bool))[None]
 
     def attend(q, k, v, prefix):
         return paged_attention(q, k, v, prefix, rows.cached, causal), (k, v)
 
     embeds = model.embed(rows.token_ids, pool, rows.image_index)
-    _, (k, v) = model.hidden(embeds, rows.positions, attend, prefix)
-    return write_pages(pages, k, v, rows.slots)
+    _, fresh = model.hidden(embeds, rows.positions, attend, prefix)
+    return write_pages(pages, *_stacked(fresh), rows.slots)
 
 
 def decode(
@@ -89,22 +90,24 @@ def decode(
     model = merge(graphdef, params)
     count, steps = rows.slots.shape
     first_final = table.shape[0] - FINAL_STATES
-    prefix = read_pages(pages, rows.page_table)
+    prefix = _prefix(pages, rows.page_table)
     layers, _, _, heads, dim = pages.k.shape
-    fresh = jnp.zeros((layers, count, steps, heads, dim), pages.k.dtype)
+    fresh = jnp.zeros((count, steps, heads, dim), pages.k.dtype)
+    fresh = [(fresh, fresh)] * layers if isinstance(prefix, list) else (jnp.stack([fresh] * layers),) * 2
 
     def step(carry):
-        j, token, k, v, state, left, tokens, logprobs = carry
+        j, token, fresh, state, left, tokens, logprobs = carry
         seen = (jnp.arange(steps) <= j)[None, None]
 
         def attend(q, new_k, new_v, cache):
-            prefix, k, v = cache
+            prefix, (k, v) = cache
             k = jax.lax.dynamic_update_slice_in_dim(k, new_k.astype(k.dtype), j, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(v, new_v.astype(v.dtype), j, axis=1)
             return paged_attention(q, k, v, prefix, rows.cached, seen), (k, v)
 
         positions = jnp.broadcast_to((rows.position + j)[None, :, None], (3, count, 1))
-        hidden, (k, v) = model.hidden(model.embed(token[:, None]), positions, attend, (prefix, k, v))
+        cache = list(zip(prefix, fresh, strict=True)) if isinstance(prefix, list) else (prefix, fresh)
+        hidden, fresh = model.hidden(model.embed(token[:, None]), positions, attend, cache)
         uniforms = token_uniforms(seed, rows.key, rows.index + j)
         sampled, logprob = sample(model.logits(hidden[:, 0]), uniforms, rows.temperature, forbidden)
         live = left > 0
@@ -114,18 +117,31 @@ def decode(
         left = jnp.where(live & (state < first_final), left - 1, 0)
         tokens = tokens.at[:, j].set(jnp.where(live, token, -1))
         logprobs = logprobs.at[:, j].set(logprob)
-        return j + 1, token, k, v, state, left, tokens, logprobs
+        return j + 1, token, fresh, state, left, tokens, logprobs
 
     def more(carry):
-        return (carry[0] < steps) & jnp.any(carry[5] > 0)
+        return (carry[0] < steps) & jnp.any(carry[4] > 0)
 
     tokens = jnp.full((count, steps), -1, jnp.int32)
-    start = (0, rows.token, fresh, fresh, rows.state, rows.budget, tokens, jnp.zeros((count, steps), jnp.float32))
-    _, _, k, v, state, _, tokens, logprobs = jax.lax.while_loop(more, step, start)
+    start = (0, rows.token, fresh, rows.state, rows.budget, tokens, jnp.zeros((count, steps), jnp.float32))
+    _, _, fresh, state, _, tokens, logprobs = jax.lax.while_loop(more, step, start)
     done = tokens >= 0
     # The input of step j is cached where step j sampled something.
     slots = jnp.where(done, rows.slots, pages.k.shape[1] * pages.k.shape[2])
-    return write_pages(pages, k, v, slots), Decoded(tokens, logprobs, done.sum(-1), state)
+    return write_pages(pages, *_stacked(fresh), slots), Decoded(tokens, logprobs, done.sum(-1), state)
+
+
+def _prefix(pages: Pages, page_table: Int[Array, "B n"]) -> Prefix | list[Prefix]:
+    """What the rows have cached: layer by layer where the model's layers are unrolled, stacked where scanned."""
+    layers = pages.k.shape[0]
+    if layers > UNROLL_LAYERS:
+        return read_pages(pages, page_table)
+    return [read_pages(pages, page_table, layer) for layer in range(layers)]
+
+
+def _stacked(fresh: tuple[Array, Array] | list[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """New keys and values with the layers leading."""
+    return jax.tree.map(lambda *layers: jnp.stack(layers), *fresh) if isinstance(fresh, list) else fresh
 
 
 def encode(

@@ -78,6 +78,13 @@ class TextTower(nnx.Module):
 
         if self.remat:
             body = jax.checkpoint(body)
+        if isinstance(cache, list):
+            # One cache per layer instead of stacked ones: a step of a decoding loop then copies none of them.
+            fresh = []
+            for index, layer_cache in enumerate(cache):
+                x, layer_cache = body(x, (jax.tree.map(lambda leaf, i=index: leaf[i], stacked), layer_cache))
+                fresh.append(layer_cache)
+            return self.norm(x), fresh
         x, cache = jax.lax.scan(
             body, x, (stacked, cache), length=config.num_layers, unroll=unroll_of(config.num_layers)
         )

@@ -41,13 +41,17 @@ def empty_pages(layers: int, pages: int, page_size: int, kv_heads: int, head_dim
     return Pages(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
-def read_pages(pages: Pages, page_table: Int[Array, "B n"]) -> Prefix:
-    """The pages of each row side by side; entries beyond a row's own pages may name any page."""
-    layers, _, size, heads, dim = pages.k.shape
+def read_pages(pages: Pages, page_table: Int[Array, "B n"], layer: int | None = None) -> Prefix:
+    """The pages of each row side by side, of all layers or of one.
+
+    Entries beyond a row's own pages may name any page: what they hold is beyond the row's length.
+    """
+    where = slice(None) if layer is None else slice(layer, layer + 1)
+    layers, _, size, heads, dim = pages.k[where].shape
     rows, count = page_table.shape
-    k = pages.k[:, page_table].transpose(0, 1, 4, 5, 2, 3).reshape(layers, rows, heads, dim, count * size)
-    v = pages.v[:, page_table].transpose(0, 1, 4, 2, 3, 5).reshape(layers, rows, heads, count * size, dim)
-    return Prefix(k, v)
+    k = pages.k[where][:, page_table].transpose(0, 1, 4, 5, 2, 3).reshape(layers, rows, heads, dim, count * size)
+    v = pages.v[where][:, page_table].transpose(0, 1, 4, 2, 3, 5).reshape(layers, rows, heads, count * size, dim)
+    return Prefix(k, v) if layer is None else Prefix(k[0], v[0])
 
 
 def write_pages(
