@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+import jax
+
 from dv2_jax.checkpoint.hf import save_hf
 from dv2_jax.checkpoint.policy import Architecture
 from dv2_jax.config import ImageConfig
@@ -46,6 +48,7 @@ def export_hf(
 ) -> Path:
     """Write weights, tokenizer, processor and generation settings to ``output``; all of it or nothing.
 
+    Every process calls it; process 0 writes.
     ``image`` bounds the model's view of a picture, in pixels. Raises FileExistsError when ``output`` holds anything,
     ValueError for a policy without a tokenizer.
     """
@@ -58,6 +61,8 @@ def export_hf(
     staging = output.parent / f".{output.name}.{os.getpid()}"
     try:
         save_hf(staging, params, architecture.config, dtype=dtype)
+        if jax.process_index():
+            return output
         for name, document in _settings(architecture, image).items():
             (staging / name).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.copyfile(architecture.tokenizer_file, staging / "tokenizer.json")

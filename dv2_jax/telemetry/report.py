@@ -45,7 +45,8 @@ def write_report(run_dir: str | Path) -> Path:
 def render(run_dir: Path) -> str:
     """The page as a string."""
     config, summary = _json(run_dir / "config.json"), load_summary(run_dir)
-    stages = {name: part for name, part in summary.items() if isinstance(part, Mapping) and "overall" in part}
+    parts = {name: part for name, part in summary.items() if isinstance(part, Mapping)}
+    stages = {name: part for name, part in parts.items() if isinstance(part.get("overall"), Mapping)}
     pictures = Pictures(run_dir / "trajectories" / PICTURE_FOLDER)
     cards = select(run_dir / "trajectories")
     shown = [card(record, pictures.show) for record in cards]

@@ -78,7 +78,8 @@ def run_dir(tmp_path, tokenizer, trajectories):
         writer.write(rows, stage="rl")
         writer.write(rows, stage="train", step=1, advantages=[1.0, -1.0, 0.5, 0.0, -0.5])
     (tmp_path / "config.json").write_text(json.dumps(Config().to_dict()))
-    summary = {"base": _summary(), "rl": _summary(), "logprob_gap_max": 2e-6, "recompilations": 0, "seconds": 754.0}
+    guessing = {"overall": 0.1, "perception": 0.1}  # a share per skill: not a stage
+    summary = {"base": _summary(), "rl": _summary(), "guessing": guessing, "logprob_gap_max": 2e-6, "recompilations": 0, "seconds": 754.0}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     lines = [json.dumps({"step": step, "reward": 0.1 * step, "tool_calls/plain": 1.5}) for step in range(1, 6)]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 6, "rew']))
