@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 
@@ -52,6 +53,8 @@ def main() -> None:
         options = command_line.parse()
     except command_line.BadOptions as error:
         sys.exit(f"error: {error}")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # four descriptors a session, one a picture
     try:
         asyncio.run(serve(options))
     except (SandboxUnavailable, ValueError, OSError) as error:

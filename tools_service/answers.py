@@ -64,24 +64,3 @@ class Answers:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-
-
-class PictureStore:
-    """Encoded input pictures by SHA-256, so that each crosses the network once however many sessions use it."""
-
-    def __init__(self, max_bytes: int = 1 << 30):
-        self._pictures: OrderedDict[bytes, bytes] = OrderedDict()
-        self._bytes, self._max_bytes = 0, max_bytes
-
-    def add(self, digest: bytes, data: bytes) -> None:
-        if digest not in self._pictures:
-            self._pictures[digest] = data
-            self._bytes += len(data)
-        self._pictures.move_to_end(digest)
-        while self._bytes > self._max_bytes and len(self._pictures) > 1:
-            self._bytes -= len(self._pictures.popitem(last=False)[1])
-
-    def get(self, digest: bytes) -> bytes | None:
-        if digest in self._pictures:
-            self._pictures.move_to_end(digest)
-        return self._pictures.get(digest)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import json
 import re
@@ -15,8 +14,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tools_service import __version__
 from tools_service.admission import Lanes
-from tools_service.answers import Answers, PictureStore
+from tools_service.answers import Answers
 from tools_service.options import Options
+from tools_service.pictures import PictureStore
 from tools_service.proto import tools_pb2 as pb
 from tools_service.proto import tools_pb2_grpc
 from tools_service.sandbox.host import Host
@@ -186,7 +186,7 @@ class Tools(tools_pb2_grpc.ToolsServicer):
         limit = self._options.limits.input_image_mb << 20
         for data in pictures:
             if len(data) <= limit:
-                self._pictures.add(hashlib.sha256(data).digest(), data)
+                self._pictures.add(data)
 
     async def _check_size(self, items: int, context: grpc.aio.ServicerContext) -> None:
         if items > _MAX_ITEMS:

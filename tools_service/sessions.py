@@ -11,6 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from tools_service.admission import Lanes
+from tools_service.pictures import Picture
 from tools_service.proto import tools_pb2 as pb
 from tools_service.sandbox import frames, png
 from tools_service.sandbox.host import Host, SandboxUnavailable, Worker
@@ -49,7 +50,7 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    async def execute(self, request: pb.ExecRequest, pictures: list[bytes]) -> pb.Result:
+    async def execute(self, request: pb.ExecRequest, pictures: list[Picture]) -> pb.Result:
         """Runs one cell. ``pictures`` are bound when this creates the namespace."""
         arrived = time.monotonic()
         result = pb.Result(request_id=request.request_id, isolation=self._host.info.get("plan", {}).get("tier", ""))
@@ -96,7 +97,7 @@ class Sessions:
         return False
 
     async def _in_order(
-        self, session: Session, request: pb.ExecRequest, pictures: list[bytes], result: pb.Result, arrived: float
+        self, session: Session, request: pb.ExecRequest, pictures: list[Picture], result: pb.Result, arrived: float
     ) -> None:
         if session.worker is not None and session.worker.ended.done():
             cause = session.worker.ended.result()
@@ -130,7 +131,7 @@ class Sessions:
             note = f"fresh namespace: {session.lost or 'the former one was lost'}; earlier variables are gone"
             result.message = f"{result.message}; {note}" if result.message else note
 
-    async def _cell(self, session: Session, request: pb.ExecRequest, pictures: list[bytes], result: pb.Result) -> None:
+    async def _cell(self, session: Session, request: pb.ExecRequest, pictures: list[Picture], result: pb.Result) -> None:
         worker, limits, nonce = session.worker, self._limits, secrets.token_hex(16)
         timeout = min(request.timeout_s or limits.timeout_s, limits.max_timeout_s)
         reply = asyncio.ensure_future(self._ask(worker, nonce, request.code.encode("utf-8", "replace"), pictures))
@@ -166,9 +167,9 @@ class Sessions:
                 reply.cancel()
         self._answer(session, result, header, blobs, timed_out, timeout)
 
-    async def _ask(self, worker: Worker, nonce: str, code: bytes, pictures: list[bytes]) -> tuple[dict, list[bytes]]:
+    async def _ask(self, worker: Worker, nonce: str, code: bytes, pictures: list[Picture]) -> tuple[dict, list[bytes]]:
         """Sends the cell and takes the first frame. Everything in it is checked: it is the policy's word."""
-        await worker.send({"nonce": nonce}, [code, *pictures])
+        await worker.send({"nonce": nonce}, [code], [picture.handle for picture in pictures])
         header, blobs = await worker.receive(self._limits.reply_bytes)
         if header.get("nonce") != nonce:
             raise frames.FrameError("not the answer to this cell")

@@ -6,8 +6,8 @@ import ast
 import asyncio
 import builtins
 import inspect
-import io
 import linecache
+import mmap
 import os
 import sys
 import threading
@@ -46,18 +46,21 @@ class Shell:
         self.namespace["__builtins__"] = builtins
         self.namespace["display"] = display.install(self.pictures, lambda text: write_out(text + "\n"))
 
-    def bind_images(self, pictures: Sequence[bytes]) -> None:
-        """Opens the encoded pictures as image_1 .. image_n. Pixels are decoded when first used.
+    def bind_images(self, handles: Sequence[int]) -> None:
+        """Opens encoded pictures, given as open files, as image_1 .. image_n. Pixels are decoded when first used.
 
         An EXIF rotation is applied, as it is to the model's view, so that coordinates agree.
         """
-        for number, data in enumerate(pictures, start=1):
+        for number, handle in enumerate(handles, start=1):
             try:
-                image = Image.open(io.BytesIO(data))
-                if image.getexif().get(0x0112, 1) != 1:
+                image = Image.open(mmap.mmap(handle, 0, access=mmap.ACCESS_READ))
+                # PIL decodes a whole PNG to look for EXIF after its pixels, where next to none have it.
+                if (image.format != "PNG" or "exif" in image.info) and image.getexif().get(0x0112, 1) != 1:
                     image = ImageOps.exif_transpose(image)
             except Exception as error:
                 raise BadPicture(f"picture {number} cannot be opened: {type(error).__name__}: {error}") from None
+            finally:
+                os.close(handle)
             self.namespace[f"image_{number}"] = image
 
     def run(self, source: str) -> bool:

@@ -2,13 +2,16 @@
 
 ``u32 header length | u32 payload length | header | payload``. The header is a JSON object whose
 ``blobs`` lists the lengths of the byte strings that make up the payload. Nothing is ever unpickled,
-and no length is believed before it is checked against a limit.
+and no length is believed before it is checked against a limit. Input pictures travel as descriptors of sealed
+files in memory, attached to the first byte: they are neither copied nor held twice.
 """
 
 from __future__ import annotations
 
+import array
 import json
 import os
+import socket
 import struct
 from collections.abc import Sequence
 
@@ -62,6 +65,26 @@ def read(descriptor: int, max_payload: int, _read=os.read) -> tuple[dict, list[b
     header_size, payload_size = lengths(prefix, max_payload)
     header, payload = _exactly(descriptor, header_size, _read), _exactly(descriptor, payload_size, _read)
     return None if header is None or payload is None else decode(header, payload)
+
+
+def receive(channel: socket.socket, max_payload: int, max_handles: int) -> tuple[dict, list[bytes], list[int]] | None:
+    """The next frame from a blocking socket, with the descriptors that came with it; None at its end."""
+    prefix, ancillary, _, _ = channel.recvmsg(PREFIX.size, socket.CMSG_SPACE(4 * max_handles), socket.MSG_WAITALL)
+    handles = descriptors(ancillary)
+    if len(prefix) < PREFIX.size:
+        return None
+    header_size, payload_size = lengths(prefix, max_payload)
+    header, payload = _exactly(channel.fileno(), header_size, os.read), _exactly(channel.fileno(), payload_size, os.read)
+    return None if header is None or payload is None else (*decode(header, payload), handles)
+
+
+def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """The file descriptors in a message's ancillary data."""
+    found = array.array("i")
+    for level, kind, payload in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(payload[: len(payload) - len(payload) % found.itemsize])
+    return list(found)
 
 
 def write(descriptor: int, header: dict, blobs: Sequence[bytes] = (), _write=os.write) -> None:

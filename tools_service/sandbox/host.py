@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tools_service.sandbox import frames
@@ -30,14 +31,20 @@ class Worker:
 
     number: int
     pid: int
+    channel: socket.socket  # the same as reader and writer, for what they cannot do: pass descriptors
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     out: int  # its stdout file
     err: int
     ended: asyncio.Future  # why it ended: "oom", "exit 3", "signal 9", "manager lost"
 
-    async def send(self, header: dict, blobs: list[bytes]) -> None:
-        self.writer.writelines(frames.encode(header, blobs))
+    async def send(self, header: dict, blobs: list[bytes], handles: Sequence[int] = ()) -> None:
+        """Sends a frame, and descriptors with its first byte. The channel must be idle."""
+        first, *rest = frames.encode(header, blobs)
+        if handles:
+            sent = self.channel.sendmsg([first], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", handles))])
+            first = first[sent:]
+        self.writer.writelines([first, *rest])
         await self.writer.drain()
 
     async def receive(self, max_payload: int) -> tuple[dict, list[bytes]]:
@@ -49,6 +56,7 @@ class Worker:
 
     def close(self) -> None:
         self.writer.close()
+        self.channel.close()
         for handle in (self.out, self.err):
             with contextlib.suppress(OSError):
                 os.close(handle)
@@ -104,10 +112,7 @@ class Host:
             if not data:
                 self._lost("the sandbox manager ended")
                 return
-            handles = array.array("i")
-            for _, _, payload in ancillary:
-                handles.frombytes(payload[: len(payload) - len(payload) % handles.itemsize])
-            self._handle(json.loads(data), list(handles))
+            self._handle(json.loads(data), frames.descriptors(ancillary))
 
     def _handle(self, message: dict, handles: list[int]) -> None:
         match message["op"]:
@@ -183,8 +188,9 @@ class Host:
             self._waiting.pop(number, None)
         channel = socket.socket(fileno=handles[0])
         channel.setblocking(False)
+        spare = channel.dup()
         reader, writer = await asyncio.open_unix_connection(sock=channel, limit=1 << 20)
-        return Worker(worker, pid, reader, writer, handles[1], handles[2], ended)
+        return Worker(worker, pid, spare, reader, writer, handles[1], handles[2], ended)
 
     def interrupt(self, worker: Worker) -> None:
         self._send({"op": "interrupt", "worker": worker.number})

@@ -41,7 +41,8 @@ class Limits:
 
     @property
     def request_bytes(self) -> int:
-        return self.input_images * (self.input_image_mb << 20) + (self.code_kb << 10)
+        """Largest payload of a request frame; pictures are not part of it."""
+        return self.code_kb << 10
 
 
 @dataclass(frozen=True)

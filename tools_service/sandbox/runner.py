@@ -6,6 +6,7 @@ import ctypes
 import io
 import os
 import signal
+import socket
 import sys
 
 from tools_service.sandbox import frames
@@ -73,8 +74,9 @@ def serve(limits: Limits) -> None:
     """Answers requests on the control channel until it closes. Never returns to the caller's code."""
     owner = os.getpid()
     # Bound here: a cell may replace them in their modules, and can then only spoil its own answers.
-    read, write, getpid, leave = os.read, os.write, os.getpid, os._exit
-    read_frame, write_frame, set_signal = frames.read, frames.write, signal.signal
+    write, getpid, leave = os.write, os.getpid, os._exit
+    receive, write_frame, set_signal = frames.receive, frames.write, signal.signal
+    channel = socket.socket(fileno=CHANNEL)
     sigint, ignore = signal.SIGINT, signal.SIG_IGN
     streams = Streams(limits.text_kb << 10)
     shell = Shell(limits, streams.write_out, streams.write_err)
@@ -85,14 +87,14 @@ def serve(limits: Limits) -> None:
             raise KeyboardInterrupt("the cell was interrupted")
 
     while True:
-        request = read_frame(CHANNEL, limits.request_bytes, read)
+        request = receive(channel, limits.request_bytes, limits.input_images)
         if request is None:
             leave(0)
-        header, blobs = request
+        header, blobs, pictures = request
         nonce = header["nonce"]
         try:
             streams.start()
-            shell.bind_images(blobs[1:])
+            shell.bind_images(pictures)
         except BadPicture as error:
             write_frame(CHANNEL, {"nonce": nonce, "status": "refused", "message": str(error)}, [b"", b""], write)
             continue
@@ -109,6 +111,6 @@ def serve(limits: Limits) -> None:
             leave(0)
         shell.tidy()
         out, err = streams.collect()
-        pictures = shell.pictures
-        reply = {"nonce": nonce, "status": "ok" if ok else "error", "message": "", "dropped": pictures.dropped}
-        write_frame(CHANNEL, reply, [out, err, *pictures.pngs], write)
+        shown = shell.pictures
+        reply = {"nonce": nonce, "status": "ok" if ok else "error", "message": "", "dropped": shown.dropped}
+        write_frame(CHANNEL, reply, [out, err, *shown.pngs], write)

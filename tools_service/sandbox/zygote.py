@@ -22,7 +22,7 @@ import socket
 import sys
 import traceback
 
-from tools_service.sandbox import linux, packages, root, seccomp, worker
+from tools_service.sandbox import frames, linux, packages, root, seccomp, worker
 from tools_service.sandbox.plan import Plan
 
 _F_ADD_SEALS, _F_SEAL_SEAL, _F_SEAL_GROW = 1033, 1, 4
@@ -35,6 +35,9 @@ def main() -> None:
     try:
         _import_libraries(plan)
         readable = [] if plan.namespaces else packages.readable_paths(plan.packages)
+        gc.collect()
+        gc.freeze()
+        linux.collapse_memory()
         with open("/proc/self/statm") as file:  # /proc is out of sight once the root is private
             mapped = int(file.read().split()[0]) * resource.getpagesize()
         if plan.namespaces:
@@ -43,8 +46,6 @@ def main() -> None:
             linux.drop_bounding_set()
         if plan.seccomp and plan.namespaces:
             seccomp.program(own_pid_namespace=True, signals_scoped=plan.landlock >= 6, pid=1)
-        gc.collect()
-        gc.freeze()
     except BaseException:
         manager.send(json.dumps({"failed": traceback.format_exc(limit=-4)[-4000:]}).encode())
         raise
@@ -146,8 +147,4 @@ def send(channel: socket.socket, message: dict, handles: list[int]) -> None:
 def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
     """One message and the descriptors attached to it."""
     data, ancillary, _, _ = channel.recvmsg(1 << 16, socket.CMSG_SPACE(4 * _MAX_HANDLES))
-    handles = array.array("i")
-    for level, kind, payload in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            handles.frombytes(payload[: len(payload) - len(payload) % handles.itemsize])
-    return data, list(handles)
+    return data, frames.descriptors(ancillary)
