@@ -12,6 +12,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dv2_jax.config import Config, ConfigError, MeshConfig, load
@@ -70,11 +71,17 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
 
 
-def run(config: Config, topology: str, programs: Sequence[str] = ()) -> tuple[dict[str, int], list[Row]]:
-    """Sizes of the mesh, and a row for every program of `config.recipe` whose name contains one of `programs`."""
+def run(
+    config: Config, topology: str, programs: Sequence[str] = (), hlo: str = ""
+) -> tuple[dict[str, int], list[Row]]:
+    """Sizes of the mesh, and a row for every program of `config.recipe` that one of the words `programs` names.
+
+    The compiled programs' text is written to the folder `hlo`, if there is one.
+    """
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # libtpu compiles; it must not look for chips
+    jax.config.update("jax_enable_compilation_cache", False)  # without a chip, what is in it cannot be read back
     from dv2_jax.parallel.aot import compile_for, memory_limit, topology_devices
     from dv2_jax.parallel.mesh import under
     from dv2_jax.recipes.programs import abstract_policy, engine_programs, rl_programs, sft_programs
@@ -85,16 +92,22 @@ def run(config: Config, topology: str, programs: Sequence[str] = ()) -> tuple[di
     if config.recipe != "sft":
         alone = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1))
         found += engine_programs(abstract_policy(alone, devices[:1]))  # the engine runs on one device
-    chosen = [p for p in found if not programs or any(name in p.name for name in programs)]
-    if not chosen:
-        raise ConfigError(f"--programs {' '.join(programs)}: none of {', '.join(p.name for p in found)}")
     rows = []
-    for program in chosen:
+    for number, program in enumerate(choose(found, programs)):
         print(f"compiling {program.name} {program.shape} ...", file=sys.stderr, flush=True)
         with under(program.mesh):
-            compiled = compile_for(program.function, program.arguments)
+            text = Path(hlo, f"{number}-{program.name.replace(' ', '-')}.hlo.txt") if hlo else None
+            compiled = compile_for(program.function, program.arguments, text)
         rows.append(Row(program, compiled, memory_limit(devices[0])))
     return dict(policy.mesh.shape), rows
+
+
+def choose(found: Sequence[Program], words: Sequence[str]) -> list[Program]:
+    """Those whose names or shapes contain one of the words; all of them without words."""
+    chosen = [p for p in found if not words or any(word in f"{p.name} {p.shape}" for word in words)]
+    if not chosen:
+        raise ConfigError(f"--programs {' '.join(words)}: none of {', '.join(p.name for p in found)}")
+    return chosen
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,14 +118,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--topology", required=True, help="v5e:4x8, v5p:2x4x4, v6e:8x8, tpu7x:2x2x2, ...")
-    parser.add_argument("--programs", nargs="*", default=[], help="only those whose names contain one of these words")
+    parser.add_argument("--programs", nargs="*", default=[], help="only those whose names or shapes contain one of these")
+    parser.add_argument("--hlo", default="", metavar="FOLDER", help="write the compiled programs there, as text")
     parser.add_argument("--json", default="", metavar="FILE", help="write the numbers there too")
     arguments, rest = parser.parse_known_args(argv)
     from dv2_jax.parallel.aot import TopologyError
 
     try:
         config = load(rest, verb="compile_ahead", default_config="configs/rl.py")
-        mesh, rows = run(config, arguments.topology, arguments.programs)
+        mesh, rows = run(config, arguments.topology, arguments.programs, arguments.hlo)
     except (ConfigError, TopologyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

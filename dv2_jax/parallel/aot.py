@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -57,9 +58,11 @@ def topology_devices(name: str) -> list[Any]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise TopologyError("libtpu is not installed: pip install 'dv2_jax[tpu]' brings the compiler, on any Linux machine")
-    # Else libtpu asks the cloud's metadata server what machine this is, and complains about the answer.
+    # Else libtpu asks the cloud's metadata server what machine this is and complains about the answer, and lets one
+    # process in at a time, as is right where there are chips.
     for variable, value in {
         "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_ACCELERATOR_TYPE": "v5p-8",
         "TPU_WORKER_HOSTNAMES": "localhost",
     }.items():
@@ -77,8 +80,11 @@ def memory_limit(device: Any) -> float:
     return HBM.get(device.device_kind, math.inf)
 
 
-def compile_for(function: Callable, arguments: Sequence[Any]) -> Compiled:
-    """Lower and compile a jitted function of abstract, placed arguments. Too large a program is a result, not an error."""
+def compile_for(function: Callable, arguments: Sequence[Any], text_file: Path | None = None) -> Compiled:
+    """Lower and compile a jitted function of abstract, placed arguments; its text goes to `text_file`.
+
+    A program that is too large is a result, not an error.
+    """
     started = time.perf_counter()
     lowered = function.lower(*arguments)
     try:
@@ -97,15 +103,18 @@ def compile_for(function: Callable, arguments: Sequence[Any]) -> Compiled:
         outputs=outputs,
         temporaries=memory.temp_size_in_bytes,
         peak=getattr(memory, "peak_memory_in_bytes", 0) or planned,
-        costs=_costs(compiled),
+        costs=_costs(compiled, text_file),
     )
 
 
-def _costs(compiled: Any) -> Costs | None:
+def _costs(compiled: Any, text_file: Path | None) -> Costs | None:
     try:
         text = compiled.as_text()
     except Exception:  # some pairs of jaxlib and libtpu cannot print each other's programs
         return None
+    if text and text_file is not None:
+        text_file.parent.mkdir(parents=True, exist_ok=True)
+        text_file.write_text(text, encoding="utf-8")
     return analyse(text) if text else None
 
 

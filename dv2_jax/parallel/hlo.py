@@ -104,7 +104,7 @@ def _parse(text: str) -> tuple[dict[str, dict[str, Op]], str]:
             if line.endswith("{") and (header := _HEADER.match(line)):
                 current = computations.setdefault(header[1], {})
                 entry = header[1] if line.startswith("ENTRY") else entry
-        elif line.startswith("}"):
+        elif line == "}":  # alone: what a kernel says of itself runs over several lines, some of which begin so
             current = None
         elif match := _OP.match(line):
             op = _op(match[1], match[2])

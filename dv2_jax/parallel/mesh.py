@@ -71,6 +71,18 @@ def param_shardings(mesh: Mesh, logical_axes: Mapping[str, tuple[str | None, ...
     }
 
 
+def check_divisible(shapes: Mapping[str, tuple[int, ...]], shardings: Mapping[str, NamedSharding]) -> None:
+    """Raises ConfigError for a parameter whose dimension its mesh axis does not divide."""
+    for name, shape in shapes.items():
+        sizes = shardings[name].mesh.shape
+        for size, axis in zip(shape, shardings[name].spec, strict=False):
+            if axis is not None and size % sizes[axis]:
+                raise ConfigError(
+                    f"mesh.{axis}={sizes[axis]} does not divide a dimension of {size} of {name} {shape};"
+                    f" choose a divisor of {size}"
+                )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of an array whose leading dimension is a batch's rows."""
     return NamedSharding(mesh, PartitionSpec(ROWS))

@@ -30,7 +30,7 @@ from dv2_jax.model.params import abstract_params, build, logical_axes
 from dv2_jax.model.vision_inputs import VisionBatch, VisionBucket, vision_batch
 from dv2_jax.ops.paged_attention import Pages
 from dv2_jax.parallel.aot import bytes_per_device
-from dv2_jax.parallel.mesh import ROWS, make_mesh, param_shardings
+from dv2_jax.parallel.mesh import ROWS, check_divisible, make_mesh, param_shardings
 from dv2_jax.recipes.optimizer import learning_rate, make_optimizer, trainable_names
 from dv2_jax.recipes.rl_step import make_rl_step, make_scorer
 from dv2_jax.recipes.sft_step import make_sft_step
@@ -88,7 +88,9 @@ def abstract_policy(config: Config, devices: list[Any]) -> Abstract:
     kind, _, where = source.init.partition(":")
     if kind == "hf" and not Path(where).is_dir():
         source = dataclasses.replace(source, init="random")
-    return Abstract(config, architecture(source).config, make_mesh(config.mesh, devices))
+    policy = Abstract(config, architecture(source).config, make_mesh(config.mesh, devices))
+    check_divisible({name: p.shape for name, p in abstract_params(policy.model).items()}, policy.shardings)
+    return policy
 
 
 def sft_programs(policy: Abstract) -> list[Program]:

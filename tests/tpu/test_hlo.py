@@ -59,6 +59,9 @@ ENTRY %main.1 (x.3: bf16[128,1024], y.3: bf16[16,64,32], z.3: bf16[16,32,48], w.
   %w.3 = f32[800]{0} parameter(3)
   %two.1 = s32[]{:T(128)} constant(2)
   %convolution.2 = bf16[16,64,48]{2,1,0:T(8,128)(2,1)} convolution(%y.3, %z.3), window={size=16 stride=15 lhs_dilate=16}, dim_labels=0bf_0io->0bf
+  %kernel.1 = (f32[8]{0}, s8[1]{0}) custom-call(%w.3), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+ "block": 512
+}}, metadata={op_name="attention"}
   %sum.1 = f32[100]{0} fusion(%w.3), kind=kCustom, calls=%all-reduce-scatter.1
   %permute.1 = (bf16[128,1024]{1,0}, bf16[128,1024]{1,0}, u32[], u32[]) collective-permute-start(%x.3), channel_id=3, source_target_pairs={{0,1},{1,0}}
   %permuted.1 = bf16[128,1024]{1,0} collective-permute-done(%permute.1)
@@ -70,7 +73,8 @@ ENTRY %main.1 (x.3: bf16[128,1024], y.3: bf16[16,64,32], z.3: bf16[16,32,48], w.
 
 
 def test_a_tpu_module_is_counted_as_it_runs():
-    """Sees loops that begin later than 0, batched products counted once per pair, and sums that are scattered."""
+    """Sees loops that begin later than 0, batched products counted once per pair, sums that are scattered, and all that
+    follows a kernel whose description takes several lines."""
     costs = analyse(MODULE)
     loop = 5 - 2
     assert costs.flops == loop * 2 * 128 * 1024 * 1024 + 2 * 16 * 64 * 32 * 48
