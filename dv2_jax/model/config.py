@@ -191,14 +191,13 @@ class ModelConfig:
         token_ids = {name: text[name] for name in _SPECIAL_IDS if text.get(name) is not None}
         if isinstance(token_ids.get("eos_token_id"), list):
             token_ids["eos_token_id"] = token_ids["eos_token_id"][0]
+        # The published 3B leaves out what equals transformers' defaults.
+        tower = {"depth": 32, "intermediate_size": 3420, "num_heads": 16}
+        tower |= {f.name: vision[f.name] for f in dataclasses.fields(VisionConfig) if f.name in vision}
+        if "fullatt_block_indexes" in tower:
+            tower["fullatt_block_indexes"] = tuple(tower["fullatt_block_indexes"])
         return cls(
-            vision=VisionConfig(
-                **{
-                    name: tuple(vision[name]) if name == "fullatt_block_indexes" else vision[name]
-                    for name in (field.name for field in dataclasses.fields(VisionConfig))
-                    if name in vision
-                }
-            ),
+            vision=VisionConfig(**tower),
             text=TextConfig(
                 vocab_size=text["vocab_size"],
                 hidden_size=text["hidden_size"],

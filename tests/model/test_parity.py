@@ -84,10 +84,15 @@ def test_every_text_layer_alone_agrees(pair):
     text = config.text
     turn = mrope_turn(talk.positions[:, None], head_dim=text.head_dim, theta=text.rope_theta, sections=text.mrope_section)
     segments = jnp.ones((1, len(talk.ids)), jnp.int32)
+
+    @jax.jit
+    def one(number, given):
+        layer = nnx.merge(graph, jax.tree.map(lambda w: w[number], stacked))
+        return layer(given, turn, lambda q, k, v, c: (causal_segment_attention(q, k, v, segments), c), None)[0]
+
+    assert len(seen) == text.num_layers
     for number, (given, expected) in enumerate(seen):
-        layer = nnx.merge(graph, jax.tree.map(lambda w, i=number: w[i], stacked))
-        found, _ = layer(given, turn, lambda q, k, v, c: (causal_segment_attention(q, k, v, segments), c), None)
-        assert relative(found, expected) <= 1e-5, number
+        assert relative(one(number, given), expected) <= 1e-5, number
 
 
 def test_every_vision_block_alone_agrees(pair):
@@ -101,11 +106,16 @@ def test_every_vision_block_alone_agrees(pair):
     turn = patch_turn(batch.coordinates, head_dim=config.vision.head_dim)
     windows = batch.window_segments.reshape(-1)[batch.window_inverse][None]
     assert len(set(windows[0].tolist())) == 12, "3 rows of 4 windows, both edges cut"
+
+    @jax.jit
+    def one(number, given, segments):
+        return nnx.merge(graph, jax.tree.map(lambda w: w[number], stacked))(given[None], turn, segments)[0]
+
+    assert len(seen) == config.vision.depth
     for number, (given, expected) in enumerate(seen):
-        block = nnx.merge(graph, jax.tree.map(lambda w, i=number: w[i], stacked))
         full = number in config.vision.fullatt_block_indexes
-        found = block(given[None], turn, batch.picture_segments if full else windows)
-        assert relative(found[0], expected) <= 1e-5, number
+        found = one(number, given, batch.picture_segments if full else windows)
+        assert relative(found, expected) <= 1e-5, number
 
 
 def _record(blocks, model, talk, config):

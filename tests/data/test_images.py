@@ -1,0 +1,115 @@
+"""Pictures against transformers' PIL processor, and files as they come."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dv2_jax.data.images import ImageError, load_image, preprocess, smart_resize
+
+LIMITS = [(56 * 56, 28 * 28 * 1280), (56 * 56, 112 * 112), (200_704, 262_144)]
+
+
+def noisy(height: int, width: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    y, x = np.mgrid[:height, :width]
+    noise = np.random.default_rng(seed).integers(0, 60, (height, width, 4))
+    channels = np.stack([3 * x + y, 2 * y, x * y // 5, 5 * x], -1)
+    return Image.fromarray(((channels + noise) % 256).astype(np.uint8), "RGBA").convert(mode)
+
+
+def encoded(image: Image.Image, form: str, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def test_sizes_equal_those_of_transformers_on_ten_thousand_pictures():
+    """Many sides are half-way between two multiples, where rounding to even matters."""
+    oracle = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl").smart_resize
+    rng = np.random.default_rng(0)
+    sides = np.where(rng.random((10_000, 2)) < 0.3, 14 * rng.integers(1, 300, (10_000, 2)), rng.integers(14, 4000, (10_000, 2)))
+    compared = 0
+    for i, (height, width) in enumerate(sides.tolist()):
+        low, high = LIMITS[i % len(LIMITS)]
+        if max(height, width) > 200 * min(height, width):
+            continue
+        assert smart_resize(height, width, min_pixels=low, max_pixels=high) == oracle(
+            height, width, min_pixels=low, max_pixels=high
+        )
+        compared += 1
+    assert compared > 9_900
+
+
+@pytest.mark.parametrize(("height", "width"), [(56, 56), (300, 200), (111, 513), (1000, 37), (40, 30), (719, 1283)])
+@pytest.mark.parametrize("limits", LIMITS[:2])
+def test_patches_equal_those_of_the_pil_processor(height, width, limits):
+    module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    image = noisy(height, width)
+    processor = module.Qwen2VLImageProcessorPil(min_pixels=limits[0], max_pixels=limits[1])
+    theirs = processor([image], return_tensors="np")
+    patches, grid = preprocess(image, min_pixels=limits[0], max_pixels=limits[1])
+    assert grid == tuple(theirs["image_grid_thw"][0])
+    np.testing.assert_allclose(patches, theirs["pixel_values"], atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "CMYK"])
+def test_other_colour_modes_equal_the_pil_processor_too(mode):
+    module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    image = noisy(120, 90, mode)
+    theirs = module.Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=112 * 112)([image], return_tensors="np")
+    patches, _ = preprocess(image, min_pixels=56 * 56, max_pixels=112 * 112)
+    np.testing.assert_allclose(patches, theirs["pixel_values"], atol=1e-6)
+
+
+def test_transparency_is_laid_over_white():
+    image = Image.new("RGBA", (40, 40), (200, 0, 0, 0))
+    assert load_image(encoded(image, "PNG")).getpixel((5, 5)) == (255, 255, 255)
+    palette = Image.new("P", (40, 40), 1)
+    palette.putpalette([0, 0, 0, 9, 9, 9])
+    assert load_image(encoded(palette, "PNG", transparency=1)).getpixel((5, 5)) == (255, 255, 255)
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    levels = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    image = load_image(encoded(Image.fromarray(levels), "PNG"))
+    np.testing.assert_allclose(np.asarray(image)[..., 0], levels / 257, atol=0.5)
+
+
+def test_photographs_are_turned_upright():
+    image = noisy(60, 100)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    upright = load_image(encoded(image, "PNG", exif=exif))
+    np.testing.assert_array_equal(np.asarray(upright), np.asarray(image.rotate(-90, expand=True)))
+
+
+@pytest.mark.parametrize("source", ["bytes", "path"])
+def test_bytes_and_paths_read_alike(tmp_path, source):
+    image = noisy(70, 50)
+    data = encoded(image, "PNG")
+    (tmp_path / "x.png").write_bytes(data)
+    np.testing.assert_array_equal(np.asarray(load_image(data if source == "bytes" else tmp_path / "x.png")), np.asarray(image))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"not a picture", "cannot read a picture from 13 bytes"),
+        (encoded(noisy(200, 200), "PNG")[:3000], "cannot read a picture"),
+        (encoded(noisy(200, 200), "JPEG")[:900], "cannot read a picture"),
+        (b"", "cannot read a picture from 0 bytes"),
+    ],
+)
+def test_broken_files_are_named_not_guessed(data, message):
+    with pytest.raises(ImageError, match=message):
+        load_image(data)
+
+
+def test_missing_files_and_ribbons_are_refused(tmp_path):
+    with pytest.raises(ImageError, match="no picture at"):
+        load_image(tmp_path / "none.png")
+    with pytest.raises(ImageError, match="more than 200 times"):
+        smart_resize(10, 2001, min_pixels=1, max_pixels=10**6)

@@ -1,0 +1,85 @@
+"""M-RoPE positions against transformers' get_rope_index, whole and continued piece by piece."""
+
+from __future__ import annotations
+
+import types
+
+import numpy as np
+import pytest
+from samples import tiny_config
+
+from dv2_jax.model import merged_tokens, mrope_positions
+
+
+def random_layout(rng: np.random.Generator, config):
+    """Zero to five pictures of any grid between runs of text, some runs just the vision tokens."""
+    pieces, grids = [], []
+    for _ in range(rng.integers(0, 6)):
+        grid = (1, 2 * int(rng.integers(1, 12)), 2 * int(rng.integers(1, 12)))
+        text = rng.integers(20, 256, rng.integers(0, 30)).tolist()
+        image = [config.image_token_id] * merged_tokens(grid)
+        pieces.append([*text, config.vision_start_token_id, *image, config.vision_end_token_id])
+        grids.append([grid])
+    pieces.append(rng.integers(20, 256, rng.integers(1, 30)).tolist())
+    grids.append([])
+    return pieces, grids
+
+
+def expected_positions(ids: list[int], grids: list, config) -> np.ndarray:
+    torch = pytest.importorskip("torch")
+    modeling = pytest.importorskip("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl")
+    # The method reads nothing of the model but its vision configuration and a helper.
+    vision = types.SimpleNamespace(spatial_merge_size=2, tokens_per_second=2)
+    model = types.SimpleNamespace(
+        config=types.SimpleNamespace(vision_config=vision),
+        get_vision_position_ids=modeling.Qwen2_5_VLModel.get_vision_position_ids.__get__(object()),
+    )
+    tensor = torch.tensor([ids])
+    positions, _ = modeling.Qwen2_5_VLModel.get_rope_index(
+        model, tensor, (tensor == config.image_token_id).int(), torch.tensor(grids) if grids else None
+    )
+    return positions[:, 0].numpy()
+
+
+def test_positions_equal_those_of_transformers_on_three_hundred_layouts():
+    config = tiny_config()
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        pieces, grids = random_layout(rng, config)
+        ids, flat = sum(pieces, []), sum(grids, [])
+        positions, following = mrope_positions(ids, flat, config)
+        np.testing.assert_array_equal(positions, expected_positions(ids, flat, config))
+        longer, _ = mrope_positions([*ids, 30], flat, config)
+        assert (longer[:, -1] == following).all()
+
+
+def test_appended_pieces_get_the_positions_of_the_whole():
+    """Sees a continuation that starts at the number of tokens instead of past the largest position."""
+    config = tiny_config()
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        pieces, grids = random_layout(rng, config)
+        whole, end = mrope_positions(sum(pieces, []), sum(grids, []), config)
+        start, parts = 0, []
+        for piece, grid in zip(pieces, grids, strict=True):
+            part, start = mrope_positions(piece, grid, config, start=start)
+            parts.append(part)
+        np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+        assert start == end
+
+
+@pytest.mark.parametrize(
+    ("placeholders", "grids", "message"),
+    [
+        (4, [(1, 4, 6)], "needs 6 placeholders"),
+        (6, [(1, 4, 6), (1, 4, 4)], "2 pictures but placeholders for 1"),
+        (7, [(1, 4, 6)], "1 image placeholders beyond"),
+        (3, [(1, 3, 4)], "multiples of 2"),
+        (8, [(2, 4, 4)], "only still pictures"),
+    ],
+)
+def test_placeholders_that_do_not_match_the_pictures_are_refused(placeholders, grids, message):
+    config = tiny_config()
+    ids = [20, 12, *[config.image_token_id] * placeholders, 13, 21]
+    with pytest.raises(ValueError, match=message):
+        mrope_positions(ids, grids, config)
