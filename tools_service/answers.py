@@ -25,7 +25,9 @@ class Answers:
         if (given := self._given.get(request_id)) is not None:
             return given
         if request_id in self._spent:
-            return pb.Result(request_id=request_id, status=pb.REFUSED, message="already executed; its answer is no longer held")
+            return pb.Result(
+                request_id=request_id, status=pb.REFUSED, message="already executed; its answer is no longer held"
+            )
         task = self._under_way.get(request_id)
         if task is None:
             task = self._under_way[request_id] = asyncio.create_task(self._run(request_id, execute))
@@ -35,7 +37,9 @@ class Answers:
         try:
             result = await execute()
         except Exception as error:
-            result = pb.Result(request_id=request_id, status=pb.UNAVAILABLE, message=f"internal error: {type(error).__name__}: {error}")
+            result = pb.Result(
+                request_id=request_id, status=pb.UNAVAILABLE, message=f"internal error: {type(error).__name__}: {error}"
+            )
         finally:
             self._under_way.pop(request_id, None)
         if result.status not in _RETRYABLE:

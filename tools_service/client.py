@@ -32,6 +32,7 @@ __all__ = [
 
 _MAX_MESSAGE = 64 << 20
 _BATCH_BYTES = 32 << 20  # a batch is cut so that its pictures stay below this
+_BATCH_ITEMS = 1024
 _ATTEMPTS = 4
 _BACKOFF_S = 0.3
 _LONGEST_S = 3600.0  # of one cell, when a deadline is computed: the service refuses more anyway
@@ -113,7 +114,6 @@ class ToolsClient:
         self._pending = 0
         self._count = threading.Lock()
         self._opened: set[str] = set()  # sessions in which a cell of ours has run
-        self._sent: dict[str, bool] = {}
         self._known: set[bytes] = set()  # digests that the service has been given
         self._closed = False
         self._loop = asyncio.new_event_loop()
@@ -171,7 +171,9 @@ class ToolsClient:
 
         async def close() -> None:
             try:
-                await self._stub.CloseSessions(pb.CloseSessionsRequest(session_ids=ids), metadata=self._metadata, timeout=10)
+                await self._stub.CloseSessions(
+                    pb.CloseSessionsRequest(session_ids=ids), metadata=self._metadata, timeout=10
+                )
             except grpc.aio.AioRpcError:
                 pass  # they expire by themselves
 
@@ -182,7 +184,11 @@ class ToolsClient:
         """Interrupts the running cell of a session; False if none is running."""
 
         async def interrupt() -> bool:
-            return (await self._stub.Interrupt(pb.InterruptRequest(session_id=session_id), metadata=self._metadata, timeout=10)).interrupted
+            return (
+                await self._stub.Interrupt(
+                    pb.InterruptRequest(session_id=session_id), metadata=self._metadata, timeout=10
+                )
+            ).interrupted
 
         return asyncio.run_coroutine_threadsafe(interrupt(), self._loop).result()
 
@@ -190,7 +196,9 @@ class ToolsClient:
         """Tier, limits, providers, packages and counters of the service. Raises ConnectionError."""
 
         async def ask() -> str:
-            return (await self._stub.GetInfo(pb.GetInfoRequest(), metadata=self._metadata, timeout=10, wait_for_ready=True)).json
+            return (
+                await self._stub.GetInfo(pb.GetInfoRequest(), metadata=self._metadata, timeout=10, wait_for_ready=True)
+            ).json
 
         try:
             return json.loads(asyncio.run_coroutine_threadsafe(ask(), self._loop).result())
@@ -238,7 +246,11 @@ class ToolsClient:
                         self._deliver(request, reply)
             except grpc.aio.AioRpcError as error:
                 why = f"{error.code().name}: {error.details()}"
-                if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED):
+                if error.code() in (
+                    grpc.StatusCode.UNAUTHENTICATED,
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                ):
                     break
             except Exception as error:  # a request that cannot be put on the wire must still get its answer
                 why = f"{type(error).__name__}: {error}"
@@ -291,8 +303,17 @@ class ToolsClient:
         items = tuple(SearchItem(i.title, i.url, i.snippet, i.date, i.thumbnail or None) for i in reply.items)
         self._results.put(
             ToolResult(
-                reply.request_id, _kind(request), status, reply.stdout, reply.stderr, tuple(reply.images), items, reply.message,
-                reply.restarted, reply.queue_ms, reply.wall_ms,
+                reply.request_id,
+                _kind(request),
+                status,
+                reply.stdout,
+                reply.stderr,
+                tuple(reply.images),
+                items,
+                reply.message,
+                reply.restarted,
+                reply.queue_ms,
+                reply.wall_ms,
             )  # fmt: skip
         )
 
@@ -308,14 +329,16 @@ def _digest(image: bytes) -> bytes:
 
 
 def _cut(requests: list[Request]) -> Iterable[list[Request]]:
-    """Batches whose distinct pictures stay below the message limit."""
+    """Batches that stay below the service's limits on items and, counting each picture once, on bytes."""
     batch: list[Request] = []
     seen: set[int] = set()
     size = 0
     for request in requests:
-        pictures = request.images if isinstance(request, ExecRequest) else getattr(request, "image", b"") and (request.image,)
+        pictures = (
+            request.images if isinstance(request, ExecRequest) else getattr(request, "image", b"") and (request.image,)
+        )
         fresh = [p for p in pictures or () if id(p) not in seen]
-        if batch and size + sum(map(len, fresh)) > _BATCH_BYTES:
+        if len(batch) == _BATCH_ITEMS or (batch and size + sum(map(len, fresh)) > _BATCH_BYTES):
             yield batch
             batch, seen, size = [], set(), 0
             fresh = list(pictures or ())

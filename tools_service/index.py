@@ -35,7 +35,9 @@ def main(argv: list[str] | None = None) -> None:
             count = len(rows)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"indexed {count} {'documents' if options.kind == 'text' else 'pictures'} into {options.output} in {time.monotonic() - started:.1f} s")
+    print(
+        f"indexed {count} {'documents' if options.kind == 'text' else 'pictures'} into {options.output} in {time.monotonic() - started:.1f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -49,7 +49,9 @@ class Tools(tools_pb2_grpc.ToolsServicer):
         async for result in self._stream([(request.request_id, self._cell(request))]):
             return result
 
-    async def BatchExec(self, request: pb.BatchExecRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.Result]:
+    async def BatchExec(
+        self, request: pb.BatchExecRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.Result]:
         await self._check_size(len(request.items), context)
         self._learn(request.images)
         for item in request.items:
@@ -57,15 +59,21 @@ class Tools(tools_pb2_grpc.ToolsServicer):
         async for result in self._stream([(item.request_id, self._cell(item)) for item in request.items]):
             yield result
 
-    async def BatchSearch(self, request: pb.BatchSearchRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.Result]:
+    async def BatchSearch(
+        self, request: pb.BatchSearchRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.Result]:
         await self._check_size(len(request.items), context)
         async for result in self._stream([(item.request_id, self._search(item)) for item in request.items]):
             yield result
 
     async def Interrupt(self, request: pb.InterruptRequest, context: grpc.aio.ServicerContext) -> pb.InterruptReply:
-        return pb.InterruptReply(interrupted=self._sessions is not None and self._sessions.interrupt(request.session_id))
+        return pb.InterruptReply(
+            interrupted=self._sessions is not None and self._sessions.interrupt(request.session_id)
+        )
 
-    async def CloseSessions(self, request: pb.CloseSessionsRequest, context: grpc.aio.ServicerContext) -> pb.CloseSessionsReply:
+    async def CloseSessions(
+        self, request: pb.CloseSessionsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.CloseSessionsReply:
         closed = sum(self._sessions.close(session_id) for session_id in request.session_ids) if self._sessions else 0
         return pb.CloseSessionsReply(closed=closed)
 
@@ -190,7 +198,9 @@ class Tools(tools_pb2_grpc.ToolsServicer):
 
     async def _check_size(self, items: int, context: grpc.aio.ServicerContext) -> None:
         if items > _MAX_ITEMS:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{items} items in a batch; the limit is {_MAX_ITEMS}")
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, f"{items} items in a batch; the limit is {_MAX_ITEMS}"
+            )
 
 
 class TokenCheck(grpc.aio.ServerInterceptor):

@@ -75,7 +75,11 @@ class Sessions:
         session = self._sessions.get(request.session_id)
         if session is None:
             if request.expects_state:
-                _fill(result, pb.SESSION_LOST, "the session is unknown here: it expired, was evicted, or the service was restarted")
+                _fill(
+                    result,
+                    pb.SESSION_LOST,
+                    "the session is unknown here: it expired, was evicted, or the service was restarted",
+                )
                 return None
             if len(self._sessions) >= self._max and not self._evict():
                 _fill(result, pb.UNAVAILABLE, f"all {self._max} sessions are in use")
@@ -131,11 +135,14 @@ class Sessions:
             note = f"fresh namespace: {session.lost or 'the former one was lost'}; earlier variables are gone"
             result.message = f"{result.message}; {note}" if result.message else note
 
-    async def _cell(self, session: Session, request: pb.ExecRequest, pictures: list[Picture], result: pb.Result) -> None:
+    async def _cell(
+        self, session: Session, request: pb.ExecRequest, pictures: list[Picture], result: pb.Result
+    ) -> None:
         worker, limits, nonce = session.worker, self._limits, secrets.token_hex(16)
         timeout = min(request.timeout_s or limits.timeout_s, limits.max_timeout_s)
         reply = asyncio.ensure_future(self._ask(worker, nonce, request.code.encode("utf-8", "replace"), pictures))
-        reply.add_done_callback(lambda task: task.cancelled() or task.exception())  # it may end when nobody waits any more
+        # It may end when nobody waits for it any more.
+        reply.add_done_callback(lambda task: task.cancelled() or task.exception())
         session.interrupts = 0
         if session.quiet:
             self._host.busy(worker)
@@ -148,7 +155,9 @@ class Sessions:
                 self._host.interrupt(worker)
                 await asyncio.wait({reply}, timeout=limits.grace_s)
             if not reply.done():
-                await self._give_up(session, worker, result, f"the cell ran longer than {timeout:g} s and could not be interrupted")
+                await self._give_up(
+                    session, worker, result, f"the cell ran longer than {timeout:g} s and could not be interrupted"
+                )
                 return
             header, blobs = reply.result()
         except (frames.FrameError, png.BadPng) as error:
@@ -173,7 +182,11 @@ class Sessions:
         header, blobs = await worker.receive(self._limits.reply_bytes)
         if header.get("nonce") != nonce:
             raise frames.FrameError("not the answer to this cell")
-        if header.get("status") not in ("ok", "error", "refused") or len(blobs) < 2 or len(blobs) > 2 + self._limits.images:
+        if (
+            header.get("status") not in ("ok", "error", "refused")
+            or len(blobs) < 2
+            or len(blobs) > 2 + self._limits.images
+        ):
             raise frames.FrameError("unexpected content")
         if not isinstance(header.get("message", ""), str):
             raise frames.FrameError("unexpected content")
@@ -183,7 +196,9 @@ class Sessions:
             png.check(data, self._limits.image_megapixels * 1e6)
         return header, blobs
 
-    def _answer(self, session: Session, result: pb.Result, header: dict, blobs: list[bytes], timed_out: bool, timeout: float) -> None:
+    def _answer(
+        self, session: Session, result: pb.Result, header: dict, blobs: list[bytes], timed_out: bool, timeout: float
+    ) -> None:
         if header["status"] == "refused":
             self._host.kill(session.worker)
             self._drop_worker(session, "an input picture could not be opened")
@@ -219,7 +234,9 @@ class Sessions:
         _fill(result, status, f"{reason}; the session was killed, its variables are lost")
         result.stderr += f"{'TimeoutError' if status == pb.TIMEOUT else 'SessionError'}: {result.message}\n"
 
-    async def _crashed(self, session: Session, worker: Worker, result: pb.Result, timed_out: bool, timeout: float) -> None:
+    async def _crashed(
+        self, session: Session, worker: Worker, result: pb.Result, timed_out: bool, timeout: float
+    ) -> None:
         if session.worker is not worker:
             _fill(result, pb.SESSION_LOST, "the session was closed while the cell ran")
             return

@@ -65,7 +65,17 @@ def test_files_of_the_host_the_service_and_hidden_packages_cannot_be_read(bench,
     secret.write_text("canary")
     tmp_path.chmod(0o755)
     secret.chmod(0o644)
-    paths = [str(secret), "/etc/shadow", "/etc/passwd", "/etc/hostname", "/proc/1/environ", "/root", "/home", __file__, pytest.__file__]
+    paths = [
+        str(secret),
+        "/etc/shadow",
+        "/etc/passwd",
+        "/etc/hostname",
+        "/proc/1/environ",
+        "/root",
+        "/home",
+        __file__,
+        pytest.__file__,
+    ]
     code = f"""
 import os
 for path in {paths!r}:
@@ -95,7 +105,9 @@ print(numpy.linalg.inv(numpy.eye(2)).sum(), cv2.resize(numpy.zeros((4, 4, 3), 'u
 
 def test_sessions_neither_see_each_others_files_nor_processes_nor_random_numbers(bench, session):
     other = bench.new_session()
-    folder = bench.run(session, "import os, numpy, random\nopen('mine', 'w').write('canary')\nprint(os.getcwd())").stdout.strip()
+    folder = bench.run(
+        session, "import os, numpy, random\nopen('mine', 'w').write('canary')\nprint(os.getcwd())"
+    ).stdout.strip()
     pid = bench.run(session, "os.getpid()").stdout.strip()
     code = f"""
 import os
@@ -140,7 +152,13 @@ def test_a_cell_that_cannot_be_interrupted_is_killed_and_the_next_one_is_told_so
 
 
 @pytest.mark.parametrize(
-    "code", ["import os; os._exit(0)", "import ctypes; ctypes.string_at(1)", "import os; os.abort()", "import os; os.closerange(0, 256)"]
+    "code",
+    [
+        "import os; os._exit(0)",
+        "import ctypes; ctypes.string_at(1)",
+        "import os; os.abort()",
+        "import os; os.closerange(0, 256)",
+    ],
 )
 def test_a_process_that_ends_is_reported_and_never_passes_for_success(bench, session, code):
     bench.run(session, "x = 1")
@@ -154,7 +172,7 @@ def test_a_process_that_ends_is_reported_and_never_passes_for_success(bench, ses
     [
         "struct.pack('!II', 0xfffffff0, 0xffffffff) + b'x' * 100",
         "b'\\x00' * 64",
-        "(lambda h: struct.pack('!II', len(h), 0) + h)(b'{\"nonce\": \"0\", \"status\": \"ok\", \"blobs\": [0, 0]}')",
+        '(lambda h: struct.pack(\'!II\', len(h), 0) + h)(b\'{"nonce": "0", "status": "ok", "blobs": [0, 0]}\')',
         "(lambda h: struct.pack('!II', len(h), 0) + h)(b'{\"nonce\": NaN, \"blobs\": [1e999]}')",
         "(lambda h: struct.pack('!II', len(h), 0) + h)(b'[' * 60000)",
     ],
@@ -238,7 +256,9 @@ print('left behind')
 def _sleeps_in_a_loop(pid: int) -> bool:
     """A grandchild of the test above: it is no session leader's first process and has no control channel."""
     try:
-        return not any(os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:") for fd in os.listdir(f"/proc/{pid}/fd"))
+        return not any(
+            os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:") for fd in os.listdir(f"/proc/{pid}/fd")
+        )
     except OSError:
         return False
 
@@ -302,7 +322,9 @@ def test_killing_session_processes_under_load_gives_every_request_exactly_one_an
         bench.run(name, "import time")
     server = bench.service.process.pid
     idle = set(descendants(server))
-    bench.client.submit([ExecRequest(f"{name}-{i}", name, "time.sleep(0.3)\n'done'", 20.0) for i in range(3) for name in sessions])
+    bench.client.submit(
+        [ExecRequest(f"{name}-{i}", name, "time.sleep(0.3)\n'done'", 20.0) for i in range(3) for name in sessions]
+    )
     time.sleep(0.5)
     manager = next(p for p in descendants(server) if _parent(p) == server)
     workers = [p for p in idle if _parent(p) == manager]

@@ -46,7 +46,15 @@ def test_damaged_frames_raise_one_kind_of_error():
         except frames.FrameError:
             refused += 1
     assert refused > 500
-    for text in (b"[]", b"7", b'{"blobs": [1e999]}', b'{"blobs": [true, 6]}', b'{"blobs": [-1, 8]}', b'{"x": NaN, "blobs": [7]}', b"[" * 60_000):
+    for text in (
+        b"[]",
+        b"7",
+        b'{"blobs": [1e999]}',
+        b'{"blobs": [true, 6]}',
+        b'{"blobs": [-1, 8]}',
+        b'{"x": NaN, "blobs": [7]}',
+        b"[" * 60_000,
+    ):
         with pytest.raises(frames.FrameError):
             frames.decode(text, payload)
 
@@ -70,10 +78,24 @@ def test_a_png_that_lies_or_is_damaged_is_refused():
         return good[:8] + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + good[33:]
 
     assert png.check(with_header(60, 40, 8, 0, 0, 0, 0), 1e6) == (60, 40)
-    for fields in ((60_000, 60_000, 8, 0, 0, 0, 0), (0, 40, 8, 0, 0, 0, 0), (60, 40, 3, 0, 0, 0, 0), (60, 40, 8, 5, 0, 0, 0), (60, 40, 8, 0, 1, 0, 0)):
+    for fields in (
+        (60_000, 60_000, 8, 0, 0, 0, 0),
+        (0, 40, 8, 0, 0, 0, 0),
+        (60, 40, 3, 0, 0, 0, 0),
+        (60, 40, 8, 5, 0, 0, 0),
+        (60, 40, 8, 0, 1, 0, 0),
+    ):
         with pytest.raises(png.BadPng):
             png.check(with_header(*fields), 1e6)
-    for broken in (b"", good[:-1], good + b"x", good[:8], good[8:], good[:40] + b"\x00" + good[41:], b"\xff\xd8\xff" + good[3:]):
+    for broken in (
+        b"",
+        good[:-1],
+        good + b"x",
+        good[:8],
+        good[8:],
+        good[:40] + b"\x00" + good[41:],
+        b"\xff\xd8\xff" + good[3:],
+    ):
         with pytest.raises(png.BadPng):
             png.check(broken, 1e6)
 
@@ -94,7 +116,9 @@ def _decide(code: bytes, number: int, arguments: tuple[int, ...] = ()) -> int:
         elif kind == 0x05:
             at += constant
         else:
-            holds = {0x15: accumulator == constant, 0x35: accumulator >= constant, 0x45: bool(accumulator & constant)}[kind]
+            holds = {0x15: accumulator == constant, 0x35: accumulator >= constant, 0x45: bool(accumulator & constant)}[
+                kind
+            ]
             at += true if holds else false
 
 
@@ -104,7 +128,20 @@ def test_the_filter_allows_exactly_what_the_table_says(own_pid_namespace):
     code = seccomp.program(own_pid_namespace=own_pid_namespace, signals_scoped=True, pid=77)
     table = syscalls.machine()[1]
     allow, refuse, unknown = 0x7FFF0000, 0x00050001, 0x00050026
-    special = {"clone", "clone3", "socketpair", "prlimit64", "sched_setaffinity", "sched_setscheduler", "sched_setparam", "setpriority", "ioctl", "prctl", "setsid", "setpgid"}
+    special = {
+        "clone",
+        "clone3",
+        "socketpair",
+        "prlimit64",
+        "sched_setaffinity",
+        "sched_setscheduler",
+        "sched_setparam",
+        "setpriority",
+        "ioctl",
+        "prctl",
+        "setsid",
+        "setpgid",
+    }
     open_numbers = {number for name, number in table.items() if name not in syscalls.NOT_ALLOWED}
     special_numbers = {table[name] for name in special}
     for number in range(700):
@@ -118,7 +155,13 @@ def test_the_filter_allows_exactly_what_the_table_says(own_pid_namespace):
     assert _decide(code, table["clone3"]) == unknown
     assert [_decide(code, table["socketpair"], (family,)) for family in (1, 2, 16)] == [allow, refuse, refuse]
     assert [_decide(code, table["prlimit64"], (pid,)) for pid in (0, 5)] == [allow, refuse]
-    assert [_decide(code, table["prctl"], (option,)) for option in (15, 38, 1, 4, 22)] == [allow, allow, refuse, refuse, refuse]
+    assert [_decide(code, table["prctl"], (option,)) for option in (15, 38, 1, 4, 22)] == [
+        allow,
+        allow,
+        refuse,
+        refuse,
+        refuse,
+    ]
     assert [_decide(code, table["setpriority"], who) for who in ((0, 0), (0, 9), (1, 0))] == [allow, refuse, refuse]
     assert [_decide(code, table["ioctl"], (0, request)) for request in (0x5401, 0x5412)] == [allow, refuse]
     assert _decide(code, table["setsid"]) == (allow if own_pid_namespace else 0x00050000)
@@ -130,5 +173,10 @@ def test_without_signal_scoping_a_session_may_only_signal_itself():
     code = seccomp.program(own_pid_namespace=False, signals_scoped=False, pid=77)
     table = syscalls.machine()[1]
     for name in ("kill", "tgkill"):
-        assert [_decide(code, table[name], (pid, 9)) for pid in (77, 78, 1, 2**64 - 1)] == [0x7FFF0000, 0x00050001, 0x00050001, 0x00050001]
+        assert [_decide(code, table[name], (pid, 9)) for pid in (77, 78, 1, 2**64 - 1)] == [
+            0x7FFF0000,
+            0x00050001,
+            0x00050001,
+            0x00050001,
+        ]
     assert _decide(code, table["pidfd_send_signal"]) == 0x00050001

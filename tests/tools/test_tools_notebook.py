@@ -72,7 +72,11 @@ def test_a_crop_comes_back_with_exactly_the_pixels_of_the_input_picture(bench, s
 def test_every_input_picture_is_bound_in_order_and_turned_as_exif_says(bench, session):
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees to view
-    pictures = (encode(noise(40, 30)), encode(noise(50, 20), "JPEG", exif=exif), encode(noise(8, 9).convert("P"), "GIF"))
+    pictures = (
+        encode(noise(40, 30)),
+        encode(noise(50, 20), "JPEG", exif=exif),
+        encode(noise(8, 9).convert("P"), "GIF"),
+    )
     result = bench.run(session, "[i.size for i in (image_1, image_2, image_3)]", images=pictures)
     assert result.stdout == "[(40, 30), (20, 50), (8, 9)]\n"
 
@@ -140,6 +144,9 @@ def test_long_output_is_clipped_in_the_middle_and_says_by_how_much(bench, sessio
 
 
 def test_what_a_cell_breaks_in_the_interpreter_is_mended_for_the_next(bench, session):
-    bench.run(session, "import sys, builtins\nsys.stdout.close()\nsys.settrace(lambda *a: None)\ndel builtins.len\nprint = None")
+    bench.run(
+        session,
+        "import sys, builtins\nsys.stdout.close()\nsys.settrace(lambda *a: None)\ndel builtins.len\nprint = None",
+    )
     result = bench.run(session, "del print\nprint(len('abc'), sys.gettrace())")
     assert result.stdout == "3 None\n"

@@ -17,16 +17,33 @@ from tools_service.search.pictures import PictureIndex
 from tools_service.search.provider import BadQuery
 from tools_service.search.text import TextIndex
 
-_WORDS = "river copper castle violet engine harbour mirror saddle lantern orchard pepper silver tunnel walnut zephyr".split()
+_WORDS = (
+    "river copper castle violet engine harbour mirror saddle lantern orchard pepper silver tunnel walnut zephyr".split()
+)
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """A JSONL corpus of random documents, and its rows."""
     random = np.random.default_rng(1)
-    rows = [{"title": f"Entry {i}", "text": " ".join(random.choice(_WORDS, size=int(random.integers(5, 60))))} for i in range(120)]
-    rows.append({"title": "Tungsten", "text": "A metal. Its melting point is 3422 °C.", "url": "https://example.org/W", "date": "2024-05-01"})
-    rows.append({"title": "Metals", "text": "Tungsten and copper are metals. " + "Filler words follow here. " * 80 + "The rarest is rhenium."})
+    rows = [
+        {"title": f"Entry {i}", "text": " ".join(random.choice(_WORDS, size=int(random.integers(5, 60))))}
+        for i in range(120)
+    ]
+    rows.append(
+        {
+            "title": "Tungsten",
+            "text": "A metal. Its melting point is 3422 °C.",
+            "url": "https://example.org/W",
+            "date": "2024-05-01",
+        }
+    )
+    rows.append(
+        {
+            "title": "Metals",
+            "text": "Tungsten and copper are metals. " + "Filler words follow here. " * 80 + "The rarest is rhenium.",
+        }
+    )
     path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return path, rows
@@ -50,7 +67,10 @@ def test_words_are_joined_by_or_and_ranked_by_bm25(corpus):
     path, rows = corpus
     text = TextIndex.open(str(path))
     scores = bm25(rows, ["zephyr", "walnut"])
-    found = [next(i for i, row in enumerate(rows) if row["title"] == item.title) for item in text.search_now("zephyr walnut", 20)]
+    found = [
+        next(i for i, row in enumerate(rows) if row["title"] == item.title)
+        for item in text.search_now("zephyr walnut", 20)
+    ]
     # Document lengths are stored in one byte, so that near ties may swap: scores must not rise by more than that.
     ranked = scores[found]
     assert (np.diff(ranked) < 0.06 * ranked[0]).all()
@@ -68,7 +88,18 @@ def test_the_snippet_of_a_long_text_holds_the_words_asked_for(corpus):
     assert "rhenium" in item.snippet and len(item.snippet) <= 600
 
 
-@pytest.mark.parametrize("query", ['tungsten"', "title:tungsten AND NOT x", "+tungsten -(", "tungsten^9 ~2 [a TO b]", "TUNGSTEN\\", "/tungsten/ OR *", "{tungsten\x00"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        'tungsten"',
+        "title:tungsten AND NOT x",
+        "+tungsten -(",
+        "tungsten^9 ~2 [a TO b]",
+        "TUNGSTEN\\",
+        "/tungsten/ OR *",
+        "{tungsten\x00",
+    ],
+)
 def test_operators_of_the_query_language_are_plain_text(corpus, query):
     assert TextIndex.open(str(corpus[0])).search_now(query, 2)[0].title in ("Tungsten", "Metals")
 
@@ -110,7 +141,20 @@ def gallery(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gallery")
     pictures = {}
     rows = []
-    for name in ("astronaut", "camera", "coffee", "chelsea", "rocket", "coins", "text", "page", "moon", "immunohistochemistry", "brick", "grass"):
+    for name in (
+        "astronaut",
+        "camera",
+        "coffee",
+        "chelsea",
+        "rocket",
+        "coins",
+        "text",
+        "page",
+        "moon",
+        "immunohistochemistry",
+        "brick",
+        "grass",
+    ):
         try:
             pictures[name] = Image.fromarray(getattr(data, name)()).convert("RGB")
         except Exception:  # not shipped with the package, and nothing is downloaded
@@ -134,7 +178,9 @@ _CHANGES = {
     "brighter": lambda i: ImageEnhance.Brightness(i).enhance(1.4),
     "blurred": lambda i: i.filter(ImageFilter.GaussianBlur(2)),
     "turned by 10 degrees": lambda i: i.rotate(10),
-    "middle 70 percent": lambda i: i.crop((int(i.width * 0.15), int(i.height * 0.15), int(i.width * 0.85), int(i.height * 0.85))),
+    "middle 70 percent": lambda i: i.crop(
+        (int(i.width * 0.15), int(i.height * 0.15), int(i.width * 0.85), int(i.height * 0.85))
+    ),
     "middle half": lambda i: i.crop((i.width // 4, i.height // 4, i.width * 3 // 4, i.height * 3 // 4)),
 }
 
@@ -142,7 +188,11 @@ _CHANGES = {
 @pytest.mark.parametrize("change", _CHANGES)
 def test_a_changed_picture_finds_its_original_first(gallery, found, change):
     _, pictures = gallery
-    wrong = [name for name, picture in list(pictures.items())[:8] if found.search_now(encode(_CHANGES[change](picture)), 3)[0].title != name]
+    wrong = [
+        name
+        for name, picture in list(pictures.items())[:8]
+        if found.search_now(encode(_CHANGES[change](picture)), 3)[0].title != name
+    ]
     # Fine repeated texture has no features that survive a crop or blur; everything else must be found.
     allowed = 1 if change in ("blurred", "middle half", "turned by 10 degrees") else 0
     assert len(wrong) <= allowed, wrong

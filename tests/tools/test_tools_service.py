@@ -17,7 +17,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 from tools_bench import Bench, alive, descendants, wait_until_gone
 
-from tools_service.client import ExecRequest, ImageSearchRequest, Status, TextSearchRequest, ToolsClient, start_local_service
+from tools_service.client import (
+    ExecRequest,
+    ImageSearchRequest,
+    Status,
+    TextSearchRequest,
+    ToolsClient,
+    start_local_service,
+)
 from tools_service.proto import tools_pb2 as pb
 from tools_service.proto import tools_pb2_grpc
 
@@ -34,7 +41,9 @@ def picture(width: int = 64, height: int = 48, seed: int = 0) -> bytes:
 @pytest.fixture(scope="module")
 def indexes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("indexes")
-    (folder / "corpus.jsonl").write_text('{"title": "Iron", "text": "Iron melts at 1538 °C.", "date": "2020"}\n{"title": "Gold", "text": "Gold."}')
+    (folder / "corpus.jsonl").write_text(
+        '{"title": "Iron", "text": "Iron melts at 1538 °C.", "date": "2020"}\n{"title": "Gold", "text": "Gold."}'
+    )
     pictures = folder / "pictures"
     pictures.mkdir()
     for seed in range(4):
@@ -48,7 +57,9 @@ def served(tmp_path_factory, indexes):
     folder = tmp_path_factory.mktemp("service")
     (folder / "token").write_text(_TOKEN + "\n")
     arguments = ["--token-file", str(folder / "token"), "--max-sessions", "12", "--idle-s", "6", *LIGHT]
-    service = start_local_service(text_index=indexes[0], image_index=indexes[1], log_path=folder / "log.txt", extra_args=arguments)
+    service = start_local_service(
+        text_index=indexes[0], image_index=indexes[1], log_path=folder / "log.txt", extra_args=arguments
+    )
     bench = Bench(service, token=_TOKEN)
     yield bench
     bench.close()
@@ -66,14 +77,18 @@ def test_the_start_says_where_it_listens_how_it_confines_and_what_it_searches(se
 def test_results_of_a_batch_arrive_when_they_are_done_not_in_the_order_asked(served):
     slow, quick = served.new_session(), served.new_session()
     served.run(slow, "import time"), served.run(quick, "1")
-    served.client.submit([ExecRequest("o-slow", slow, "time.sleep(2)\n'slow'", 10), ExecRequest("o-quick", quick, "'quick'", 10)])
+    served.client.submit(
+        [ExecRequest("o-slow", slow, "time.sleep(2)\n'slow'", 10), ExecRequest("o-quick", quick, "'quick'", 10)]
+    )
     assert [r.request_id for r in served.results(2)] == ["o-quick", "o-slow"]
     served.client.close_sessions([slow, quick])
 
 
 def test_cells_of_one_session_run_in_the_order_of_the_batch(served):
     name = served.new_session()
-    served.client.submit([ExecRequest(f"{name}-{i}", name, f"seen = [*globals().get('seen', []), {i}]\nseen", 20) for i in range(8)])
+    served.client.submit(
+        [ExecRequest(f"{name}-{i}", name, f"seen = [*globals().get('seen', []), {i}]\nseen", 20) for i in range(8)]
+    )
     results = {r.request_id: r.stdout for r in served.results(8)}
     assert results[f"{name}-7"] == "[0, 1, 2, 3, 4, 5, 6, 7]\n"
     served.client.close_sessions([name])
@@ -203,14 +218,19 @@ def test_without_the_token_nothing_is_answered_but_health(served):
     stranger.close()
     with grpc.insecure_channel(served.service.address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         checks = health_pb2_grpc.HealthStub(channel)
-        assert checks.Check(health_pb2.HealthCheckRequest(service="tools.v1.Tools"), timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+        assert (
+            checks.Check(health_pb2.HealthCheckRequest(service="tools.v1.Tools"), timeout=10).status
+            == health_pb2.HealthCheckResponse.SERVING
+        )
         with pytest.raises(grpc.RpcError) as error:
             tools_pb2_grpc.ToolsStub(channel).Exec(pb.ExecRequest(request_id="a", session_id="b", code="1"), timeout=10)
         assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_an_open_address_needs_a_token():
-    run = subprocess.run([sys.executable, "-m", "tools_service", "--host", "0.0.0.0"], capture_output=True, text=True, timeout=60)
+    run = subprocess.run(
+        [sys.executable, "-m", "tools_service", "--host", "0.0.0.0"], capture_output=True, text=True, timeout=60
+    )
     assert run.returncode != 0 and "--token-file" in run.stderr
 
 
@@ -221,9 +241,11 @@ def test_an_address_where_nobody_listens_answers_unavailable():
     deadline = time.monotonic() + 40
     while len(results) < 2 and time.monotonic() < deadline:
         results += client.poll(1)
-    assert sorted((r.request_id, r.status) for r in results if r.message) == [("a", Status.UNAVAILABLE), ("b", Status.UNAVAILABLE)] or [
-        r.status for r in results
-    ] == [Status.UNAVAILABLE] * 2
+    assert (
+        sorted((r.request_id, r.status) for r in results if r.message)
+        == [("a", Status.UNAVAILABLE), ("b", Status.UNAVAILABLE)]
+        or [r.status for r in results] == [Status.UNAVAILABLE] * 2
+    )
     client.close()
 
 
@@ -239,7 +261,9 @@ def fragile(tmp_path):
 def _processes(server: int) -> tuple[int, int]:
     """(manager, zygote) below the server."""
     manager = next(p for p in descendants(server) if "sandbox.manager" in Path(f"/proc/{p}/cmdline").read_text())
-    zygote = next(p for p in descendants(manager) if b"sandbox.zygote" in Path(f"/proc/{p}/cmdline").read_bytes() and _leader(p))
+    zygote = next(
+        p for p in descendants(manager) if b"sandbox.zygote" in Path(f"/proc/{p}/cmdline").read_bytes() and _leader(p)
+    )
     return manager, zygote
 
 
@@ -247,7 +271,9 @@ def _leader(pid: int) -> bool:
     """The zygote has children of its own kind beside it; it is the oldest."""
     started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     siblings = [p for p in alive(descendants(_parent(pid))) if p != pid]
-    return all(int(started) <= int(Path(f"/proc/{p}/stat").read_text().rpartition(")")[2].split()[19]) for p in siblings)
+    return all(
+        int(started) <= int(Path(f"/proc/{p}/stat").read_text().rpartition(")")[2].split()[19]) for p in siblings
+    )
 
 
 def _parent(pid: int) -> int:
@@ -320,7 +346,7 @@ def test_a_service_ends_with_the_process_that_started_it(tmp_path):
     code = f"""
 import sys, time
 from tools_service.client import start_local_service
-service = start_local_service(log_path={str(tmp_path / 'log.txt')!r}, extra_args={LIGHT!r})
+service = start_local_service(log_path={str(tmp_path / "log.txt")!r}, extra_args={LIGHT!r})
 print(service.process.pid, flush=True)
 time.sleep(600)
 """

@@ -26,7 +26,9 @@ class Bench:
     def new_session(self) -> str:
         return f"session-{next(_numbers)}"
 
-    def run(self, session: str, code: str, timeout_s: float = 20.0, images: tuple[bytes, ...] = (), request_id: str = "") -> ToolResult:
+    def run(
+        self, session: str, code: str, timeout_s: float = 20.0, images: tuple[bytes, ...] = (), request_id: str = ""
+    ) -> ToolResult:
         """One cell, waited for."""
         self.client.submit([ExecRequest(request_id or f"request-{next(_numbers)}", session, code, timeout_s, images)])
         return self.results(1)[0]

@@ -85,7 +85,9 @@ class Shell:
     def _notes(self) -> list[str]:
         notes = list(self.pictures.notes)
         if self.pictures.dropped:
-            notes.append(f"{self.pictures.dropped} more pictures were not returned (limit {self.pictures.limits.images} per cell)")
+            notes.append(
+                f"{self.pictures.dropped} more pictures were not returned (limit {self.pictures.limits.images} per cell)"
+            )
         return notes
 
     def _run(self, source: str, name: str) -> bool:
@@ -125,7 +127,9 @@ class Shell:
         try:
             told = seen = traceback.TracebackException(type(error), error, error.__traceback__)
             for _ in range(100):  # along the chain of causes
-                seen.stack = traceback.StackSummary.from_list([f for f in seen.stack if not f.filename.startswith(_OURS)])
+                seen.stack = traceback.StackSummary.from_list(
+                    [f for f in seen.stack if not f.filename.startswith(_OURS)]
+                )
                 seen = seen.__cause__ or seen.__context__
                 if seen is None:
                     break

@@ -75,6 +75,7 @@ class Groups:
         self._bases[""] = f"{parent}/{name}"
         os.mkdir(self._bases[""])
         _write(f"{self._bases['']}/cgroup.subtree_control", "+memory +pids +cpu")
+        _write(f"{self._bases['']}/memory.max", str(_all_sessions_bytes()))
 
     def _try_v1(self, name: str) -> None:
         mounts, own = _mounts(), _own_groups()
@@ -85,6 +86,7 @@ class Groups:
             _remove_stale(parent)
             self._bases[controller] = f"{parent}/{name}"
             os.mkdir(self._bases[controller])
+        _write(f"{self._bases['memory']}/memory.limit_in_bytes", str(_all_sessions_bytes()))
 
     def _prepare(self, slot: int) -> None:
         limits = self.limits
@@ -127,9 +129,16 @@ class Groups:
         return 0
 
     def remove(self) -> None:
-        """Removes every group; their processes are dead."""
+        """Removes every group, ours and those of killed managers; their processes are dead."""
         for base in self._bases.values():
             _remove_tree(base)
+            with contextlib.suppress(OSError):
+                _remove_stale(os.path.dirname(base))
+
+
+def _all_sessions_bytes() -> int:
+    """Memory of all sessions together: three quarters of the machine's."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 3 // 4
 
 
 def _remove_stale(parent: str) -> None:

@@ -146,7 +146,9 @@ def _own_png(value: Any) -> Any:
 
 def _render(figure: Any) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None}, pil_kwargs={"compress_level": 1})
+    figure.savefig(
+        buffer, format="png", bbox_inches="tight", metadata={"Software": None}, pil_kwargs={"compress_level": 1}
+    )
     return buffer.getvalue()
 
 
@@ -157,7 +159,11 @@ def install(pictures: Pictures, print_text: Callable[[str], None]) -> Callable[.
         """Shows pictures and figures as pictures, and everything else as text."""
         for value in values:
             shown = pictures.show(value)
-            if not shown and isinstance(value, np.ndarray) and (image := array_to_image(value, any_size=True)) is not None:
+            if (
+                not shown
+                and isinstance(value, np.ndarray)
+                and (image := array_to_image(value, any_size=True)) is not None
+            ):
                 shown = pictures.show(image)
             if not shown:
                 print_text(repr(value))

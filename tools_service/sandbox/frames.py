@@ -74,7 +74,10 @@ def receive(channel: socket.socket, max_payload: int, max_handles: int) -> tuple
     if len(prefix) < PREFIX.size:
         return None
     header_size, payload_size = lengths(prefix, max_payload)
-    header, payload = _exactly(channel.fileno(), header_size, os.read), _exactly(channel.fileno(), payload_size, os.read)
+    header, payload = (
+        _exactly(channel.fileno(), header_size, os.read),
+        _exactly(channel.fileno(), payload_size, os.read),
+    )
     return None if header is None or payload is None else (*decode(header, payload), handles)
 
 

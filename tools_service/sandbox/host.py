@@ -90,7 +90,11 @@ class Host:
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-c", _START, root, json.dumps(self._options), str(theirs.fileno())],
-            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "TMPDIR": os.environ.get("TMPDIR", "/tmp"), "LANG": "C.UTF-8"},
+            env={
+                "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+                "TMPDIR": os.environ.get("TMPDIR", "/tmp"),
+                "LANG": "C.UTF-8",
+            },
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
         )

@@ -42,7 +42,9 @@ def restrict(version: int, rules: Sequence[tuple[str, int]]) -> None:
         attributes += struct.pack("=Q", 3)  # TCP bind and connect
     if version >= 6:
         attributes += struct.pack("=Q", 3)  # abstract unix sockets and signals stay inside
-    ruleset = linux.syscall("landlock_create_ruleset", ctypes.create_string_buffer(attributes, len(attributes)), len(attributes), 0)
+    ruleset = linux.syscall(
+        "landlock_create_ruleset", ctypes.create_string_buffer(attributes, len(attributes)), len(attributes), 0
+    )
     try:
         for path, rights in rules:
             _allow(ruleset, path, rights & known)

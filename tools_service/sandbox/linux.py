@@ -58,13 +58,20 @@ def syscall(name: str, *arguments: object) -> int:
 
 
 def prctl(option: int, value: int = 0) -> None:
-    _check(_libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)), f"prctl({option})")
+    _check(
+        _libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)),
+        f"prctl({option})",
+    )
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     _check(
         _libc.mount(
-            source.encode(), target.encode(), kind.encode() if kind else None, ctypes.c_ulong(flags), data.encode() if data else None
+            source.encode(),
+            target.encode(),
+            kind.encode() if kind else None,
+            ctypes.c_ulong(flags),
+            data.encode() if data else None,
         ),
         f"mount({target})",
     )

@@ -53,9 +53,19 @@ class Worker:
 
 
 class Manager:
-    def __init__(self, server: socket.socket, limits: Limits, packages: tuple[str, ...], warm: int, slots: int, best: str, insecure: bool):
+    def __init__(
+        self,
+        server: socket.socket,
+        limits: Limits,
+        packages: tuple[str, ...],
+        warm: int,
+        slots: int,
+        best: str,
+        insecure: bool,
+    ):
         self._server = server
         self._warm = warm
+        _remove_stale_folders()
         folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")
         os.chmod(folder, 0o711)  # sessions with their own user ids pass through to their folders
         self._groups = cgroups.Groups(limits)
@@ -219,7 +229,10 @@ class Manager:
         warm = deque(w for w in self._workers.values() if w.ready and w.handles)
         while self._waiting and warm:
             worker = warm.popleft()
-            self._tell({"op": "granted", "id": self._waiting.popleft(), "worker": worker.number, "pid": worker.pid}, worker.handles)
+            self._tell(
+                {"op": "granted", "id": self._waiting.popleft(), "worker": worker.number, "pid": worker.pid},
+                worker.handles,
+            )
             for handle in worker.handles:
                 os.close(handle)
             worker.handles = []
@@ -336,6 +349,15 @@ class Manager:
         if folder := self._folder(worker):
             shutil.rmtree(folder, ignore_errors=True)
         self._free.append(worker.slot)
+
+
+def _remove_stale_folders() -> None:
+    """Removes the work folders of managers that were killed."""
+    for name in os.listdir(tempfile.gettempdir()):
+        if name.startswith(_FOLDER):
+            owner = name.removeprefix(_FOLDER).split("-")[0]
+            if owner.isdigit() and not os.path.exists(f"/proc/{owner}"):
+                shutil.rmtree(os.path.join(tempfile.gettempdir(), name), ignore_errors=True)
 
 
 def _font_cache(fallback: str) -> str:

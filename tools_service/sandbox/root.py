@@ -24,7 +24,9 @@ def enter(scratch: str, names: tuple[str, ...]) -> None:
         _bind(path, scratch)
     for folder in outside:  # a site-packages inside a tree bound above is covered up again
         if os.path.isdir(scratch + folder):
-            linux.mount("tmpfs", scratch + folder, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=1m,nr_inodes=8192,mode=755")
+            linux.mount(
+                "tmpfs", scratch + folder, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=1m,nr_inodes=8192,mode=755"
+            )
     for path in packages.package_paths(names):
         _bind(path, scratch)
     for folder in outside:
@@ -35,16 +37,20 @@ def enter(scratch: str, names: tuple[str, ...]) -> None:
     for name in _DEVICES:
         open(f"{scratch}/dev/{name}", "w").close()
         linux.mount(f"/dev/{name}", f"{scratch}/dev/{name}", None, linux.MS_BIND)
-    for link, target in {
+    links = {
         "dev/fd": "/proc/self/fd", "dev/stdin": "/proc/self/fd/0", "dev/stdout": "/proc/self/fd/1",
         "dev/stderr": "/proc/self/fd/2", "dev/shm": f"{WORK}/.shm", "tmp": f"{WORK}/.tmp",
-    }.items():  # fmt: skip
-        os.symlink(target, f"{scratch}/{link}")
+    }  # fmt: skip
+    for link, target in links.items():
+        if not os.path.lexists(f"{scratch}/{link}"):  # /tmp is there when the interpreter lies below it
+            os.symlink(target, f"{scratch}/{link}")
     os.chdir(scratch)
     linux.syscall("pivot_root", b".", b".")
     linux.unmount(".", linux.MNT_DETACH)
     os.chdir("/")
-    linux.mount("none", "/", None, linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)
+    linux.mount(
+        "none", "/", None, linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
+    )
 
 
 def add_session(disk_mb: int, inodes: int, uid: int, process_list: bool) -> None:

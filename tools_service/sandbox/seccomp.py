@@ -20,7 +20,21 @@ _SET_MODE_FILTER = 1
 _ARGUMENTS = 16  # offset of the first argument in struct seccomp_data; the low word comes first on both machines
 
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, constant
-_SPEAKABLE_PRCTL = (2, 3, 15, 16, 21, 23, 29, 30, 38, 39, 41, 42, 0x53564D41)  # reads, names, slack, no_new_privs, THP, VMA names
+_SPEAKABLE_PRCTL = (
+    2,
+    3,
+    15,
+    16,
+    21,
+    23,
+    29,
+    30,
+    38,
+    39,
+    41,
+    42,
+    0x53564D41,
+)  # reads, names, slack, no_new_privs, THP, VMA names
 _NAMESPACE_FLAGS = 0x7E020000 | linux.CLONE_PARENT
 
 

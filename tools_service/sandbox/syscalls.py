@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 
+# fmt: off
 X86_64 = {
     "read": 0, "write": 1, "open": 2, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8, "mmap": 9,
     "mprotect": 10, "munmap": 11, "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15,
@@ -90,10 +91,19 @@ AARCH64 = {
     "landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446, "futex_waitv": 449,
     "cachestat": 451, "fchmodat2": 452, "futex_wake": 454, "futex_wait": 455, "futex_requeue": 456,
 }
+# fmt: on
 
 # In the tables for our own set-up or for a rule of their own, not for the code that we run.
 NOT_ALLOWED = frozenset(
-    {"pivot_root", "clone3", "socket", "seccomp", "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"}
+    {
+        "pivot_root",
+        "clone3",
+        "socket",
+        "seccomp",
+        "landlock_create_ruleset",
+        "landlock_add_rule",
+        "landlock_restrict_self",
+    }
 )
 
 # AUDIT_ARCH_* of linux/audit.h.

@@ -66,7 +66,9 @@ class Watch:
             return []
         self._next = now + PERIOD_S
         usage = self._usages(set(sessions))
-        verdicts = [v for pid, session in sessions.items() if limited and (v := self._over(pid, usage[pid], session.folder))]
+        verdicts = [
+            v for pid, session in sessions.items() if limited and (v := self._over(pid, usage[pid], session.folder))
+        ]
         if cpu:
             self._next_cpu = now + _CPU_PERIOD_S
             quiet = {pid: usage[pid].cpu_s for pid, session in sessions.items() if session.quiet}
@@ -111,7 +113,8 @@ class Watch:
             usage.pids.append(pid)
             usage.tasks += int(row[17])
             usage.cpu_s += (int(row[11]) + int(row[12])) / _TICKS
-            usage.private_bytes += max(0, _anonymous_bytes(pid) - self._inherited)
+            if self._plan.cgroups == "none":
+                usage.private_bytes += max(0, _anonymous_bytes(pid) - self._inherited)
         return found
 
 

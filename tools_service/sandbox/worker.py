@@ -19,7 +19,17 @@ from tools_service.sandbox import frames, landlock, linux, packages, root, runne
 from tools_service.sandbox.plan import Plan
 
 
-def become(plan: Plan, slot: int, name: str, channel: int, out: int, err: int, cgroup_handles: list[int], readable: list[str], mapped: int) -> None:
+def become(
+    plan: Plan,
+    slot: int,
+    name: str,
+    channel: int,
+    out: int,
+    err: int,
+    cgroup_handles: list[int],
+    readable: list[str],
+    mapped: int,
+) -> None:
     """Turns this fork into the process of session slot ``slot``. Never returns.
 
     ``readable`` are the paths it may read where it has no private root, ``mapped`` the bytes of address

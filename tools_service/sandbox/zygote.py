@@ -93,7 +93,8 @@ def _import_libraries(plan: Plan) -> None:
         sys.modules["PIL.Image"].init()
     import tools_service.sandbox.runner  # noqa: F401
 
-    if plan.namespaces:  # elsewhere sessions still see those packages' folders: to import one must fail as if it were not there
+    # Elsewhere sessions still see those packages' folders: importing one must fail as if it were not there.
+    if plan.namespaces:
         sys.meta_path.remove(hidden)
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
@@ -123,7 +124,9 @@ def _serve(plan: Plan, manager: socket.socket, readable: list[str], mapped: int)
         out, err = (_output_file(plan.limits.output_mb << 20) for _ in range(2))
         pid = linux.fork_with(flags)
         if pid == 0:
-            worker.become(plan, request["slot"], request["folder"], theirs.detach(), out, err, handles, readable, mapped)
+            worker.become(
+                plan, request["slot"], request["folder"], theirs.detach(), out, err, handles, readable, mapped
+            )
         send(manager, request | {"pid": pid}, [ours.fileno(), out, err])
         for handle in (out, err, *handles):
             os.close(handle)

@@ -44,7 +44,9 @@ def decode(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         if image.width * image.height > _MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are too many (limit {_MAX_PIXELS / 1e6:.0f} megapixels)")
+            raise ValueError(
+                f"{image.width} x {image.height} pixels are too many (limit {_MAX_PIXELS / 1e6:.0f} megapixels)"
+            )
         image.draft("RGB", (_WORK_SIDE, _WORK_SIDE))
         return ImageOps.exif_transpose(image).convert("RGB")
     except ValueError:
@@ -77,7 +79,9 @@ def _vector(pixels: UInt8[np.ndarray, "H W 3"], grey: UInt8[np.ndarray, "H W"]) 
     hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
     histogram = np.sqrt(cv2.calcHist([hsv], [0, 1, 2], None, [12, 4, 4], [0, 180, 0, 256, 0, 256]))
     parts = {"colour": colour, "shape": hog, "histogram": histogram}
-    return _unit(np.concatenate([_WEIGHTS[name] * _unit(part.ravel()) for name, part in parts.items()])).astype(np.float32)
+    return _unit(np.concatenate([_WEIGHTS[name] * _unit(part.ravel()) for name, part in parts.items()])).astype(
+        np.float32
+    )
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:

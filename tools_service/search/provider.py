@@ -59,7 +59,9 @@ class Providers:
         from tools_service.search.pictures import PictureIndex
         from tools_service.search.text import TextIndex
 
-        return cls(TextIndex.open(text_index) if text_index else None, PictureIndex.open(image_index) if image_index else None)
+        return cls(
+            TextIndex.open(text_index) if text_index else None, PictureIndex.open(image_index) if image_index else None
+        )
 
     def names(self) -> list[str]:
         return [p.name for p in (self.text, self.image) if p is not None]
@@ -85,6 +87,11 @@ class Providers:
         result.wall_ms = (time.monotonic() - started) * 1e3
         for item in items:
             result.items.add(
-                title=item.title, url=item.url, snippet=item.snippet, date=item.date, thumbnail=item.thumbnail, score=item.score
+                title=item.title,
+                url=item.url,
+                snippet=item.snippet,
+                date=item.date,
+                thumbnail=item.thumbnail,
+                score=item.score,
             )
         return result

@@ -88,7 +88,9 @@ class TextIndex:
         if not words:
             raise BadQuery("the query holds no word")
         # Words alone, in lower case, carry no operator of the query language; quotes keep them whole.
-        parsed = self._index.parse_query(" ".join(f'"{word}"' for word in words), ["title", "text"], {"title": _TITLE_BOOST, "text": 1.0})
+        parsed = self._index.parse_query(
+            " ".join(f'"{word}"' for word in words), ["title", "text"], {"title": _TITLE_BOOST, "text": 1.0}
+        )
         searcher = self._index.searcher()
         snippets = tantivy.SnippetGenerator.create(searcher, parsed, self._index.schema, "text")
         snippets.set_max_num_chars(_SNIPPET_CHARS)
