@@ -134,9 +134,10 @@ def _filters(records: list[dict]) -> str:
     found = list(dict.fromkeys(stage_title(record) for record in records))
     skills = list(dict.fromkeys(record["question"]["skill"] for record in records))
     return (
-        '<p class="hint">The transcript is exact. Coloured text was written by the policy and trained on; grey text '
-        'came from outside and was masked. <span class="swatch"></span> the darker a token, the less likely it was; '
-        "point at it for its log-prob. Green trajectories were reinforced, red ones discouraged.</p>"
+        '<p class="hint">The transcript is exact. Coloured text was written by the policy, and is what training trains '
+        'on; grey text came from outside and is masked. <span class="swatch"></span> The darker a token, the less '
+        "likely it was; point at it for its log-prob. Of the trajectories of RL steps, green ones were reinforced and "
+        "red ones discouraged.</p>"
         f'<div class="filters">{choice("stage", "stage", found)}{choice("skill", "skill", skills)}'
         f'{choice("outcome", "outcome", ["right", "wrong", "lost"])}'
         f'{choice("tools", "tools", ["code", "search", "image_search", "none"])}'

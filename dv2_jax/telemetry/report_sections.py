@@ -43,7 +43,7 @@ def tiles(summary: Mapping, stages: Mapping[str, Mapping]) -> str:
     if "logprob_gap_max" in summary:
         tiles.append((f"{summary['logprob_gap_max']:.1e}", "largest log-prob gap, engine to trainer"))
     if "recompilations" in summary:
-        tiles.append((str(summary["recompilations"]), "recompilations after the first step"))
+        tiles.append((str(summary["recompilations"]), "programs compiled after the warm-up"))
     cells = "".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for value, name in tiles)
     return f'<div class="tiles">{cells}</div>' if tiles else ""
 

@@ -73,12 +73,13 @@ def _question(record: dict, picture: Callable[[str, str], str]) -> str:
         seen = f"; the model saw {_view_size(views[index])}" if index < len(views) else ""
         pictures.append(picture(name, f"image_{index + 1}, {{size}}{seen}"))
     rows = [("expected", question["answer"]), ("answered", _final_answer(record) or "–")]
-    rows += [(name.replace("_", " "), _number(value)) for name, value in record["reward_parts"].items()]
+    reward_parts = {name: value for name, value in record["reward_parts"].items() if name != "total"}
+    rows += [(name.replace("_", " "), _number(value)) for name, value in reward_parts.items()]
     rows.append(("reward", "–" if record["reward"] is None else f"{record['reward']:.2f}"))
     if record.get("advantage") is not None:
         rows.append(("advantage", f"{record['advantage']:+.3f}"))
     rows += [("ended by", str(record["finish"]).replace("_", " ")), ("tokens", str(len(record["token_ids"])))]
-    rows.append(("… trained on", str(len(record["logprobs"]))))
+    rows.append(("… of the policy", str(len(record["logprobs"]))))
     if record["versions"]:
         low, high = min(record["versions"]), max(record["versions"])
         rows.append(("policy version", str(low) if low == high else f"{low}–{high}"))
@@ -93,17 +94,18 @@ def _transcript(record: dict, picture: Callable[[str, str], str]) -> str:
     names = iter(record["question"]["pictures"] + [name for turn in record["turns"] for name in turn["pictures"]])
     logprobs, versions = iter(record["logprobs"]), iter(record["versions"])
     parts, turn_number = [], 0
+    trained = record.get("advantage") is not None  # else an evaluation
     for piece in record["segments"]:
         count = piece["end"] - piece["start"]
         if piece["role"] == "model":
             turn = record["turns"][turn_number] if turn_number < len(record["turns"]) else None
             turn_number += 1
             scores = [(next(logprobs), next(versions)) for _ in piece["ends"]]
-            label = f"turn {turn_number} · {_kind(turn)} · {count} tokens, trained on"
+            label = f"turn {turn_number} · {_kind(turn)} · {count} tokens{', trained on' * trained}"
             parts.append(f'<section class="model"><h4>{label}</h4><pre>{_tokens(piece, scores)}</pre></section>')
         else:
             shown, inline = _context(piece["text"], names, picture)
-            label = f"{count} tokens, not trained on"
+            label = f"{count} tokens{', not trained on' * trained}"
             if piece["role"] == "prompt":
                 parts.append(f'<details class="context"><summary>prompt · {label}</summary>{shown}</details>')
             else:
