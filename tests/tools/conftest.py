@@ -10,7 +10,7 @@ from tools_bench import Bench, start_as_nobody
 from tools_service.client import start_local_service
 
 
-@pytest.fixture(scope="session", params=["best", "plain, as nobody"])
+@pytest.fixture(scope="module", params=["best", "plain, as nobody"])
 def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """The strongest tier of this machine, and the plain-container tier as an unprivileged user."""
     log = tmp_path_factory.mktemp("tools") / "log.txt"

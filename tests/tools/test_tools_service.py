@@ -15,7 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
-from tools_bench import Bench, alive, descendants, wait_until_gone
+from tools_bench import Bench, alive, descendants, start_as_nobody, wait_until_gone
 
 from tools_service.client import (
     ExecRequest,
@@ -357,6 +357,29 @@ time.sleep(600)
     parent.kill()
     parent.wait()
     assert wait_until_gone(below) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming an unprivileged user needs root")
+def test_an_unprivileged_user_gets_namespaces_and_a_disk_quota_where_the_kernel_grants_them(tmp_path):
+    service = start_as_nobody(tmp_path / "log.txt", "--tier", "userns", *LIGHT)
+    bench = Bench(service)
+    try:
+        if bench.tier != "userns":
+            pytest.skip("this kernel grants no user namespace to an unprivileged user")
+        code = """
+import os
+print(os.getpid(), os.getuid(), sorted(os.listdir('/')), os.path.exists('/etc/passwd'))
+try:
+    for i in range(40): open(f'f{i}', 'wb').write(bytes(4_000_000))
+except OSError as error: print(error.errno)
+"""
+        result = bench.run("quota", code)
+        first, second = result.stdout.splitlines()
+        assert first.startswith("1 65534 ['bin', 'dev'") and first.endswith("False") and second == "28", result
+        assert bench.run("bomb", "import os\nwhile True: os.fork()", timeout_s=5).status is not Status.OK
+        assert bench.run("quota", "i").stdout == f"{(64 << 20) // 4_000_000}\n"
+    finally:
+        bench.close()
 
 
 def test_a_machine_without_confinement_is_refused_unless_told_otherwise():
