@@ -155,7 +155,7 @@ def test_no_tool_output_can_pose_as_a_picture_a_turn_or_a_tag(agent):
 
 def test_only_the_configured_number_of_results_is_shown(agent):
     items = tuple(Item(f"t{i}", "u") for i in range(9))
-    assert "found 5 results" in render(Turn("search", "x"), Result(items=items), agent).text
+    assert f"found {agent.search_results} results" in render(Turn("search", "x"), Result(items=items), agent).text
     assert "found 2 results" in render(Turn("search", "x"), Result(items=items), replace(agent, search_results=2)).text
 
 
