@@ -87,7 +87,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class ToolsConfig:
-    address: str = ""  # host:port[,host:port]; empty: start a service on loopback
+    address: str = ""  # host:port; empty: start a service on loopback
     token_file: str = ""  # holds the secret of the service at address
     text_index: str = ""  # index for the service that we start; empty: the facts of the default tasks
     image_index: str = ""  # likewise, of pictures

@@ -2,7 +2,7 @@
 
     python tpu/launch.py up --name deepeyes --zone us-east5-a --accelerator-type v5p-64 --spot \\
         --copy gs://bucket/models/cold-start-7b=models/cold-start-7b \\
-        -- --config=configs/rl.py:7b --config.run.root=gs://bucket/runs
+        -- --config=configs/rl.py:7b --config.run.root=/mnt/bucket/runs
 
 `up` is `create`, `wait`, `install`, `run` and `watch`; each is a verb of its own, as are `status`, `logs`, `stop` and
 `delete`. `watch` follows the run to its end: after a preemption it asks for the slice again and starts the same
@@ -263,8 +263,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Slice, argparse.Namespace]:
         runtime = known[0]
     if options.verb in ("up", "run", "watch") and options.spot and not _survives(train):
         parser.error(
-            "--spot without --config.run.root=gs://BUCKET/...: a slice that is taken away takes its disks with it,"
-            " checkpoints included"
+            "--spot without --config.run.root=/mnt/...: a slice that is taken away takes its disks with it, checkpoints"
+            " included; mount a file system there on every worker"
         )
     if any("=" not in pair for pair in options.copy):
         parser.error(f"--copy {options.copy}: each is FROM=TO")
@@ -274,9 +274,9 @@ def parse(argv: Sequence[str]) -> tuple[str, Slice, argparse.Namespace]:
 
 
 def _survives(train: Sequence[str]) -> bool:
-    """Whether the run directory outlives the machines."""
+    """Whether the run directory outlives the machines: it then lies on a file system mounted below /mnt."""
     words = " ".join(train).replace("--config.run.root ", "--config.run.root=").split()
-    return any(word.startswith(("--config.run.root=gs://", "--config.run.root=/mnt/")) for word in words)
+    return any(word.startswith("--config.run.root=/mnt/") for word in words)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -43,7 +43,6 @@ def read_observation(record: TurnRecord) -> Feedback:
 class _Lesson:
     play: Play
     next: str | None  # the turn to say; None: the teacher has given up
-    failure: str = ""
 
 
 @dataclass

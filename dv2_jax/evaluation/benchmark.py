@@ -15,7 +15,10 @@ EMBEDDED = "default"
 
 
 def held_out(task: TaskConfig) -> Sequence[Question]:
-    """``task.eval_size`` questions that training never sees; of a file, its first rows (0: all of them)."""
+    """``task.eval_size`` questions of the split that training never sees.
+
+    Of a file, its first rows (0: all of them): name another one than training reads.
+    """
     if task.source == EMBEDDED:
         if task.eval_size < 1:
             raise ConfigError(f"task.eval_size = {task.eval_size}: evaluate at least one question")

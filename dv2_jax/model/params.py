@@ -15,7 +15,6 @@ from flax import nnx
 from jaxtyping import Array
 
 from dv2_jax.model.config import ModelConfig
-from dv2_jax.model.layers import LAYER_AXIS
 from dv2_jax.model.qwen2_5_vl import Qwen2_5_VL
 
 Params: TypeAlias = dict[str, Array]
@@ -47,10 +46,6 @@ def logical_axes(config: ModelConfig) -> dict[str, tuple[str | None, ...]]:
     """Name of every dimension of every parameter; ``parallel.mesh.AXIS_RULES`` maps them to mesh axes."""
     _, state = nnx.split(_abstract(config, jnp.dtype(jnp.float32), jnp.dtype(jnp.float32), False))
     return {".".join(path): leaf.get_metadata()["logical_axes"] for path, leaf in nnx.to_flat_state(state)}
-
-
-def is_stacked(axes: tuple[str | None, ...]) -> bool:
-    return axes[:1] == (LAYER_AXIS,)
 
 
 def init_params(config: ModelConfig, key: Array, dtype: jnp.dtype = jnp.float32) -> Params:

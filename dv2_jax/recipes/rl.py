@@ -33,8 +33,8 @@ from dv2_jax.evaluation.counting import summarise
 from dv2_jax.evaluation.session import Session, open_session
 from dv2_jax.evaluation.table import print_comparison
 from dv2_jax.parallel import distributed
-from dv2_jax.recipes.rl_step import make_rl_step, make_scorer
 from dv2_jax.recipes.rl_stages import STAGES, Stages
+from dv2_jax.recipes.rl_step import make_rl_step, make_scorer
 from dv2_jax.recipes.run import Policy, Run, Stopped, begin, load_policy, make_learning, open_run, write_json
 from dv2_jax.recipes.state import Params, TrainState
 from dv2_jax.recipes.update import Update, place
@@ -78,7 +78,7 @@ def run_rl(config: Config) -> dict[str, Any]:
             training.save()
         summary |= {
             "logprob_gap_max": training.gap_max,
-            "recompilations": training.recompiled() + session.recompilations(),
+            "recompilations": training.late_programs(),
             "seconds": time.monotonic() - started + training.seconds_before,
             "steps": training.done,
             "interrupted": training.done < config.rl.steps or not stages.complete,
@@ -144,7 +144,8 @@ class Training:
         self.gap_max = extra.get("gap_max", 0.0)
         self.seconds_before = extra.get("seconds", 0.0)  # of the runs that this one continues
         self._started = time.monotonic()
-        self._counter: RecompilationCounter | None = None
+        self._counter: RecompilationCounter | None = None  # from the end of the first step on
+        self._told = 0  # late programs that were named
         self.questions = Prompts(config)
 
     @property
@@ -152,9 +153,14 @@ class Training:
         """Of the weights: steps done."""
         return self.done
 
-    def recompiled(self) -> int:
-        """Programs compiled after this process's first step."""
-        return 0 if self._counter is None else self._counter.count
+    def late_programs(self) -> int:
+        """Programs compiled after this process's first step, or by the engine after its warm-up."""
+        after_first = () if self._counter is None else self._counter.names
+        for name in after_first[self._told :]:
+            self.run.display.line(f"compiled after the first step: {name}")
+        self._told = len(after_first)
+        # The engine's are counted by itself as well, from before the first step on.
+        return max(len(after_first), self.session.recompilations())
 
     def save(self) -> None:
         extra = {
@@ -219,7 +225,7 @@ class Training:
                 "prompts_drawn": drawn,
                 "step_s": seconds,
                 "tokens_per_s": sum(len(t.token_ids) for t in trajectories) / seconds,
-                "recompilations": self.recompiled() + self.session.recompilations(),
+                "recompilations": self.late_programs(),
             }
             | {f"seconds/{name}": value for name, value in spans.take_totals().items()}
         )

@@ -13,7 +13,6 @@ from dv2_jax.config import AgentConfig, ImageConfig
 from dv2_jax.data.question import Question
 from dv2_jax.data.tokenizer import Tokenizer, train_bpe
 
-
 IMAGE = ImageConfig(min_pixels=56 * 56, max_pixels=112 * 112)
 
 

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+from dv2_jax.checkpoint import policy as policy_module
+from dv2_jax.checkpoint.store import CheckpointStore
 from dv2_jax.config import (
     AgentConfig,
     Config,
@@ -23,8 +25,6 @@ from dv2_jax.config import (
     RunConfig,
     TaskConfig,
 )
-from dv2_jax.checkpoint import policy as policy_module
-from dv2_jax.checkpoint.store import CheckpointStore
 from dv2_jax.evaluation import session as session_module
 from dv2_jax.recipes import rl
 from dv2_jax.recipes import run as run_module

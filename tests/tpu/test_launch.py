@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ["--name=deep", "--zone=us-east5-a", "--project=lab", "--accelerator-type=v5p-64"]
-TRAIN = ["--", "--config=configs/rl.py:7b", "--config.run.root=gs://lab-runs/runs"]
+TRAIN = ["--", "--config=configs/rl.py:7b", "--config.run.root=/mnt/lab-runs/runs"]
 
 
 def launch(*arguments, environment=None, timeout=60):
@@ -44,7 +44,7 @@ def test_a_dry_run_prints_the_whole_launch_and_runs_nothing(tmp_path):
             "tar -xzf dv2_jax.tar.gz && bash dv2_jax/tpu/worker.sh install",
             "bash dv2_jax/tpu/worker.sh copy gs://lab/cold models/cold",
             "bash dv2_jax/tpu/worker.sh start --text-index=models/wiki -- --config=configs/rl.py:7b"
-            " --config.run.root=gs://lab-runs/runs",
+            " --config.run.root=/mnt/lab-runs/runs",
         )
     ]
     assert printed[-1][-1] == "--output-directory=logs"
