@@ -1,7 +1,12 @@
-"""Sequences to the arrays of a dispatch, and back. All of it is numpy on the host."""
+"""Sequences to the arrays of a dispatch, and back. All of it is numpy on the host.
+
+Rows stand group by group: those of one group lie on the same devices as the pages of their sequences.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from collections.abc import Sequence as List
 
 import numpy as np
@@ -13,6 +18,32 @@ from dv2_jax.engine.sequence import Sequence
 from dv2_jax.engine.shapes import pages_of
 
 Piece = tuple[Sequence, int]  # a sequence and how many of its next tokens are prefilled
+
+
+def share(sequences: Iterable[Sequence], groups: int, rows: int) -> list[Sequence]:
+    """The first sequences that ``rows`` rows, split evenly over the groups, have room for."""
+    taken = [0] * groups
+    chosen = []
+    for sequence in sequences:
+        if taken[sequence.group] < rows // groups:
+            taken[sequence.group] += 1
+            chosen.append(sequence)
+    return chosen
+
+
+def rows_needed(sequences: Iterable[Sequence], groups: int) -> int:
+    """Rows that hold these sequences, split evenly over the groups."""
+    return groups * max(Counter(sequence.group for sequence in sequences).values())
+
+
+def places(sequences: Iterable[Sequence], groups: int, rows: int) -> list[int]:
+    """The row of each sequence."""
+    taken = [group * (rows // groups) for group in range(groups)]
+    found = []
+    for sequence in sequences:
+        found.append(taken[sequence.group])
+        taken[sequence.group] += 1
+    return found
 
 
 def empty_prefill(rows: int, tokens: int, width: int, nowhere: int) -> PrefillRows:
@@ -28,12 +59,14 @@ def empty_prefill(rows: int, tokens: int, width: int, nowhere: int) -> PrefillRo
 
 
 def prefill_rows(
-    pieces: List[Piece], shape: tuple[int, int, int], memory: Memory, pool: PicturePool
+    pieces: List[Piece], shape: tuple[int, int, int], memories: List[Memory], pool: PicturePool
 ) -> PrefillRows:
     """The next tokens of each sequence, as (rows, tokens, page-table width); pages and pictures are there."""
     rows, tokens, width = shape
-    out = empty_prefill(rows, tokens, width, memory.nowhere)
-    for row, (sequence, count) in enumerate(pieces):
+    out = empty_prefill(rows, tokens, width, memories[0].nowhere)
+    where = places((sequence for sequence, _ in pieces), len(memories), rows)
+    for row, (sequence, count) in zip(where, pieces, strict=True):
+        memory = memories[sequence.group]
         start, end = sequence.cached, sequence.cached + count
         out.token_ids[row, :count] = sequence.token_ids[start:end]
         out.positions[:, row, :count] = sequence.positions[:, start:end]
@@ -62,11 +95,12 @@ def empty_decode(rows: int, steps: int, width: int, nowhere: int) -> DecodeRows:
     )
 
 
-def decode_rows(sequences: List[Sequence], shape: tuple[int, int, int], memory: Memory) -> DecodeRows:
+def decode_rows(sequences: List[Sequence], shape: tuple[int, int, int], memories: List[Memory]) -> DecodeRows:
     """One row per sequence, as (rows, steps, page-table width); takes the pages that the steps may fill."""
     rows, steps, width = shape
-    out = empty_decode(rows, steps, width, memory.nowhere)
-    for row, sequence in enumerate(sequences):
+    out = empty_decode(rows, steps, width, memories[0].nowhere)
+    for row, sequence in zip(places(sequences, len(memories), rows), sequences, strict=True):
+        memory = memories[sequence.group]
         generation, cached = sequence.generation, sequence.cached
         budget = generation.max_new_tokens - len(generation.token_ids)
         end = cached + min(steps, budget)
@@ -84,11 +118,11 @@ def decode_rows(sequences: List[Sequence], shape: tuple[int, int, int], memory: 
     return out
 
 
-def absorb(sequences: List[Sequence], decoded: Decoded) -> None:
+def absorb(sequences: List[Sequence], groups: int, decoded: Decoded) -> None:
     """Appends what a decode dispatch sampled. Blocks until it is done."""
     tokens, logprobs = np.asarray(decoded.tokens), np.asarray(decoded.logprobs)
     counts, states = np.asarray(decoded.count), np.asarray(decoded.state)
-    for row, sequence in enumerate(sequences):
+    for row, sequence in zip(places(sequences, groups, len(tokens)), sequences, strict=True):
         count = int(counts[row])
         sampled = tokens[row, :count].tolist()
         sequence.generation.state = int(states[row])

@@ -8,6 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
+
+from dv2_jax.parallel.mesh import under
 
 Key = tuple[str, Hashable]
 
@@ -23,8 +26,8 @@ class CompiledPrograms:
     ever dispatched.
     """
 
-    def __init__(self, functions: dict[str, Callable]):
-        self._functions = functions
+    def __init__(self, functions: dict[str, Callable], mesh: Mesh | None = None):
+        self._functions, self._mesh = functions, mesh
         self._mine: dict[Key, Callable] = {}
         self._prepared = False
         self.late = 0
@@ -51,7 +54,8 @@ class CompiledPrograms:
         name = (function, structure, tuple((x.shape, str(x.dtype), getattr(x, "sharding", None)) for x in leaves))
         if name not in _SHARED:
             started = time.perf_counter()
-            _SHARED[name] = function.lower(*arguments).compile()
+            with under(self._mesh):
+                _SHARED[name] = function.lower(*arguments).compile()
             self.seconds += time.perf_counter() - started
             self.late += self._prepared
         self._mine[key] = _SHARED[name]

@@ -25,6 +25,7 @@ from dv2_jax.data.chat import PictureInput
 from dv2_jax.engine import batches, programs
 from dv2_jax.engine.compiled import CompiledPrograms
 from dv2_jax.engine.memory import Memory
+from dv2_jax.engine.placement import Placement, groups_of
 from dv2_jax.engine.pool import PicturePool
 from dv2_jax.engine.sequence import Generation, Sequence
 from dv2_jax.engine.shapes import Shapes, smallest
@@ -70,6 +71,8 @@ class Engine:
         max_tokens_per_sequence: prompt, sampled tokens and observations together.
         seed: of the run; with a sequence's key and a position it names a token's random number.
         forbidden: ids that are never sampled, over the model's vocabulary (`sampling.forbidden_ids`).
+        mesh: of several devices. Rows and pages are split over ``data`` and ``fsdp``, heads over ``tensor``;
+            slots, prefill rows and pages count all devices together.
     """
 
     def __init__(
@@ -86,17 +89,22 @@ class Engine:
         compute_dtype: jnp.dtype = jnp.float32,
         mesh: jax.sharding.Mesh | None = None,
     ):
-        if mesh is not None and mesh.size > 1:
-            raise NotImplementedError(f"the engine runs on one device; mesh {mesh.shape} has {mesh.size}")
+        if jax.process_count() > 1:
+            raise NotImplementedError("the engine runs on the devices of one process; there are several")
         text = model_config.text
+        groups = groups_of(mesh)
+        self._mesh, self._groups = mesh, groups
+        self._placement = Placement.on(mesh, text.num_kv_heads)
         self.model_config, self.config = model_config, engine
         self.max_tokens = max_tokens_per_sequence
-        self.shapes = Shapes.of(engine, max_tokens_per_sequence)
+        self.shapes = Shapes.of(engine, max_tokens_per_sequence, groups)
         self.stop = stop
         self.version = -1
         self._stats = EngineStats()
         self._buckets = sorted(image_buckets)
-        self._memory = Memory(engine.pages, engine.page_size, max_tokens_per_sequence)
+        self._memories = [
+            Memory(engine.pages // groups, engine.page_size, max_tokens_per_sequence) for _ in range(groups)
+        ]
         self._pool_index = PicturePool(engine.picture_tokens)
         self._sequences: dict[str, Sequence] = {}
         self._inflight: tuple[list[Sequence], programs.Decoded] | None = None
@@ -108,11 +116,16 @@ class Engine:
         self._table = jnp.asarray(stop.widened(text.vocab_size))
         nothing = np.zeros(text.vocab_size, bool)
         self._forbidden = jnp.asarray(nothing if forbidden is None else forbidden)
-        self._pages = empty_pages(
-            text.num_layers, engine.pages, engine.page_size, text.num_kv_heads, text.head_dim, compute_dtype
+        pages = empty_pages(
+            text.num_layers, groups, engine.pages // groups, engine.page_size, text.num_kv_heads, text.head_dim,
+            compute_dtype,
+        )  # fmt: skip
+        self._pages = pages if self._placement.pages is None else jax.device_put(pages, self._placement.pages)
+        pool = jnp.zeros((engine.picture_tokens, text.hidden_size), compute_dtype)
+        self._pool, self._seed, self._table, self._forbidden = self._placement.put_whole(
+            (pool, self._seed, self._table, self._forbidden)
         )
-        self._pool = jnp.zeros((engine.picture_tokens, text.hidden_size), compute_dtype)
-        self._programs = CompiledPrograms(programs.jitted(graphdef))
+        self._programs = CompiledPrograms(programs.jitted(graphdef, self._placement), mesh)
 
     def set_params(self, params: Params, version: int) -> None:
         """Takes new weights. What older weights have cached is never used again.
@@ -123,7 +136,8 @@ class Engine:
         if self._sequences:
             raise RuntimeError(f"{len(self._sequences)} sequences are open: release them before new weights come")
         self._params, self.version = params, version
-        self._memory.table.forget_all()
+        for memory in self._memories:
+            memory.table.forget_all()
         self._pool_index.clear()
 
     def open(self, seq_id: str, key: int) -> None:
@@ -150,7 +164,8 @@ class Engine:
         first = not sequence.token_ids
         sequence.extend(token_ids, pictures, self.model_config)
         if first:
-            self._memory.enqueue(sequence)
+            sequence.group = self._group_for(sequence)
+            self._memories[sequence.group].enqueue(sequence)
 
     def generate(self, seq_id: str, max_new_tokens: int, temperature: float) -> None:
         """Asks for a turn of up to ``max_new_tokens``; temperature 0 is greedy."""
@@ -171,7 +186,7 @@ class Engine:
         if self._inflight is not None and sequence in self._inflight[0]:
             self._collect()
         del self._sequences[seq_id]
-        self._memory.release(sequence)
+        self._memories[sequence.group].release(sequence)
 
     def tick(self) -> list[TurnOutput]:
         """Collects what was in flight, launches one dispatch, returns the turns that are over."""
@@ -179,17 +194,19 @@ class Engine:
             raise RuntimeError("set_params has not been called")
         self._collect()
         finished = self._finished()
-        self._memory.admit()
+        for memory in self._memories:
+            memory.admit()
         self._copy_tails()
-        waiting = [s for s in self._sequences.values() if s.to_prefill and not self._memory.must_wait(s)]
-        ready = [s for s in self._sequences.values() if s.ready]
+        sequences = self._sequences.values()
+        waiting = [s for s in sequences if s.to_prefill and not self._memories[s.group].must_wait(s)]
+        ready = [s for s in sequences if s.ready]
         full = len(waiting) >= self.config.prefill_rows
         self._idle = not waiting and not ready
         if waiting and (full or not ready or not self._last_was_prefill):
-            self._prefill(waiting[: self.config.prefill_rows])
+            self._prefill(batches.share(waiting, self._groups, self.config.prefill_rows))
             self._last_was_prefill = True
         elif ready:
-            self._decode(ready[: self.config.slots])
+            self._decode(batches.share(ready, self._groups, self.config.slots))
             self._last_was_prefill = False
         return finished
 
@@ -201,17 +218,17 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Sequences that have not been given pages yet."""
-        return self._memory.waiting
+        return sum(memory.waiting for memory in self._memories)
 
     @property
     def stats(self) -> EngineStats:
-        self._stats.shared_tokens = self._memory.shared_tokens
+        self._stats.shared_tokens = sum(memory.shared_tokens for memory in self._memories)
         return self._stats
 
     @property
     def free_pages(self) -> int:
         """Pages that no sequence holds."""
-        return self._memory.table.free
+        return sum(memory.table.free for memory in self._memories)
 
     @property
     def recompilations(self) -> int:
@@ -224,8 +241,8 @@ class Engine:
 
     def warmup(self) -> float:
         """Compiles every listed shape; returns the seconds that took. Needs weights (`set_params`)."""
-        size, nowhere, shapes = self.config, self._memory.nowhere, self.shapes
-        examples = [(("copy", ()), (self._pages, *self._no_copies()))]
+        size, nowhere, shapes = self.config, self._memories[0].nowhere, self.shapes
+        examples = [(("copy", ()), (self._pages, *self._placement.put_rows(*self._no_copies())))]
         for rows in shapes.decode_rows:
             for width in shapes.decode_widths:
                 example = batches.empty_decode(rows, size.decode_tokens, width, nowhere)
@@ -233,11 +250,13 @@ class Engine:
         for rows in shapes.prefill_rows:
             for width in shapes.prefill_widths:
                 example = batches.empty_prefill(rows, size.prefill_tokens, width, nowhere)
-                examples.append((("prefill", (rows, width)), (self._params, self._pages, self._pool, example)))
+                arguments = self._params, self._pages, self._pool, self._placement.put(example)
+                examples.append((("prefill", (rows, width)), arguments))
         for bucket in self._buckets:
             vision = vision_batch([], [bucket], self.model_config.vision)
             rows = np.full(bucket.merged, self._pool_index.rows, np.int32)
-            examples.append((("encode", vision.patches.shape), (self._params, self._pool, vision, rows)))
+            arguments = self._params, self._pool, *self._placement.put_whole((vision, rows))
+            examples.append((("encode", vision.patches.shape), arguments))
         self._programs.prepare(examples)
         return self._programs.seconds
 
@@ -253,7 +272,7 @@ class Engine:
             sequences, decoded = self._inflight
             self._inflight = None
             before = sum(len(s.token_ids) for s in sequences)
-            batches.absorb(sequences, decoded)
+            batches.absorb(sequences, self._groups, decoded)
             self._stats.sampled_tokens += sum(len(s.token_ids) for s in sequences) - before
 
     def _finished(self) -> list[TurnOutput]:
@@ -272,35 +291,49 @@ class Engine:
             sequence.generation = None
         return outputs
 
+    def _group_for(self, sequence: Sequence) -> int:
+        """The group of a sibling with the same prompt, whose pages it can share; else the least busy one."""
+        load = [0] * self._groups
+        for other in self._sequences.values():
+            if other is not sequence and other.token_ids:
+                if other.token_ids[: len(sequence.token_ids)] == sequence.token_ids:
+                    return other.group
+                load[other.group] += 1
+        return load.index(min(load))
+
     def _copy_tails(self) -> None:
-        copies = []
+        copies: list[list[tuple[int, int]]] = [[] for _ in range(self._groups)]
         for sequence in self._sequences.values():
             if sequence.admitted and sequence.cached < sequence.prompt_end:
-                copy = self._memory.catch_up(sequence)
-                copies += [copy] if copy else []
-        while copies:
+                copy = self._memories[sequence.group].catch_up(sequence)
+                copies[sequence.group] += [copy] if copy else []
+        while any(copies):
             source, target = self._no_copies()
-            now, copies = copies[: len(source)], copies[len(source) :]
-            source[: len(now)], target[: len(now)] = zip(*now, strict=True)
-            self._pages = self._programs(("copy", ()), self._pages, source, target)
+            for group, wanted in enumerate(copies):
+                now, copies[group] = wanted[: source.shape[1]], wanted[source.shape[1] :]
+                if now:
+                    source[group, : len(now)], target[group, : len(now)] = zip(*now, strict=True)
+            self._pages = self._programs(("copy", ()), self._pages, *self._placement.put_rows(source, target))
 
     def _no_copies(self) -> tuple[np.ndarray, np.ndarray]:
-        rows = self.config.prefill_rows
-        return np.zeros(rows, np.int32), np.full(rows, self.config.pages, np.int32)
+        shape = self._groups, self.config.prefill_rows
+        return np.zeros(shape, np.int32), np.full(shape, self.config.pages, np.int32)
 
     def _prefill(self, sequences: list[Sequence]) -> None:
         pieces = self._encode_for(sequences)
         chosen = [sequence for sequence, _ in pieces]
-        rows = smallest(self.shapes.prefill_rows, len(pieces))
+        rows = smallest(self.shapes.prefill_rows, batches.rows_needed(chosen, self._groups))
         width = batches.width_for(self.shapes.prefill_widths, chosen, self.config.page_size)
         for sequence, count in pieces:
-            self._memory.grow(sequence, sequence.cached + count)
+            self._memories[sequence.group].grow(sequence, sequence.cached + count)
         arrays = batches.prefill_rows(
-            pieces, (rows, self.config.prefill_tokens, width), self._memory, self._pool_index
+            pieces, (rows, self.config.prefill_tokens, width), self._memories, self._pool_index
         )
-        self._pages = self._programs(("prefill", (rows, width)), self._params, self._pages, self._pool, arrays)
+        self._pages = self._programs(
+            ("prefill", (rows, width)), self._params, self._pages, self._pool, self._placement.put(arrays)
+        )
         for sequence, count in pieces:
-            self._memory.written(sequence, sequence.cached, sequence.cached + count)
+            self._memories[sequence.group].written(sequence, sequence.cached, sequence.cached + count)
         self._stats.prefill_dispatches += 1
         self._stats.prefilled_tokens += sum(count for _, count in pieces)
 
@@ -337,17 +370,19 @@ class Engine:
         rows = np.full(batch.merged_index.shape, self._pool_index.rows, np.int32)
         placed = np.concatenate([rows for _, rows in now])
         rows[: len(placed)] = placed
-        self._pool = self._programs(("encode", batch.patches.shape), self._params, self._pool, batch, rows)
+        self._pool = self._programs(
+            ("encode", batch.patches.shape), self._params, self._pool, *self._placement.put_whole((batch, rows))
+        )
         self._stats.encoded_pictures += count
         return fresh[count:]
 
     def _decode_arguments(self, rows: programs.DecodeRows) -> tuple:
-        return self._params, self._pages, self._seed, self._table, self._forbidden, rows
+        return self._params, self._pages, self._seed, self._table, self._forbidden, self._placement.put(rows)
 
     def _decode(self, sequences: list[Sequence]) -> None:
-        rows = smallest(self.shapes.decode_rows, len(sequences))
+        rows = smallest(self.shapes.decode_rows, batches.rows_needed(sequences, self._groups))
         width = batches.width_for(self.shapes.decode_widths, sequences, self.config.page_size)
-        arrays = batches.decode_rows(sequences, (rows, self.config.decode_tokens, width), self._memory)
+        arrays = batches.decode_rows(sequences, (rows, self.config.decode_tokens, width), self._memories)
         self._pages, decoded = self._programs(("decode", (rows, width)), *self._decode_arguments(arrays))
         self._inflight = (sequences, decoded)
         self._stats.decode_dispatches += 1

@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from dv2_jax.engine.placement import Placement
 from dv2_jax.engine.sampling import sample, token_uniforms
 from dv2_jax.engine.stops import FINAL_STATES
 from dv2_jax.model.params import GraphDef, Params, merge
 from dv2_jax.model.text import UNROLL_LAYERS
 from dv2_jax.model.vision_inputs import VisionBatch
 from dv2_jax.ops.paged_attention import Pages, Prefix, copy_pages, paged_attention, read_pages, write_pages
+from dv2_jax.parallel.mesh import split_rows
 
 
 def _pytree(cls):
@@ -69,7 +72,7 @@ def prefill(graphdef: GraphDef, params: Params, pages: Pages, pool: Float[Array,
     def attend(q, k, v, prefix):
         return paged_attention(q, k, v, prefix, rows.cached, causal), (k, v)
 
-    embeds = model.embed(rows.token_ids, pool, rows.image_index)
+    embeds = split_rows(model.embed(rows.token_ids, pool, rows.image_index))
     _, fresh = model.hidden(embeds, rows.positions, attend, prefix)
     return write_pages(pages, *_stacked(fresh), rows.slots)
 
@@ -91,7 +94,7 @@ def decode(
     count, steps = rows.slots.shape
     first_final = table.shape[0] - FINAL_STATES
     prefix = _prefix(pages, rows.page_table)
-    layers, _, _, heads, dim = pages.k.shape
+    layers, _, _, _, heads, dim = pages.k.shape
     fresh = jnp.zeros((count, steps, heads, dim), pages.k.dtype)
     fresh = [(fresh, fresh)] * layers if isinstance(prefix, list) else (jnp.stack([fresh] * layers),) * 2
 
@@ -107,7 +110,7 @@ def decode(
 
         positions = jnp.broadcast_to((rows.position + j)[None, :, None], (3, count, 1))
         cache = list(zip(prefix, fresh, strict=True)) if isinstance(prefix, list) else (prefix, fresh)
-        hidden, fresh = model.hidden(model.embed(token[:, None]), positions, attend, cache)
+        hidden, fresh = model.hidden(split_rows(model.embed(token[:, None])), positions, attend, cache)
         uniforms = token_uniforms(seed, rows.key, rows.index + j)
         sampled, logprob = sample(model.logits(hidden[:, 0]), uniforms, rows.temperature, forbidden)
         live = left > 0
@@ -127,7 +130,7 @@ def decode(
     _, _, fresh, state, _, tokens, logprobs = jax.lax.while_loop(more, step, start)
     done = tokens >= 0
     # The input of step j is cached where step j sampled something.
-    slots = jnp.where(done, rows.slots, pages.k.shape[1] * pages.k.shape[2])
+    slots = jnp.where(done, rows.slots, pages.k.shape[2] * pages.k.shape[3])
     return write_pages(pages, *_stacked(fresh), slots), Decoded(tokens, logprobs, done.sum(-1), state)
 
 
@@ -152,11 +155,20 @@ def encode(
 
 
 @functools.lru_cache
-def jitted(graphdef: GraphDef) -> dict[str, Callable]:
-    """The four programs by name; the cache and the pool are donated, so they are never held twice."""
+def jitted(graphdef: GraphDef, placement: Placement) -> dict[str, Callable]:
+    """The four programs by name; the cache and the pool are donated, so they are never held twice.
+
+    What a decode dispatch returns lies on every device: each process reads all of it.
+    """
+
+    def made(function: Callable, out: Any, donated: int) -> Callable:
+        options = {} if placement.rows is None else {"out_shardings": out}
+        return jax.jit(function, donate_argnums=donated, **options)
+
+    pages, whole = placement.pages, placement.whole
     return {
-        "prefill": jax.jit(functools.partial(prefill, graphdef), donate_argnums=1),
-        "decode": jax.jit(functools.partial(decode, graphdef), donate_argnums=1),
-        "encode": jax.jit(functools.partial(encode, graphdef), donate_argnums=1),
-        "copy": jax.jit(copy_pages, donate_argnums=0),
+        "prefill": made(functools.partial(prefill, graphdef), pages, 1),
+        "decode": made(functools.partial(decode, graphdef), (pages, whole), 1),
+        "encode": made(functools.partial(encode, graphdef), whole, 1),
+        "copy": made(copy_pages, pages, 0),
     }

@@ -39,6 +39,7 @@ class Sequence:
     positions: Int[np.ndarray, "3 T"] = field(default_factory=lambda: np.zeros((3, 0), np.int32))
     next_position: int = 0
     pictures: list[tuple[int, PictureInput]] = field(default_factory=list)  # (first placeholder, picture)
+    group: int = 0  # of devices: its pages lie there, and its rows are computed there
     pages: list[Page] = field(default_factory=list)
     admitted: bool = False
     cached: int = 0

@@ -18,13 +18,20 @@ class Shapes:
     prefill_widths: tuple[int, ...]
 
     @classmethod
-    def of(cls, config: EngineConfig, max_tokens: int) -> Shapes:
-        """Whole and quarter row counts; the pages of a longest sequence, their half and their quarter."""
+    def of(cls, config: EngineConfig, max_tokens: int, groups: int = 1) -> Shapes:
+        """Whole and quarter row counts; the pages of a longest sequence, their half and their quarter.
+
+        Raises:
+            ValueError: when rows or pages cannot be split over the groups of devices.
+        """
+        for name in ("slots", "prefill_rows", "pages"):
+            if getattr(config, name) % groups:
+                raise ValueError(f"engine.{name} {getattr(config, name)} is no multiple of {groups} groups of devices")
         longest = pages_of(max_tokens, config.page_size)
         widths = tuple(sorted({longest, -(-longest // 2), -(-longest // 4)}))
         return cls(
-            decode_rows=_whole_and_quarter(config.slots),
-            prefill_rows=_whole_and_quarter(config.prefill_rows),
+            decode_rows=_whole_and_quarter(config.slots, groups),
+            prefill_rows=_whole_and_quarter(config.prefill_rows, groups),
             decode_widths=widths,
             prefill_widths=(0, *widths),
         )
@@ -40,5 +47,5 @@ def smallest(sizes: Sequence[int], needed: int) -> int:
     return next(size for size in sizes if size >= needed)
 
 
-def _whole_and_quarter(rows: int) -> tuple[int, ...]:
-    return tuple(sorted({rows, max(1, rows // 4)}))
+def _whole_and_quarter(rows: int, groups: int) -> tuple[int, ...]:
+    return tuple(sorted({rows, groups * max(1, rows // groups // 4)}))

@@ -18,10 +18,14 @@ from jaxtyping import Array, Bool, Float, Int
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=[])
 @dataclass(frozen=True)
 class Pages:
-    """Keys and values of N pages of p tokens, all layers."""
+    """Keys and values of N pages of p tokens in each of G groups, all layers.
 
-    k: Float[Array, "L N p K hd"]
-    v: Float[Array, "L N p K hd"]
+    A group's pages lie on the devices that compute its rows, and page numbers count within the group: reading and
+    writing then never crosses devices. Row b of B belongs to group b // (B / G).
+    """
+
+    k: Float[Array, "L G N p K hd"]
+    v: Float[Array, "L G N p K hd"]
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=[])
@@ -29,49 +33,73 @@ class Pages:
 class Prefix:
     """What B rows have cached, W tokens wide, in the order in which a matrix product reads it fastest.
 
-    The model scans the layers away: inside `paged_attention` the leading L is gone.
+    Of one layer; stacked over L where the model scans its layers.
     """
 
-    k: Float[Array, "L B K hd W"]
-    v: Float[Array, "L B K W hd"]
+    k: Float[Array, "*L B K hd W"]
+    v: Float[Array, "*L B K W hd"]
 
 
-def empty_pages(layers: int, pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: jnp.dtype) -> Pages:
-    shape = (layers, pages, page_size, kv_heads, head_dim)
+def empty_pages(
+    layers: int, groups: int, pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: jnp.dtype
+) -> Pages:
+    shape = (layers, groups, pages, page_size, kv_heads, head_dim)
     return Pages(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 def read_pages(pages: Pages, page_table: Int[Array, "B n"], layer: int | None = None) -> Prefix:
-    """The pages of each row side by side, of all layers or of one.
+    """The pages of each row side by side, of one layer or stacked over all.
 
-    Entries beyond a row's own pages may name any page: what they hold is beyond the row's length.
+    Entries beyond a row's own pages may name any page of its group: what they hold is beyond the row's length.
     """
-    where = slice(None) if layer is None else slice(layer, layer + 1)
-    layers, _, size, heads, dim = pages.k[where].shape
+    groups, _, size, heads, dim = pages.k.shape[1:]
     rows, count = page_table.shape
-    k = pages.k[where][:, page_table].transpose(0, 1, 4, 5, 2, 3).reshape(layers, rows, heads, dim, count * size)
-    v = pages.v[where][:, page_table].transpose(0, 1, 4, 2, 3, 5).reshape(layers, rows, heads, count * size, dim)
-    return Prefix(k, v) if layer is None else Prefix(k[0], v[0])
+    table = page_table.reshape(groups, rows // groups, count)
+
+    def gather(layer: Float[Array, "G N p K hd"]) -> Float[Array, "B n p K hd"]:
+        # One group goes without a batched gather, which compiles longer.
+        found = layer[0][table[0]] if groups == 1 else jax.vmap(lambda x, t: x[t])(layer, table)
+        return found.reshape(rows, count, size, heads, dim)
+
+    def read(k, v):
+        return Prefix(
+            gather(k).transpose(0, 3, 4, 1, 2).reshape(rows, heads, dim, count * size),
+            gather(v).transpose(0, 3, 1, 2, 4).reshape(rows, heads, count * size, dim),
+        )
+
+    return jax.vmap(read)(pages.k, pages.v) if layer is None else read(pages.k[layer], pages.v[layer])
 
 
 def write_pages(
     pages: Pages, k: Float[Array, "L B T K hd"], v: Float[Array, "L B T K hd"], slots: Int[Array, "B T"]
 ) -> Pages:
     """Puts token (b, t) at ``slots[b, t]`` = page * p + place in the page; a slot beyond the last page is dropped."""
+    groups = pages.k.shape[1]
+
+    def one(old, new, slots):  # [N p K hd], [R T K hd], [R T]
+        flat = old.reshape(-1, *old.shape[2:])
+        return flat.at[slots].set(new.astype(old.dtype), mode="drop").reshape(old.shape)
 
     def write(old, new):
-        layers, count, size = old.shape[:3]
-        flat = old.reshape(layers, count * size, *old.shape[3:])
-        return flat.at[:, slots].set(new.astype(old.dtype), mode="drop").reshape(old.shape)
+        new = new.reshape(new.shape[0], groups, -1, *new.shape[2:])
+        where = slots.reshape(groups, -1, slots.shape[1])
+        if groups == 1:  # one scatter of all layers: their windows are updated together
+            layers, _, count, size = old.shape[:4]
+            flat = old.reshape(layers, count * size, *old.shape[4:])
+            return flat.at[:, where[0]].set(new[:, 0].astype(old.dtype), mode="drop").reshape(old.shape)
+        return jax.vmap(jax.vmap(one), in_axes=(0, 0, None))(old, new, where)
 
     return Pages(write(pages.k, k), write(pages.v, v))
 
 
-def copy_pages(pages: Pages, source: Int[Array, "C"], target: Int[Array, "C"]) -> Pages:
-    """Copies whole pages; a target beyond the last page is dropped."""
+def copy_pages(pages: Pages, source: Int[Array, "G C"], target: Int[Array, "G C"]) -> Pages:
+    """Copies whole pages within their groups; a target beyond the last page is dropped."""
+
+    def one(x, source, target):
+        return x.at[:, target].set(x[:, source], mode="drop")
 
     def copy(x):
-        return x.at[:, target].set(x[:, source], mode="drop")
+        return jax.vmap(one, in_axes=(1, 0, 0), out_axes=1)(x, source, target)
 
     return Pages(copy(pages.k), copy(pages.v))
 

@@ -25,8 +25,10 @@ from dv2_jax.model import (
     mrope_positions,
     vision_batch,
 )
+from dv2_jax.model.params import logical_axes
 from dv2_jax.ops.attention import causal_segment_attention
 from dv2_jax.ops.logprobs import chunked_logprobs
+from dv2_jax.parallel.mesh import param_shardings
 
 SMALL = EngineConfig(
     slots=8, page_size=8, pages=260, prefill_rows=4, prefill_tokens=16, decode_tokens=6, picture_tokens=64
@@ -50,7 +52,7 @@ class World:
     encoder: ChatEncoder
     _oracles: dict = field(default_factory=dict)
 
-    def engine(self, max_tokens: int = MAX_TOKENS, **sizes) -> Engine:
+    def engine(self, max_tokens: int = MAX_TOKENS, *, mesh: jax.sharding.Mesh | None = None, **sizes) -> Engine:
         engine = Engine(
             self.graphdef,
             self.config,
@@ -60,8 +62,12 @@ class World:
             max_tokens_per_sequence=max_tokens,
             seed=SEED,
             forbidden=self.forbidden,
+            mesh=mesh,
         )
-        engine.set_params(self.params, 3)
+        params = self.params
+        if mesh is not None:
+            params = jax.device_put(params, param_shardings(mesh, logical_axes(self.config)))
+        engine.set_params(params, 3)
         return engine
 
     def prompt(self, text: str, pictures: int = 0, seed: int = 0):
@@ -164,7 +170,7 @@ def roll_out(world, engine, names, temperatures, *, pictures=True):
 def make_world() -> World:
     """Random weights; every part of the published architecture, in small."""
     tokenizer = Tokenizer.from_package()
-    vocab = tokenizer.vocab_size + 5  # a model's vocabulary is usually padded
+    vocab = tokenizer.vocab_size + 4  # a model's vocabulary is usually padded
     names = {
         "image_token_id": "<|image_pad|>",
         "video_token_id": "<|video_pad|>",

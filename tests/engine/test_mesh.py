@@ -1,0 +1,25 @@
+"""Sees: a row whose pages lie on another device, a random number or a stop state tied to a device's rows, a
+sequence that samples otherwise because heads or rows are split."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.mark.slow
+def test_tokens_on_four_devices_are_those_of_one():
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
+    }
+    command = [sys.executable, str(HERE / "roll_out_on_mesh.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "4 devices" in done.stdout
