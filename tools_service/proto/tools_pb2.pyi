@@ -20,6 +20,7 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REFUSED: _ClassVar[Status]
     UNAVAILABLE: _ClassVar[Status]
     MISSING_IMAGES: _ClassVar[Status]
+
 STATUS_UNSPECIFIED: Status
 OK: Status
 ERROR: Status
@@ -48,7 +49,16 @@ class ExecRequest(_message.Message):
     image_digests: _containers.RepeatedScalarFieldContainer[bytes]
     images: _containers.RepeatedScalarFieldContainer[bytes]
     expects_state: bool
-    def __init__(self, request_id: _Optional[str] = ..., session_id: _Optional[str] = ..., code: _Optional[str] = ..., timeout_s: _Optional[float] = ..., image_digests: _Optional[_Iterable[bytes]] = ..., images: _Optional[_Iterable[bytes]] = ..., expects_state: _Optional[bool] = ...) -> None: ...
+    def __init__(
+        self,
+        request_id: _Optional[str] = ...,
+        session_id: _Optional[str] = ...,
+        code: _Optional[str] = ...,
+        timeout_s: _Optional[float] = ...,
+        image_digests: _Optional[_Iterable[bytes]] = ...,
+        images: _Optional[_Iterable[bytes]] = ...,
+        expects_state: _Optional[bool] = ...,
+    ) -> None: ...
 
 class BatchExecRequest(_message.Message):
     __slots__ = ("items", "images")
@@ -56,7 +66,11 @@ class BatchExecRequest(_message.Message):
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[ExecRequest]
     images: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, items: _Optional[_Iterable[_Union[ExecRequest, _Mapping]]] = ..., images: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(
+        self,
+        items: _Optional[_Iterable[_Union[ExecRequest, _Mapping]]] = ...,
+        images: _Optional[_Iterable[bytes]] = ...,
+    ) -> None: ...
 
 class TextQuery(_message.Message):
     __slots__ = ("query",)
@@ -80,7 +94,13 @@ class SearchRequest(_message.Message):
     k: int
     text: TextQuery
     image: ImageQuery
-    def __init__(self, request_id: _Optional[str] = ..., k: _Optional[int] = ..., text: _Optional[_Union[TextQuery, _Mapping]] = ..., image: _Optional[_Union[ImageQuery, _Mapping]] = ...) -> None: ...
+    def __init__(
+        self,
+        request_id: _Optional[str] = ...,
+        k: _Optional[int] = ...,
+        text: _Optional[_Union[TextQuery, _Mapping]] = ...,
+        image: _Optional[_Union[ImageQuery, _Mapping]] = ...,
+    ) -> None: ...
 
 class BatchSearchRequest(_message.Message):
     __slots__ = ("items",)
@@ -102,10 +122,35 @@ class SearchItem(_message.Message):
     date: str
     thumbnail: bytes
     score: float
-    def __init__(self, title: _Optional[str] = ..., url: _Optional[str] = ..., snippet: _Optional[str] = ..., date: _Optional[str] = ..., thumbnail: _Optional[bytes] = ..., score: _Optional[float] = ...) -> None: ...
+    def __init__(
+        self,
+        title: _Optional[str] = ...,
+        url: _Optional[str] = ...,
+        snippet: _Optional[str] = ...,
+        date: _Optional[str] = ...,
+        thumbnail: _Optional[bytes] = ...,
+        score: _Optional[float] = ...,
+    ) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("request_id", "status", "message", "queue_ms", "wall_ms", "stdout", "stderr", "images", "restarted", "session_alive", "generation", "isolation", "missing_digests", "items", "provider", "degraded")
+    __slots__ = (
+        "request_id",
+        "status",
+        "message",
+        "queue_ms",
+        "wall_ms",
+        "stdout",
+        "stderr",
+        "images",
+        "restarted",
+        "session_alive",
+        "generation",
+        "isolation",
+        "missing_digests",
+        "items",
+        "provider",
+        "degraded",
+    )
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
@@ -138,7 +183,25 @@ class Result(_message.Message):
     items: _containers.RepeatedCompositeFieldContainer[SearchItem]
     provider: str
     degraded: bool
-    def __init__(self, request_id: _Optional[str] = ..., status: _Optional[_Union[Status, str]] = ..., message: _Optional[str] = ..., queue_ms: _Optional[float] = ..., wall_ms: _Optional[float] = ..., stdout: _Optional[str] = ..., stderr: _Optional[str] = ..., images: _Optional[_Iterable[bytes]] = ..., restarted: _Optional[bool] = ..., session_alive: _Optional[bool] = ..., generation: _Optional[int] = ..., isolation: _Optional[str] = ..., missing_digests: _Optional[_Iterable[bytes]] = ..., items: _Optional[_Iterable[_Union[SearchItem, _Mapping]]] = ..., provider: _Optional[str] = ..., degraded: _Optional[bool] = ...) -> None: ...
+    def __init__(
+        self,
+        request_id: _Optional[str] = ...,
+        status: _Optional[_Union[Status, str]] = ...,
+        message: _Optional[str] = ...,
+        queue_ms: _Optional[float] = ...,
+        wall_ms: _Optional[float] = ...,
+        stdout: _Optional[str] = ...,
+        stderr: _Optional[str] = ...,
+        images: _Optional[_Iterable[bytes]] = ...,
+        restarted: _Optional[bool] = ...,
+        session_alive: _Optional[bool] = ...,
+        generation: _Optional[int] = ...,
+        isolation: _Optional[str] = ...,
+        missing_digests: _Optional[_Iterable[bytes]] = ...,
+        items: _Optional[_Iterable[_Union[SearchItem, _Mapping]]] = ...,
+        provider: _Optional[str] = ...,
+        degraded: _Optional[bool] = ...,
+    ) -> None: ...
 
 class InterruptRequest(_message.Message):
     __slots__ = ("session_id",)
@@ -176,4 +239,6 @@ class Info(_message.Message):
     version: str
     tier: str
     json: str
-    def __init__(self, version: _Optional[str] = ..., tier: _Optional[str] = ..., json: _Optional[str] = ...) -> None: ...
+    def __init__(
+        self, version: _Optional[str] = ..., tier: _Optional[str] = ..., json: _Optional[str] = ...
+    ) -> None: ...

@@ -14,6 +14,7 @@ from tools_service.sandbox.cell import BadPicture, Shell
 from tools_service.sandbox.plan import Limits
 
 CHANNEL = 3
+_SWITCH_S = 0.005  # between threads: the interpreter's own default
 
 
 class Streams:
@@ -76,6 +77,7 @@ def serve(limits: Limits) -> None:
     # Bound here: a cell may replace them in their modules, and can then only spoil its own answers.
     write, getpid, leave = os.write, os.getpid, os._exit
     receive, write_frame, set_signal = frames.receive, frames.write, signal.signal
+    switch_threads = sys.setswitchinterval
     channel = socket.socket(fileno=CHANNEL)
     sigint, ignore = signal.SIGINT, signal.SIG_IGN
     streams = Streams(limits.text_kb << 10)
@@ -101,12 +103,15 @@ def serve(limits: Limits) -> None:
         ok = False
         try:
             set_signal(sigint, interrupt)
+            switch_threads(_SWITCH_S)
             running = True
             ok = shell.run(blobs[0].decode("utf-8", "replace"))
             running = False
         except BaseException:  # an interrupt that came between the end of the cell and the line above
             running = False
         set_signal(sigint, ignore)
+        # Threads that the cell left spinning would otherwise hold each of our next steps up for their full turns.
+        switch_threads(_SWITCH_S / 50)
         if getpid() != owner:  # a fork made by the cell: it must never speak for the session
             leave(0)
         shell.tidy()
