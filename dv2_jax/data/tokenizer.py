@@ -38,18 +38,6 @@ ADDED_TOKENS = (
 )  # fmt: skip
 TOOL_TOKENS = ("<tool_call>", "</tool_call>")
 _FLAGGED_SPECIAL = frozenset(ADDED_TOKENS[:14])  # the file's own `special` flag, which skip_special_tokens obeys
-# The dialogue of `data.chat` for those who render it with transformers; content is a string or a list of items.
-_CHAT_TEMPLATE = (
-    "{%- if messages[0].role != 'system' -%}"
-    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{%- endif -%}"
-    "{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\n' }}"
-    "{%- if message.content is string -%}{{ message.content }}{%- else -%}"
-    "{%- for item in message.content -%}"
-    "{%- if item.type == 'text' -%}{{ item.text }}"
-    "{%- elif 'image' in item.type -%}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}{%- endif -%}"
-    "{%- endfor -%}{%- endif -%}{{ '<|im_end|>\n' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
-)
 PACKAGE_FILE = "assets/tokenizer.json"  # the small vocabulary that ships with the package
 
 
@@ -169,22 +157,6 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Writes the ``tokenizer.json`` that ``from_file`` and ``transformers`` read."""
         Path(path).write_text(self.to_json(), encoding="utf-8")
-
-    def exported_files(self) -> dict[str, str]:
-        """File name to text: what a checkpoint folder needs for ``AutoTokenizer`` and its chat template."""
-        config = {
-            "tokenizer_class": "Qwen2Tokenizer",
-            "eos_token": "<|im_end|>",
-            "pad_token": "<|endoftext|>",
-            "bos_token": None,
-            "unk_token": None,
-            "add_prefix_space": False,
-            "clean_up_tokenization_spaces": False,
-            "split_special_tokens": False,
-            "model_max_length": 131072,
-            "chat_template": _CHAT_TEMPLATE,
-        }
-        return {"tokenizer.json": self.to_json(), "tokenizer_config.json": json.dumps(config, indent=2)}
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, path: str | Path | None = None) -> Tokenizer:

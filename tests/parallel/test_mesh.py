@@ -1,0 +1,44 @@
+"""The table of axes and the sizes of a mesh: what does not fit is refused with the key, the value and the fix."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import pytest
+
+from dv2_jax.config import ConfigError, MeshConfig
+from dv2_jax.model.config import ModelConfig
+from dv2_jax.model.params import logical_axes
+from dv2_jax.parallel.mesh import AXES, AXIS_RULES, make_mesh, param_shardings
+
+
+def test_every_dimension_of_every_parameter_has_a_rule_and_no_parameter_uses_an_axis_twice():
+    """For each published size: a duplicate axis would be an error on the first slice that the model is loaded onto."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    for size in ("3b", "7b", "32b", "72b"):
+        axes = logical_axes(ModelConfig.preset(size))
+        for name, place in param_shardings(mesh, axes).items():
+            used = [axis for axis in place.spec if axis is not None]
+            assert len(used) == len(set(used)) and set(used) <= set(AXES), name
+    assert {name for names in axes.values() for name in names if name is not None} <= set(AXIS_RULES)
+
+
+def test_an_axis_without_a_rule_is_named_with_its_parameter():
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with pytest.raises(KeyError, match="text.router.kernel.*'experts'.*AXIS_RULES"):
+        param_shardings(mesh, {"text.norm.scale": ("norm",), "text.router.kernel": ("embed", "experts")})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (MeshConfig(data=1, fsdp=16, tensor=1), "mesh.data=1, mesh.fsdp=16, mesh.tensor=1: does not divide 1 devices"),
+        (MeshConfig(data=1, fsdp=-1, tensor=2), "does not divide 1 devices"),
+        (MeshConfig(data=-1, fsdp=-1, tensor=1), "at most one is -1"),
+        (MeshConfig(data=0, fsdp=-1, tensor=1), "mesh.data=0"),
+    ],
+)
+def test_sizes_that_do_not_use_every_device_once_are_refused(sizes, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        make_mesh(sizes, jax.devices()[:1])
