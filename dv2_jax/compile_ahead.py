@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dv2_jax.config import Config, ConfigError, MeshConfig, load
+from dv2_jax.config import Config, ConfigError, load
 
 if TYPE_CHECKING:
     from dv2_jax.parallel.aot import Compiled
@@ -88,10 +88,10 @@ def run(
 
     devices = topology_devices(topology)
     policy = abstract_policy(config, devices)
-    found = sft_programs(policy) if config.recipe == "sft" else rl_programs(policy)
-    if config.recipe != "sft":
-        alone = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1))
-        found += engine_programs(abstract_policy(alone, devices[:1]))  # the engine runs on one device
+    try:
+        found = sft_programs(policy) if config.recipe == "sft" else [*rl_programs(policy), *engine_programs(policy)]
+    except ValueError as error:  # rows or pages that the mesh does not divide
+        raise ConfigError(f"on {len(devices)} devices: {error}") from error
     rows = []
     for number, program in enumerate(choose(found, programs)):
         print(f"compiling {program.name} {program.shape} ...", file=sys.stderr, flush=True)

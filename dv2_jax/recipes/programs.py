@@ -22,15 +22,16 @@ from dv2_jax.config import Config
 from dv2_jax.data.loader import image_buckets
 from dv2_jax.data.packing import PackedBatch, PackSpec
 from dv2_jax.engine import batches
+from dv2_jax.engine.placement import Placement, groups_of
 from dv2_jax.engine.programs import jitted
 from dv2_jax.engine.shapes import Shapes
 from dv2_jax.engine.stops import FINAL_STATES
 from dv2_jax.model.config import ModelConfig
 from dv2_jax.model.params import abstract_params, build, logical_axes
 from dv2_jax.model.vision_inputs import VisionBatch, VisionBucket, vision_batch
-from dv2_jax.ops.paged_attention import Pages
+from dv2_jax.ops.paged_attention import Pages, empty_pages
 from dv2_jax.parallel.aot import bytes_per_device
-from dv2_jax.parallel.mesh import ROWS, check_divisible, make_mesh, param_shardings
+from dv2_jax.parallel.mesh import check_divisible, make_mesh, param_shardings
 from dv2_jax.recipes.optimizer import learning_rate, make_optimizer, trainable_names
 from dv2_jax.recipes.rl_step import make_rl_step, make_scorer
 from dv2_jax.recipes.sft_step import make_sft_step
@@ -127,7 +128,7 @@ def rl_programs(policy: Abstract) -> list[Program]:
         param_shardings=policy.shardings,
     )
     spec = _pack_spec(policy, rl.microbatch_rows, rl.row_tokens)
-    pages = bytes_per_device(_engine_memory(policy, policy.mesh))
+    pages = bytes_per_device(_engine_memory(policy))
     programs = _update_programs("RL", policy, update, optimizer, trainable, spec, beside=pages)
     score = make_scorer(policy.graphdef, temperature=temperature, forbidden=forbidden)
     batch = abstract_batch(spec, spec.image_buckets[0], policy.mesh)
@@ -136,59 +137,49 @@ def rl_programs(policy: Abstract) -> list[Program]:
 
 
 def engine_programs(policy: Abstract) -> list[Program]:
-    """Prefill and decode in their widest shapes, and the encoder in its first; on the first device of the mesh."""
-    config, engine, model = policy.config, policy.config.engine, policy.model
-    mesh = policy.mesh
-    whole = NamedSharding(mesh, PartitionSpec())
+    """Prefill and decode in their widest shapes, and the encoder in its first. The optimiser's moments lie beside them."""
+    config, engine, model, mesh = policy.config, policy.config.engine, policy.model, policy.mesh
     graphdef = build(model, compute_dtype=config.model.compute_dtype)[0]
     states = FINAL_STATES + len({text[:end] for text in STOP_STRINGS for end in range(len(text))})
-    functions = jitted(graphdef)
-    params, (pages, pool) = policy.params, _engine_memory(policy, mesh)
-    shapes = Shapes.of(engine, config.agent.max_total_tokens)
-    nowhere = engine.pages * engine.page_size
+    placement = Placement.on(mesh, model.text.num_kv_heads)
+    functions = jitted(graphdef, placement)
+    whole = NamedSharding(mesh, PartitionSpec())
+    params, (pages, pool) = policy.params, _engine_memory(policy)
+    shapes = Shapes.of(engine, config.agent.max_total_tokens, groups_of(mesh))
+    moments = 0
+    if config.recipe == "rl":
+        moments = bytes_per_device(policy.state(*_learning(policy, 1)).opt_state)
 
-    def on_device(tree: Any) -> Any:
+    def on_every_device(tree: Any) -> Any:
         return jax.tree.map(lambda x: _placed(x, whole), tree)
 
-    piece = on_device(
-        batches.empty_prefill(shapes.prefill_rows[-1], engine.prefill_tokens, shapes.prefill_widths[-1], nowhere)
-    )
-    step = on_device(
-        batches.empty_decode(shapes.decode_rows[-1], engine.decode_tokens, shapes.decode_widths[-1], nowhere)
-    )
+    def rows(tree: Any) -> Any:
+        def place(path, x):
+            return _placed(x, (placement.grid if path[-1].name == "positions" else placement.rows) or whole)
+
+        return jax.tree_util.tree_map_with_path(place, tree)
+
+    piece = rows(batches.empty_prefill(shapes.prefill_rows[-1], engine.prefill_tokens, shapes.prefill_widths[-1], 0))
+    step = rows(batches.empty_decode(shapes.decode_rows[-1], engine.decode_tokens, shapes.decode_widths[-1], 0))
     vocabulary = model.text.vocab_size
-    table = jax.ShapeDtypeStruct((states, vocabulary), jnp.int32, sharding=whole)
-    forbidden = jax.ShapeDtypeStruct((vocabulary,), jnp.bool_, sharding=whole)
-    seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=whole)
+    seed, table, forbidden = on_every_device(
+        (
+            jax.ShapeDtypeStruct((), jnp.uint32),
+            jax.ShapeDtypeStruct((states, vocabulary), jnp.int32),
+            jax.ShapeDtypeStruct((vocabulary,), jnp.bool_),
+        )
+    )
     bucket = image_buckets(config.image, config.agent, model, rows=1, row_tokens=config.agent.max_total_tokens)[0]
-    vision = on_device(_abstract_vision(bucket, model))
-    placed = jax.ShapeDtypeStruct((bucket.merged,), jnp.int32, sharding=whole)
-    width = engine.page_size
+    vision, places = on_every_device((_abstract_vision(bucket, model), jax.ShapeDtypeStruct((bucket.merged,), jnp.int32)))
+    prefilled, decoded = (f"{x.shape[0]} × {{}} behind {x.shape[1] * engine.page_size:,}" for x in (piece.page_table, step.page_table))
+    described = [
+        ("prefill", prefilled.format(engine.prefill_tokens), (params, pages, pool, piece), 0),
+        ("decode", decoded.format(engine.decode_tokens), (params, pages, seed, table, forbidden, step), pool),
+        ("encode", f"{bucket.rows} × {bucket.length:,} patches", (params, pool, vision, places), pages),
+    ]
     return [
-        Program(
-            "prefill",
-            f"{piece.token_ids.shape[0]} × {engine.prefill_tokens} behind {piece.page_table.shape[1] * width:,}",
-            functions["prefill"],
-            (params, pages, pool, piece),
-            0,
-            mesh,
-        ),
-        Program(
-            "decode",
-            f"{step.token.shape[0]} × {engine.decode_tokens} behind {step.page_table.shape[1] * width:,}",
-            functions["decode"],
-            (params, pages, seed, table, forbidden, step),
-            bytes_per_device(pool),
-            mesh,
-        ),
-        Program(
-            "encode",
-            f"{bucket.rows} × {bucket.length} patches",
-            functions["encode"],
-            (params, pool, vision, placed),
-            bytes_per_device(pages),
-            mesh,
-        ),
+        Program(name, shape, functions[name], arguments, moments + (bytes_per_device(beside) if beside else 0), mesh)
+        for name, shape, arguments, beside in described
     ]
 
 
@@ -257,17 +248,19 @@ def _pack_spec(policy: Abstract, rows: int, row_tokens: int) -> PackSpec:
     return PackSpec(policy.model, rows, row_tokens, buckets, groups=shards)
 
 
-def _engine_memory(policy: Abstract, mesh: Mesh) -> tuple[Pages, jax.ShapeDtypeStruct]:
-    """Pages and pictures of the engine: pages split over the rows' devices, heads over `tensor`."""
-    text, engine = policy.model.text, policy.config.engine
-    dtype = jnp.dtype(policy.config.model.compute_dtype)
-    shape = (text.num_layers, engine.pages, engine.page_size, text.num_kv_heads, text.head_dim)
-    place = NamedSharding(mesh, PartitionSpec(None, ROWS, None, "tensor"))
-    pages = jax.ShapeDtypeStruct(shape, dtype, sharding=place)
-    pool = jax.ShapeDtypeStruct(
-        (engine.picture_tokens, text.hidden_size), dtype, sharding=NamedSharding(mesh, PartitionSpec())
+def _engine_memory(policy: Abstract) -> tuple[Pages, jax.ShapeDtypeStruct]:
+    """Pages and pictures of the engine, placed as it does."""
+    text, engine, mesh = policy.model.text, policy.config.engine, policy.mesh
+    dtype, groups = jnp.dtype(policy.config.model.compute_dtype), groups_of(mesh)
+    pages = jax.eval_shape(
+        lambda: empty_pages(
+            text.num_layers, groups, engine.pages // groups, engine.page_size, text.num_kv_heads, text.head_dim, dtype
+        )
     )
-    return Pages(pages, pages), pool
+    whole = NamedSharding(mesh, PartitionSpec())
+    place = Placement.on(mesh, text.num_kv_heads).pages or whole
+    pool = jax.ShapeDtypeStruct((engine.picture_tokens, text.hidden_size), dtype, sharding=whole)
+    return jax.tree.map(lambda x: _placed(x, place), pages), pool
 
 
 def _abstract_vision(bucket: VisionBucket, model: ModelConfig) -> VisionBatch:

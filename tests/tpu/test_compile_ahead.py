@@ -38,7 +38,7 @@ def recipe(name, *, rows, **fields):
         rl=RLConfig(microbatch_rows=rows, row_tokens=512),
         image=ImageConfig(max_pixels=56 * 56),
         agent=dataclasses.replace(config.agent, max_total_tokens=512, max_images=1),
-        engine=dataclasses.replace(config.engine, slots=8, pages=64, prefill_rows=2),
+        engine=dataclasses.replace(config.engine, slots=8, pages=64, prefill_rows=4),
     )
 
 
