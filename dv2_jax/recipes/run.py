@@ -22,7 +22,7 @@ from dv2_jax.model.params import GraphDef, abstract_params, build, logical_axes
 from dv2_jax.parallel import distributed
 from dv2_jax.parallel.mesh import make_mesh, param_shardings
 from dv2_jax.recipes.optimizer import learning_rate, make_optimizer, trainable_names
-from dv2_jax.recipes.state import TrainState, init_state, opt_shardings, split_params
+from dv2_jax.recipes.state import TrainState, bound, init_state, opt_shardings, split_params, step_counter
 from dv2_jax.telemetry.interrupt import Interrupt
 from dv2_jax.telemetry.metrics import Metrics
 from dv2_jax.telemetry.progress import Display, Part
@@ -155,9 +155,9 @@ def begin(run: Run, policy: Policy, learning: Learning) -> tuple[TrainState, dic
         return init_state(params, learning.optimizer, learning.trainable), {}
     abstract = abstract_state(policy, learning)
     restored = run.store.restore(abstract.params, abstract.opt_state)
-    step = jax.numpy.asarray(restored.extra["optimiser_steps"], jax.numpy.int32)
     run.display.line(f"continuing {run.directory} after step {restored.step}")
-    return TrainState(restored.params, restored.opt_state, step), restored.extra
+    step = step_counter(restored.extra["optimiser_steps"], restored.params)
+    return TrainState(bound(restored.params), bound(restored.opt_state), step), restored.extra
 
 
 def abstract_state(policy: Policy, learning: Learning) -> TrainState:

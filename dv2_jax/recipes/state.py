@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Int
 
 Params = dict[str, Array]  # flat: dotted name to array, layers stacked
@@ -32,36 +32,45 @@ def split_params(params: Params, trainable: tuple[str, ...]) -> tuple[Params, Pa
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, trainable: tuple[str, ...]) -> TrainState:
     """A fresh state around `params`, whose placement the optimiser's moments follow."""
+    params = bound(params)
     learn, _ = split_params(params, trainable)
-    shardings = {name: getattr(p, "sharding", None) for name, p in learn.items()}
-    placed = all(isinstance(s, NamedSharding) for s in shardings.values())
-    make = jax.jit(
-        optimizer.init,
-        out_shardings=opt_shardings(jax.eval_shape(optimizer.init, learn), shardings) if placed else None,
-    )
-    step = jnp.zeros((), jnp.int32)
-    if placed:
-        step = jax.device_put(step, NamedSharding(next(iter(shardings.values())).mesh, PartitionSpec()))
-    return TrainState(params=dict(params), opt_state=make(learn), step=step)
+    places = opt_shardings(jax.eval_shape(optimizer.init, learn), {name: p.sharding for name, p in learn.items()})
+    opt_state = jax.jit(optimizer.init, out_shardings=places)(learn)
+    return TrainState(params=params, opt_state=opt_state, step=step_counter(0, params))
 
 
-def opt_shardings(opt_state: Any, param_shardings: Mapping[str, NamedSharding]) -> Any:
+def bound(tree: Any) -> Any:
+    """The same arrays, bound to where they lie.
+
+    A program is compiled once for arrays that JAX may move and once more for bound ones; all results of a step are bound.
+    """
+    return jax.tree.map(lambda x: jax.device_put(x, x.sharding), tree)
+
+
+def step_counter(done: int, params: Params) -> Int[Array, ""]:
+    """`done` optimiser steps as an array, on every device that the parameters are on."""
+    return jax.device_put(np.int32(done), replicated_like(next(iter(params.values())).sharding))
+
+
+def replicated_like(sharding: Sharding) -> Sharding:
+    """The whole of an array on every device of `sharding`."""
+    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
+
+
+def opt_shardings(opt_state: Any, param_shardings: Mapping[str, Sharding]) -> Any:
     """Shardings of an optimiser state: a leaf filed under a parameter's name lies like it, any other is replicated."""
-    mesh = next(iter(param_shardings.values())).mesh
-    replicated = NamedSharding(mesh, PartitionSpec())
+    replicated = replicated_like(next(iter(param_shardings.values())))
 
     def place(path, _leaf):
-        key = getattr(path[-1], "key", None)
-        return param_shardings.get(key, replicated)
+        return param_shardings.get(getattr(path[-1], "key", None), replicated)
 
     return jax.tree_util.tree_map_with_path(place, opt_state)
 
 
-def state_shardings(opt_state: Any, param_shardings: Mapping[str, NamedSharding]) -> TrainState:
+def state_shardings(opt_state: Any, param_shardings: Mapping[str, Sharding]) -> TrainState:
     """Where every leaf of a state lies, given its optimiser state (which may be abstract)."""
-    mesh = next(iter(param_shardings.values())).mesh
     return TrainState(
         params=dict(param_shardings),
         opt_state=opt_shardings(opt_state, param_shardings),
-        step=NamedSharding(mesh, PartitionSpec()),
+        step=replicated_like(next(iter(param_shardings.values()))),
     )

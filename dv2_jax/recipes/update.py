@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Float
 
 from dv2_jax.data.packing import PackedBatch, PackSpec, build_batch
@@ -42,7 +42,13 @@ class Update:
     ):
         self.trainable = trainable
         self._mesh = next(iter(param_shardings.values())).mesh if param_shardings else None
-        learn_shardings = {n: param_shardings[n] for n in trainable} if param_shardings else None
+        # Results are bound to their places, and new ones lie exactly where old ones did: else a later step would be
+        # compiled again.
+        learn_shardings = state_places = SingleDeviceSharding(jax.devices()[0])
+        if param_shardings:
+            learn_shardings = {n: param_shardings[n] for n in trainable}
+            abstract = {n: jax.ShapeDtypeStruct((1,), jnp.float32) for n in trainable}
+            state_places = state_shardings(jax.eval_shape(optimizer.init, abstract), param_shardings)
 
         def zeros(params: Params) -> Params:
             return {n: jnp.zeros(params[n].shape, jnp.float32) for n in trainable}
@@ -65,18 +71,9 @@ class Update:
                 metrics["learning_rate"] = schedule(state.step)
             return TrainState(params=params, opt_state=opt_state, step=state.step + 1), metrics
 
-        # The new state must lie exactly where the old one did, or the next step would be compiled again.
-        state_places = None
-        if param_shardings:
-            abstract = {n: jax.ShapeDtypeStruct((1,), jnp.float32) for n in trainable}
-            state_places = state_shardings(jax.eval_shape(optimizer.init, abstract), param_shardings)
         self._zeros = jax.jit(zeros, out_shardings=learn_shardings)
-        self._accumulate = jax.jit(
-            accumulate, donate_argnums=(1,), out_shardings=(learn_shardings, None) if learn_shardings else None
-        )
-        self._apply = jax.jit(
-            apply, donate_argnums=(0,), out_shardings=(state_places, None) if state_places else None
-        )
+        self._accumulate = jax.jit(accumulate, donate_argnums=(1,), out_shardings=(learn_shardings, None))
+        self._apply = jax.jit(apply, donate_argnums=(0,), out_shardings=(state_places, None))
 
     def __call__(self, state: TrainState, microbatches: Sequence[PackedBatch]) -> tuple[TrainState, dict[str, float]]:
         """One optimiser step. Raises FloatingPointError when the loss or the gradient norm is not finite."""
