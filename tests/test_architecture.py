@@ -184,3 +184,9 @@ def test_help_of_train_loads_no_jax():
                "print('loaded', sorted({'jax', 'flax', 'orbax', 'grpc'} & set(sys.modules)))")
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert shown.stdout.endswith("loaded []\n"), shown.stderr
+
+
+def test_no_two_test_files_have_the_same_name():
+    """pytest imports test files by their base name: of two that share it, one is an error at collection."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

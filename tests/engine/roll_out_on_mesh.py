@@ -1,4 +1,4 @@
-"""Run by `test_mesh.py` in a process with four devices: the same sequences on one device and on a mesh."""
+"""Run by `test_engine_on_mesh.py` in a process with four devices: the same sequences on one device and on a mesh."""
 
 from __future__ import annotations
 
