@@ -83,9 +83,7 @@ class RMSNorm(nnx.Module):
 class GatedMLP(nnx.Module):
     """down(silu(gate x) * up x)."""
 
-    def __init__(
-        self, init: Init, size: int, hidden: int, axes: tuple[str, str], *, bias: bool, residual_scale: float
-    ):
+    def __init__(self, init: Init, size: int, hidden: int, axes: tuple[str, str], *, bias: bool, residual_scale: float):
         embed, mlp = axes
         self.gate = Linear(init, (size,), (hidden,), (embed, mlp), bias=bias)
         self.up = Linear(init, (size,), (hidden,), (embed, mlp), bias=bias)

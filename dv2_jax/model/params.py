@@ -17,7 +17,7 @@ from jaxtyping import Array
 from dv2_jax.model.config import ModelConfig
 from dv2_jax.model.qwen2_5_vl import Qwen2_5_VL
 
-Params: TypeAlias = dict[str, Array]
+Params: TypeAlias = dict[str, Array | jax.ShapeDtypeStruct]  # abstract where only shapes are wanted
 GraphDef: TypeAlias = nnx.GraphDef[Qwen2_5_VL]
 
 
@@ -61,7 +61,5 @@ def _init(config: ModelConfig, dtype: jnp.dtype):
 @functools.lru_cache
 def _abstract(config: ModelConfig, dtype: jnp.dtype, compute_dtype: jnp.dtype, remat: bool) -> Qwen2_5_VL:
     return nnx.eval_shape(
-        lambda: Qwen2_5_VL(
-            config, rngs=nnx.Rngs(0), param_dtype=dtype, compute_dtype=compute_dtype, remat=remat
-        )
+        lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0), param_dtype=dtype, compute_dtype=compute_dtype, remat=remat)
     )

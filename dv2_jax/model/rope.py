@@ -14,9 +14,7 @@ def _frequencies(theta: float, dim: int) -> Float[np.ndarray, "half"]:
     return (1.0 / theta ** (np.arange(0, dim, 2, dtype=np.float32) / dim)).astype(np.float32)
 
 
-def mrope_turn(
-    positions: Int[Array, "3 B T"], *, head_dim: int, theta: float, sections: tuple[int, int, int]
-) -> Turn:
+def mrope_turn(positions: Int[Array, "3 B T"], *, head_dim: int, theta: float, sections: tuple[int, int, int]) -> Turn:
     """Cosines and sines [B T head_dim/2]: the first frequencies turn with time, then height, then width."""
     component = np.repeat(np.arange(3), sections)
     frequencies = _frequencies(theta, head_dim)

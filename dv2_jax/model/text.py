@@ -34,9 +34,7 @@ class TextLayer(nnx.Module):
         self.q = Linear(init, (width,), (config.num_heads, dim), ("embed", "heads", "head_dim"), bias=True)
         self.k = Linear(init, (width,), (config.num_kv_heads, dim), ("embed", "kv_heads", "head_dim"), bias=True)
         self.v = Linear(init, (width,), (config.num_kv_heads, dim), ("embed", "kv_heads", "head_dim"), bias=True)
-        self.o = Linear(
-            init, (config.num_heads, dim), (width,), ("heads", "head_dim", "embed"), scale=residual_scale
-        )
+        self.o = Linear(init, (config.num_heads, dim), (width,), ("heads", "head_dim", "embed"), scale=residual_scale)
         self.mlp_norm = RMSNorm(init, width, config.rms_norm_eps)
         self.mlp = GatedMLP(
             init, width, config.intermediate_size, ("embed", "mlp"), bias=False, residual_scale=residual_scale
@@ -67,9 +65,7 @@ class TextTower(nnx.Module):
         self, x: Float[Array, "B T D"], positions: Int[Array, "3 B T"], attend: Attend, cache: Any
     ) -> tuple[Float[Array, "B T D"], Any]:
         config = self.config
-        turn = mrope_turn(
-            positions, head_dim=config.head_dim, theta=config.rope_theta, sections=config.mrope_section
-        )
+        turn = mrope_turn(positions, head_dim=config.head_dim, theta=config.rope_theta, sections=config.mrope_section)
         graph, stacked = nnx.split(self.layers)
 
         def body(x, layer):

@@ -46,9 +46,7 @@ class VisionBlock(nnx.Module):
             residual_scale=residual_scale,
         )
 
-    def __call__(
-        self, x: Float[Array, "R P C"], turn: Turn, segments: Int[Array, "R P"]
-    ) -> Float[Array, "R P C"]:
+    def __call__(self, x: Float[Array, "R P C"], turn: Turn, segments: Int[Array, "R P"]) -> Float[Array, "R P C"]:
         y = self.attention_norm(x)
         x = x + self.o(segment_attention(rotate(self.q(y), turn), rotate(self.k(y), turn), self.v(y), segments))
         return x + self.mlp(self.mlp_norm(x))
@@ -74,9 +72,7 @@ class VisionTower(nnx.Module):
                 x = self._scan(blocks, x, whole, batch.window_segments)
             else:
                 slots = batch.window_segments.shape
-                flat = move_rows(
-                    x.reshape(rows * length, -1), batch.window_index.reshape(-1), batch.window_inverse
-                )
+                flat = move_rows(x.reshape(rows * length, -1), batch.window_index.reshape(-1), batch.window_inverse)
                 coordinates = jnp.take(
                     batch.coordinates.reshape(-1, 2), batch.window_index, axis=0, mode="fill", fill_value=0
                 )

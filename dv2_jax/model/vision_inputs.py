@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from dv2_jax.model.config import VisionConfig
 
+AnyArray = Array | np.ndarray  # on the host until a jitted function takes it
 Grid = tuple[int, int, int]  # frames, rows of patches, columns of patches
 Picture = tuple[Float[np.ndarray, "p patch_dim"], Grid]
 
@@ -61,14 +62,14 @@ class VisionBucket:
 class VisionBatch:
     """R rows of P patches; W window rows of Q patches (64 as published); M = R*P/4 merged tokens."""
 
-    patches: Float[Array, "R P half"]  # one frame of each patch: the second of a still picture is equal
-    coordinates: Int[Array, "R P 2"]  # row and column of the patch in its picture
-    picture_segments: Int[Array, "R P"]  # number of the picture from 1; 0 is padding
-    window_segments: Int[Array, "W Q"]  # number of the window from 1; 0 is padding
-    window_index: Int[Array, "W Q"] | None  # patch (row * P + column) in each window slot; R*P is padding
-    window_inverse: Int[Array, "R*P"] | None  # slot of each patch; W*Q for padding
-    merged_index: Int[Array, "M"]  # in placeholder order, the square (in row order); M is padding
-    merged_inverse: Int[Array, "M"]
+    patches: Float[AnyArray, "R P half"]  # one frame of each patch: the second of a still picture is equal
+    coordinates: Int[AnyArray, "R P 2"]  # row and column of the patch in its picture
+    picture_segments: Int[AnyArray, "R P"]  # number of the picture from 1; 0 is padding
+    window_segments: Int[AnyArray, "W Q"]  # number of the window from 1; 0 is padding
+    window_index: Int[AnyArray, "W Q"] | None  # patch (row * P + column) in each window slot; R*P is padding
+    window_inverse: Int[AnyArray, "R*P"] | None  # slot of each patch; W*Q for padding
+    merged_index: Int[AnyArray, "M"]  # in placeholder order, the square (in row order); M is padding
+    merged_inverse: Int[AnyArray, "M"]
 
 
 def merged_tokens(grid: Grid, config: VisionConfig | None = None) -> int:
@@ -163,9 +164,7 @@ def _one_frame(patches: np.ndarray, config: VisionConfig) -> np.ndarray:
     return frames[:, :, 0].reshape(len(patches), -1)
 
 
-def vision_batch(
-    pictures: Sequence[Picture], buckets: Sequence[VisionBucket], config: VisionConfig
-) -> VisionBatch:
+def vision_batch(pictures: Sequence[Picture], buckets: Sequence[VisionBucket], config: VisionConfig) -> VisionBatch:
     """Lay pictures out in the smallest bucket that holds them.
 
     Placeholder k of picture i reads row ``sum(merged_tokens of pictures before i) + k`` of the encoded batch.

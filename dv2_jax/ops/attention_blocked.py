@@ -29,9 +29,7 @@ def _scores(
     if causal:
         allowed &= np.arange(start, end)[:, None] >= np.arange(seen)
     bias = jnp.where(allowed, 0.0, jnp.finfo(jnp.float32).min)
-    scores = jnp.einsum(
-        "bkgtd,bksd->bkgts", q[:, :, :, start:end], k[:, :, :seen], preferred_element_type=jnp.float32
-    )
+    scores = jnp.einsum("bkgtd,bksd->bkgts", q[:, :, :, start:end], k[:, :, :seen], preferred_element_type=jnp.float32)
     return scores + bias[:, None, None]
 
 
@@ -65,8 +63,6 @@ def backward(
         dq.append(jnp.einsum("bkgts,bksd->bkgtd", ds, k[keys]))
         dk = dk.at[keys].add(jnp.einsum("bkgts,bkgtd->bksd", ds, q[queries], preferred_element_type=jnp.float32))
         dv = dv.at[keys].add(
-            jnp.einsum(
-                "bkgts,bkgtd->bksd", p.astype(v.dtype), gradient[queries], preferred_element_type=jnp.float32
-            )
+            jnp.einsum("bkgts,bkgtd->bksd", p.astype(v.dtype), gradient[queries], preferred_element_type=jnp.float32)
         )
     return jnp.concatenate(dq, axis=3), dk.astype(k.dtype), dv.astype(v.dtype)

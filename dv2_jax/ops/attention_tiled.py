@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 TILE = 128  # queries and keys; 64 costs more operations, 256 computes more of what the causal mask hides
 LOWEST = float(np.finfo(np.float32).min)
@@ -29,7 +29,7 @@ class _Tiles(NamedTuple):
     end: Int[Array, "N"]
 
 
-def _cut(x: Float[Array, "B ... T hd"]) -> Float[Array, "N ... t hd"]:
+def _cut(x: Shaped[Array, "B ... T hd"]) -> Shaped[Array, "N ... t hd"]:
     """Pad the tokens to whole tiles and bring the tiles to the front."""
     tokens = x.shape[-2]
     pad = [(0, 0)] * x.ndim
@@ -134,8 +134,6 @@ def backward(
 
     zeros = jnp.zeros(tiles.k.shape, f32)
     numbers = jnp.arange(tiles.first.shape[0])
-    (dk, dv), dq = jax.lax.scan(
-        one, (zeros, zeros), (numbers, tiles.q, _cut(gradient), _cut(normaliser), _cut(delta))
-    )
+    (dk, dv), dq = jax.lax.scan(one, (zeros, zeros), (numbers, tiles.q, _cut(gradient), _cut(normaliser), _cut(delta)))
     join = lambda x, like: _join(x, batch, tokens).astype(like.dtype)  # noqa: E731
     return join(dq, q), join(dk, k), join(dv, v)

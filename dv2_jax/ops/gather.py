@@ -9,9 +9,7 @@ from jaxtyping import Array, Float, Int
 
 
 @jax.custom_vjp
-def move_rows(
-    x: Float[Array, "N C"], index: Int[Array, "O"], inverse: Int[Array, "N"]
-) -> Float[Array, "O C"]:
+def move_rows(x: Float[Array, "N C"], index: Int[Array, "O"], inverse: Int[Array, "N"]) -> Float[Array, "O C"]:
     """``out[o] = x[index[o]]``, zero where the index is N (padding).
 
     ``inverse`` says where each input row went (O: nowhere). With it the backward pass is a gather too; the

@@ -30,7 +30,9 @@ def test_sizes_equal_those_of_transformers_on_ten_thousand_pictures():
     """Many sides are half-way between two multiples, where rounding to even matters."""
     oracle = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl").smart_resize
     rng = np.random.default_rng(0)
-    sides = np.where(rng.random((10_000, 2)) < 0.3, 14 * rng.integers(1, 300, (10_000, 2)), rng.integers(14, 4000, (10_000, 2)))
+    sides = np.where(
+        rng.random((10_000, 2)) < 0.3, 14 * rng.integers(1, 300, (10_000, 2)), rng.integers(14, 4000, (10_000, 2))
+    )
     compared = 0
     for i, (height, width) in enumerate(sides.tolist()):
         low, high = LIMITS[i % len(LIMITS)]
@@ -91,7 +93,9 @@ def test_bytes_and_paths_read_alike(tmp_path, source):
     image = noisy(70, 50)
     data = encoded(image, "PNG")
     (tmp_path / "x.png").write_bytes(data)
-    np.testing.assert_array_equal(np.asarray(load_image(data if source == "bytes" else tmp_path / "x.png")), np.asarray(image))
+    np.testing.assert_array_equal(
+        np.asarray(load_image(data if source == "bytes" else tmp_path / "x.png")), np.asarray(image)
+    )
 
 
 @pytest.mark.parametrize(

@@ -83,5 +83,3 @@ def relative(ours, theirs) -> float:
     """Largest difference relative to the largest value."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-
-

@@ -49,5 +49,3 @@ def pictures_of(sizes, max_pixels: int):
         preprocess(structured_picture(*size, seed=i), min_pixels=56 * 56, max_pixels=max_pixels)
         for i, size in enumerate(sizes)
     ]
-
-

@@ -20,7 +20,9 @@ def test_published_sizes_have_the_published_number_of_parameters(name, published
     assert f"{total:.3g}" == published
 
 
-@pytest.mark.parametrize("config", [tiny_config(), tiny_config(tie_word_embeddings=False), *map(ModelConfig.preset, SIZES)])
+@pytest.mark.parametrize(
+    "config", [tiny_config(), tiny_config(tie_word_embeddings=False), *map(ModelConfig.preset, SIZES)]
+)
 def test_config_json_comes_back_unchanged(config):
     assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
 

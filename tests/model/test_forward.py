@@ -180,7 +180,9 @@ def test_parameters_split_and_merge_without_change(params):
     assert same.keys() == params.keys() and all(same[n] is params[n] for n in params)
 
 
-@pytest.mark.parametrize("config", [CONFIG, *map(ModelConfig.preset, ("3b", "7b", "72b"))], ids=lambda c: c.text.hidden_size)
+@pytest.mark.parametrize(
+    "config", [CONFIG, *map(ModelConfig.preset, ("3b", "7b", "72b"))], ids=lambda c: c.text.hidden_size
+)
 def test_every_dimension_of_every_parameter_has_a_name_in_the_mesh_table(config):
     shapes, axes = abstract_params(config), logical_axes(config)
     assert shapes.keys() == axes.keys()

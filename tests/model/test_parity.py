@@ -14,9 +14,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from samples import pictures_of, tiny_config  # noqa: E402
 from flax import nnx  # noqa: E402
 from reference import Conversation, random_torch_model, relative, to_ours  # noqa: E402
+from samples import pictures_of, tiny_config  # noqa: E402
 
 from dv2_jax.model import VisionBucket, build, merge  # noqa: E402
 from dv2_jax.model.rope import mrope_turn, patch_turn  # noqa: E402
@@ -82,7 +82,9 @@ def test_every_text_layer_alone_agrees(pair):
     model = merge(build(config)[0], ours)
     graph, stacked = nnx.split(model.text.layers)
     text = config.text
-    turn = mrope_turn(talk.positions[:, None], head_dim=text.head_dim, theta=text.rope_theta, sections=text.mrope_section)
+    turn = mrope_turn(
+        talk.positions[:, None], head_dim=text.head_dim, theta=text.rope_theta, sections=text.mrope_section
+    )
     segments = jnp.ones((1, len(talk.ids)), jnp.int32)
 
     @jax.jit
@@ -124,7 +126,10 @@ def _record(blocks, model, talk, config):
     hooks = [
         block.register_forward_hook(
             lambda _, args, kwargs, out: seen.append(
-                ((args[0] if args else kwargs["hidden_states"]).numpy(), (out[0] if isinstance(out, tuple) else out).numpy())
+                (
+                    (args[0] if args else kwargs["hidden_states"]).numpy(),
+                    (out[0] if isinstance(out, tuple) else out).numpy(),
+                )
             ),
             with_kwargs=True,
         )
