@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="dv2_jax_chat_") as folder, ExitStack() as stack:
         with console.status("loading the policy and starting its tools"):
             session = stack.enter_context(open_session(config, folder))
-            session.load_params()
+            session.load_params(warmup=False)  # one conversation sees few of the shapes
         talk(session, images, questions(arguments.question, console), Narrator(console, arguments.pictures))
 
 

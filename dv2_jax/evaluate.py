@@ -80,9 +80,7 @@ def _answer(session: Session, questions: Sequence[Question], title: str, console
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(title, total=len(questions))
         scheduler = session.scheduler(temperature=0.0, tools=tools)
-        return evaluate(
-            questions, scheduler, session.tokenizer, session.config.reward, lambda _: progress.advance(bar)
-        )
+        return evaluate(questions, scheduler, session.tokenizer, session.config.reward, lambda _: progress.advance(bar))
 
 
 def _guessing(config: Config, questions: Sequence[Question]) -> dict[str, float]:

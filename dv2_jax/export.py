@@ -47,7 +47,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     size = sum(path.stat().st_size for path in output.iterdir())
-    print(f"{output}: {size / 2**20:.1f} MiB in {arguments.dtype}; load it with transformers' AutoModelForImageTextToText")
+    print(
+        f"{output}: {size / 2**20:.1f} MiB in {arguments.dtype}; load it with transformers' AutoModelForImageTextToText"
+    )
 
 
 if __name__ == "__main__":

@@ -52,9 +52,13 @@ class Session:
         if not self.engine.compiled_programs():
             self.engine.warmup()
 
-    def load_params(self) -> None:
-        """The weights of ``model.init``, as version 0."""
-        self.set_params(load_weights(self.config.model, self.architecture.config, seed=self.config.run.seed), 0)
+    def load_params(self, *, warmup: bool = True) -> None:
+        """The weights of ``model.init``, as version 0. Without ``warmup`` a shape is compiled when it first comes."""
+        params = load_weights(self.config.model, self.architecture.config, seed=self.config.run.seed)
+        if warmup:
+            self.set_params(params, 0)
+        else:
+            self.engine.set_params(params, 0)
 
     def scheduler(self, *, temperature: float | None = None, tools: ToolsClient | None = None) -> RolloutScheduler:
         """A scheduler on this engine; by default at the configured temperature and with this session's tools.

@@ -89,4 +89,3 @@ def shares(counts: Counter[str]) -> dict[str, float]:
     """Shares of all kinds, summing to 1; all 0 when no tool was called."""
     total = sum(counts.values())
     return {kind: counts[kind] / total if total else 0.0 for kind in TOOL_KINDS}
-

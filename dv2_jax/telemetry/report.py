@@ -139,8 +139,8 @@ def _filters(records: list[dict]) -> str:
         "likely it was; point at it for its log-prob. Of the trajectories of RL steps, green ones were reinforced and "
         "red ones discouraged.</p>"
         f'<div class="filters">{choice("stage", "stage", found)}{choice("skill", "skill", skills)}'
-        f'{choice("outcome", "outcome", ["right", "wrong", "lost"])}'
-        f'{choice("tools", "tools", ["code", "search", "image_search", "none"])}'
+        f"{choice('outcome', 'outcome', ['right', 'wrong', 'lost'])}"
+        f"{choice('tools', 'tools', ['code', 'search', 'image_search', 'none'])}"
         '<label><input type="checkbox" id="shade" checked>shade tokens</label>'
         '<button id="fold" type="button">open all</button><span id="count"></span></div>'
     )

@@ -10,8 +10,21 @@ from pathlib import Path
 from dv2_jax.telemetry.charts import Series, line_chart
 from dv2_jax.telemetry.trajectory_html import STAGE_TITLES
 
-COLUMNS = (("accuracy", "accuracy", True), ("tool_rate", "uses tools", True), ("tool_calls", "calls", False), ("reward", "reward", False))  # fmt: skip
-KIND_TITLES = {"crop": "crop", "numerical": "numerical analysis", "mark": "mark", "other": "other code", "image_search": "image search", "search": "text search"}  # fmt: skip
+COLUMNS = (
+    # key, heading, percent
+    ("accuracy", "accuracy", True),
+    ("tool_rate", "uses tools", True),
+    ("tool_calls", "calls", False),
+    ("reward", "reward", False),
+)
+KIND_TITLES = {
+    "crop": "crop",
+    "numerical": "numerical analysis",
+    "mark": "mark",
+    "other": "other code",
+    "image_search": "image search",
+    "search": "text search",
+}
 CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...], bool], ...] = (
     # title, ((metric, label), ...), percent; a chart without any of its metrics is left out
     ("Reward", (("reward", "reward"), ("accuracy", "accuracy")), False),
@@ -44,7 +57,9 @@ def tiles(summary: Mapping, stages: Mapping[str, Mapping]) -> str:
         tiles.append((f"{summary['logprob_gap_max']:.1e}", "largest log-prob gap, engine to trainer"))
     if "recompilations" in summary:
         tiles.append((str(summary["recompilations"]), "programs compiled after the warm-up"))
-    cells = "".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for value, name in tiles)
+    cells = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for value, name in tiles
+    )
     return f'<div class="tiles">{cells}</div>' if tiles else ""
 
 
@@ -53,7 +68,9 @@ def results(stages: Mapping[str, Mapping]) -> str:
     if not stages:
         return ""
     skills = list(dict.fromkeys(skill for part in stages.values() for skill in part if skill != "overall"))
-    groups = "".join(f'<th class="first" colspan="{len(COLUMNS)}">{escape(STAGE_TITLES.get(s, s))}</th>' for s in stages)
+    groups = "".join(
+        f'<th class="first" colspan="{len(COLUMNS)}">{escape(STAGE_TITLES.get(s, s))}</th>' for s in stages
+    )
     heads = "".join(f"<th{_first(i)}>{title}</th>" for _ in stages for i, (_, title, _) in enumerate(COLUMNS))
     rows = []
     for skill in [*skills, "overall"]:
@@ -138,11 +155,15 @@ def mix(stages: Mapping[str, Mapping]) -> str:
                 for i, (kind, title) in enumerate(KIND_TITLES.items())
                 if kinds.get(kind)
             )
-            rows.append(f'<div class="row"><span>{escape(STAGE_TITLES.get(name, name))}</span><div class="stack">{stack}</div></div>')
+            rows.append(
+                f'<div class="row"><span>{escape(STAGE_TITLES.get(name, name))}</span><div class="stack">{stack}</div></div>'
+            )
     if not rows:
         return ""
     legend = "".join(f'<span class="key s{i}">{title}</span>' for i, title in enumerate(KIND_TITLES.values()))
-    return f'<h2>What the tools were used for</h2><div class="mix"><div class="legend">{legend}</div>{"".join(rows)}</div>'
+    return (
+        f'<h2>What the tools were used for</h2><div class="mix"><div class="legend">{legend}</div>{"".join(rows)}</div>'
+    )
 
 
 def _duration(seconds: float) -> str:

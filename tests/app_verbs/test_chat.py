@@ -9,8 +9,6 @@ from dv2_jax import chat
 from dv2_jax.config import ConfigError
 from dv2_jax.data.tasks import generate
 
-FEW_PROGRAMS = ["--config.engine.page_size=1024", "--config.engine.pages=4"]
-
 
 def test_one_sequence_at_a_time_and_greedy_unless_asked():
     config = chat.configuration(None, [])
@@ -39,7 +37,7 @@ def test_a_picture_and_a_question_become_a_conversation_with_tools(tmp_path, mon
     monkeypatch.setenv("COLUMNS", "100")
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        chat.main([f"--image={picture}", f"--question={question.text}", f"--pictures={tmp_path / 'out'}", *FEW_PROGRAMS])
+        chat.main([f"--image={picture}", f"--question={question.text}", f"--pictures={tmp_path / 'out'}"])
     text = out.getvalue()
     assert "image_1.crop(" in text
     assert text.index("image_1.crop(") < text.index("0001.png")

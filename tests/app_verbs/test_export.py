@@ -70,7 +70,9 @@ def question():
         out = io.BytesIO()
         small.resize(size, Image.Resampling.BICUBIC).save(out, "PNG")
         images.append(out.getvalue())
-    return Question("q", "plain", "perception", "Compare <image> with <image>: 12 + 30, naïve – 両?", tuple(images), "x")
+    return Question(
+        "q", "plain", "perception", "Compare <image> with <image>: 12 + 30, naïve – 両?", tuple(images), "x"
+    )
 
 
 def _their_inputs(question, tokenizer, images):
@@ -86,7 +88,9 @@ def _their_inputs(question, tokenizer, images):
     text = tokenizer.apply_chat_template(rows, add_generation_prompt=True, tokenize=False)
     inputs = images(images=pictures, return_tensors="pt")
     pieces = text.split("<|image_pad|>")
-    repeated = [piece + "<|image_pad|>" * int(grid.prod() // 4) for piece, grid in zip(pieces, inputs["image_grid_thw"])]
+    repeated = [
+        piece + "<|image_pad|>" * int(grid.prod() // 4) for piece, grid in zip(pieces, inputs["image_grid_thw"])
+    ]
     encoded = tokenizer(["".join([*repeated, pieces[-1]])], return_tensors="pt")
     kinds = (encoded["input_ids"] == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()  # 1: picture
     return dict(inputs) | dict(encoded) | {"mm_token_type_ids": kinds}

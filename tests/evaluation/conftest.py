@@ -60,7 +60,12 @@ def parts() -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    texts = [CROP, SUM.replace("両方", "both"), SEARCH, "Code execution result: stdout stderr Images the question of a picture answer think"]
+    texts = [
+        CROP,
+        SUM.replace("両方", "both"),
+        SEARCH,
+        "Code execution result: stdout stderr Images the question of a picture answer think",
+    ]
     return train_bpe(texts * 3, 420)
 
 
@@ -98,7 +103,11 @@ def trajectories(make) -> list[Trajectory]:
     found = Result(items=(Item("N'Djamena", "https://example.org/chad", "Capital of Chad."),))
     return [
         make(look, [(CROP, cropped), ("A seven.</think>\n<answer>7</answer>", None)], 1),
-        make(look, [(CROP, failed), (CROP.removeprefix("<think>"), cropped), ("One.</think>\n<answer>1</answer>", None)], 2),
+        make(
+            look,
+            [(CROP, failed), (CROP.removeprefix("<think>"), cropped), ("One.</think>\n<answer>1</answer>", None)],
+            2,
+        ),
         make(add, [(SUM, Result(stdout="42\n")), ("So 42.</think>\n<answer>42</answer>", None)], 3),
         make(find, [(SEARCH, found), ("Found.</think>\n<answer>N'Djamena</answer>", None)], 4),
         make(plain, [("<think>It is red.</think>\n<answer>red</answer>", None)], 5),

@@ -28,9 +28,10 @@ def test_thought_code_picture_and_answer_appear_in_order(told, trajectories, tmp
     places = [text.index(part) for part in ("It is small.", "image_1.crop((100, 40, 140, 80))", "40 × 40", "A seven.")]
     assert places == sorted(places) and text.rstrip().endswith("7")
     assert "<think>" not in text and "```" not in text
-    with Image.open(tmp_path / "pictures" / "0001.png") as saved, Image.open(
-        io.BytesIO(trajectories[0].turns[0].images[0])
-    ) as sent:
+    with (
+        Image.open(tmp_path / "pictures" / "0001.png") as saved,
+        Image.open(io.BytesIO(trajectories[0].turns[0].images[0])) as sent,
+    ):
         assert saved.convert("RGB").tobytes() == sent.convert("RGB").tobytes()
 
 
@@ -59,7 +60,10 @@ def test_what_a_policy_or_page_writes_cannot_style_the_terminal_through_markup(t
 
 def test_control_characters_are_shown_and_do_not_act(told, make, parts, trajectories):
     """Sees a cell that clears the screen or sets the window's title."""
-    steps = [(parts.SUM, parts.Result(stdout="\x1b]0;owned\x07 a\x9b2J")), ("\x1b[2Jx</think>\n<answer>\x1b[2J</answer>", None)]
+    steps = [
+        (parts.SUM, parts.Result(stdout="\x1b]0;owned\x07 a\x9b2J")),
+        ("\x1b[2Jx</think>\n<answer>\x1b[2J</answer>", None),
+    ]
     text = told(make(trajectories[2].question, steps, 9))
     assert not any(char in text for char in "\x1b\x07\x9b") and "␛]0;owned␇" in text
 

@@ -63,7 +63,14 @@ class Page(HTMLParser):
 
 
 def _summary(n: int = 5) -> dict:
-    row = {"accuracy": 0.8, "tool_calls": 1.0, "tool_rate": 0.8, "reward": 0.85, "n": n, "accuracy_interval": [0.4, 0.9]}
+    row = {
+        "accuracy": 0.8,
+        "tool_calls": 1.0,
+        "tool_rate": 0.8,
+        "reward": 0.85,
+        "n": n,
+        "accuracy_interval": [0.4, 0.9],
+    }
     row["tool_kinds"] = {"crop": 0.5, "numerical": 0.25, "mark": 0, "other": 0, "image_search": 0, "search": 0.25}
     return {"overall": row, "perception": row}
 
@@ -79,7 +86,14 @@ def run_dir(tmp_path, tokenizer, trajectories):
         writer.write(rows, stage="train", step=1, advantages=[1.0, -1.0, 0.5, 0.0, -0.5])
     (tmp_path / "config.json").write_text(json.dumps(Config().to_dict()))
     guessing = {"overall": 0.1, "perception": 0.1}  # a share per skill: not a stage
-    summary = {"base": _summary(), "rl": _summary(), "guessing": guessing, "logprob_gap_max": 2e-6, "recompilations": 0, "seconds": 754.0}
+    summary = {
+        "base": _summary(),
+        "rl": _summary(),
+        "guessing": guessing,
+        "logprob_gap_max": 2e-6,
+        "recompilations": 0,
+        "seconds": 754.0,
+    }
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     lines = [json.dumps({"step": step, "reward": 0.1 * step, "tool_calls/plain": 1.5}) for step in range(1, 6)]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 6, "rew']))
@@ -138,8 +152,10 @@ def test_text_of_others_stays_text(tmp_path, tokenizer, make, parts):
     """Sees markup in a question, in what the policy wrote, in a search result and in its address."""
     bad = '</pre><script>alert(1)</script><img src=x onerror="alert(1)">'
     question = Question("q", "search", "search", bad, (), bad)
-    items = (parts.Item(bad, "javascript:alert(1)", bad), parts.Item("x", "https://e.org/\"onclick=\"alert(1)", bad))
-    trajectory = make(question, [(parts.SEARCH, parts.Result(items=items)), (f"{bad}</think>\n<answer>{bad}</answer>", None)])
+    items = (parts.Item(bad, "javascript:alert(1)", bad), parts.Item("x", 'https://e.org/"onclick="alert(1)', bad))
+    trajectory = make(
+        question, [(parts.SEARCH, parts.Result(items=items)), (f"{bad}</think>\n<answer>{bad}</answer>", None)]
+    )
     trajectory.reward, trajectory.reward_parts = 0.0, {"accuracy": 0.0, "format": 0.0, "penalty": 0.0}
     with TrajectoryWriter(tmp_path / "trajectories", tokenizer) as writer:
         writer.write([trajectory], stage="evaluate")
