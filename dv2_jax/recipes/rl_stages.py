@@ -45,7 +45,11 @@ class Stages:
             else:
                 source = replace(config.model, init="package:base")
             same = name == self.initial and at_start
-            weights = params if same else load_weights(source, self.policy.config, seed=config.run.seed)
+            weights = (
+                params
+                if same
+                else load_weights(source, self.policy.config, mesh=self.policy.mesh, seed=config.run.seed)
+            )
             self._evaluate(name, weights, version=0)
         return dict(self._results)
 
