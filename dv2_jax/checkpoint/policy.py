@@ -109,7 +109,7 @@ def _restore(path: Path, config: ModelConfig, shardings: Mapping[str, Sharding] 
         name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place[name])
         for name, array in abstract_params(config, jnp.float32).items()
     }
-    with CheckpointStore(folder) as store:
+    with CheckpointStore(folder, read_only=True) as store:
         return store.restore_params(targets, int(path.name) if path.name.isdigit() else None)
 
 

@@ -32,9 +32,11 @@ class CheckpointStore:
 
     ``asynchronous``: ``save`` returns once the arrays are copied off the devices and writes behind the next step;
     ``wait`` or ``close`` ends it. On several hosts every process makes the store and calls its methods, in one order.
+    ``read_only``: for those who look into a run that may still be going on; only its trainer may sweep a torn save,
+    since to anyone else a save that is under way looks the same.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 3, asynchronous: bool = False):
+    def __init__(self, directory: str | Path, *, keep: int = 3, asynchronous: bool = False, read_only: bool = False):
         path = str(directory)
         self.directory = path if "://" in path else str(Path(path).absolute())
         self._manager = ocp.CheckpointManager(
@@ -46,9 +48,10 @@ class CheckpointStore:
             },
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
-                create=True,
-                cleanup_tmp_directories=True,
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,
                 enable_async_checkpointing=asynchronous,
+                read_only=read_only,
             ),
         )
 

@@ -1,6 +1,7 @@
 """Every form of model.init: what it loads, and what it says when it cannot."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,18 @@ def test_a_run_directory_gives_its_newest_checkpoint_and_a_step_gives_itself(run
         assert loaded.keys() == params.keys()
         for name, array in params.items():
             np.testing.assert_array_equal(np.asarray(loaded[name]), np.asarray(array) + offset)
+
+
+def test_reading_leaves_a_save_that_is_under_way_alone(run, random):
+    """Sees an evaluation that deletes the checkpoint which a running trainer is writing."""
+    run_dir, _ = run
+    under_way = run_dir / "checkpoints" / "30.orbax-checkpoint-tmp-1"
+    (under_way / "params").mkdir(parents=True)
+    try:
+        load_weights(ModelSource(init=f"checkpoint:{run_dir}"), random.config)
+        assert (under_way / "params").is_dir()
+    finally:
+        shutil.rmtree(under_way)
 
 
 def test_a_run_directory_that_moved_still_opens(run, random, monkeypatch):
