@@ -161,7 +161,7 @@ def test_a_slice_that_is_taken_away_is_asked_for_again_and_the_run_goes_on(cloud
             if calls.count("worker.sh start") == 2 and len(list(folder.glob("home*/worker/trainer.pid"))) == 2:
                 (runs / "go").write_text("0")
                 break
-        shown = process.communicate(timeout=60)[0]
+        shown = process.communicate(timeout=300)[0]
     finally:
         process.kill()
     assert process.returncode == 0, shown
@@ -175,7 +175,7 @@ def test_a_trainer_that_fails_is_not_started_again(cloud):
     """Sees a crash that is repeated for ever on a paid slice."""
     (cloud[0] / "preempted").touch()
     process, _ = run_up(cloud, exit_code=3)
-    shown = process.communicate(timeout=60)[0]
+    shown = process.communicate(timeout=300)[0]
     assert process.returncode == 1 and "the trainer failed" in shown
     assert (cloud[0] / "calls").read_text().count("worker.sh start") == 1
     assert "trained with" in (cloud[0] / "logs" / "home1.log").read_text()
