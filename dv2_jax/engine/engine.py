@@ -293,6 +293,8 @@ class Engine:
 
     def _group_for(self, sequence: Sequence) -> int:
         """The group of a sibling with the same prompt, whose pages it can share; else the least busy one."""
+        if self._groups == 1:
+            return 0
         load = [0] * self._groups
         for other in self._sequences.values():
             if other is not sequence and other.token_ids:

@@ -68,7 +68,7 @@ def test_the_end_of_turn_id_ends_a_turn_and_is_kept(world):
 
 
 def test_after_warm_up_nothing_is_compiled_whatever_comes(world):
-    engine = world.engine(slots=4)
+    engine = world.engine(slots=4, prefill_rows=1)
     engine.warmup()
     programs = engine.compiled_programs()
     compiled = []
