@@ -222,7 +222,7 @@ def test_a_fork_bomb_is_bounded_killed_and_leaves_others_alone(bench, session):
     assert result.status in (Status.TIMEOUT, Status.CRASHED)
     assert max(peak, default=0) - before < 2500
     assert bench.run(other, "x").stdout == "7\n"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while len(descendants(bench.service.process.pid)) > before + 24 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert len(descendants(bench.service.process.pid)) <= before + 24
