@@ -58,7 +58,7 @@ def render(run_dir: Path) -> str:
         script=(assets / "script.js").read_text(),
         tiles=sections.tiles(summary, stages),
         results=sections.results(stages),
-        curves=sections.curves(run_dir / "metrics.jsonl"),
+        curves=sections.curves(run_dir / "metrics.jsonl", stages),
         mix=sections.mix(stages),
         trajectories=_filters(cards) + "\n".join(shown) if cards else '<p class="hint">None were stored.</p>',
         pictures=pictures.as_json(),

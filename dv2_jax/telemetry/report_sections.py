@@ -105,13 +105,14 @@ def _cell(row: Mapping | None, key: str, percent: bool) -> str:
     return f'{value:.1%}<span class="bar"{tip}><i style="width:{value:.1%}"></i>{whisker}</span>'
 
 
-def curves(path: Path) -> str:
-    """Charts of what ``metrics.jsonl`` holds."""
+def curves(path: Path, stages: Mapping[str, Mapping]) -> str:
+    """Charts of what ``metrics.jsonl`` holds; skills in the table's order, so that their colours agree."""
+    skills = [skill for part in stages.values() for skill in part if skill != "overall"]
     rows = _metric_rows(path)
     figures = []
     for title, lines, percent in CHARTS:
         series = []
-        for key, label in _expand(lines, rows):
+        for key, label in _expand(lines, rows, skills):
             points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
             if points:
                 series.append(Series(label, [x for x, _ in points], [y for _, y in points]))
@@ -120,14 +121,17 @@ def curves(path: Path) -> str:
     return f'<h2>Training</h2><div class="charts">{"".join(figures)}</div>' if figures else ""
 
 
-def _expand(lines: tuple[tuple[str, str], ...], rows: list[dict]) -> Iterator[tuple[str, str]]:
-    """``accuracy/*`` as one line per metric of that prefix, in order of first appearance."""
-    known = list(dict.fromkeys(key for row in rows for key in row))
+def _expand(lines: tuple[tuple[str, str], ...], rows: list[dict], order: list[str]) -> Iterator[tuple[str, str]]:
+    """``accuracy/*`` as one line per metric of that prefix, those of ``order`` first, then by name."""
+    known = {key for row in rows for key in row}
     for key, label in lines:
-        if key.endswith("*"):
-            yield from ((name, name.removeprefix(key[:-1])) for name in known if name.startswith(key[:-1]))
-        else:
+        prefix = key.removesuffix("*")
+        if key == prefix:
             yield key, label
+            continue
+        names = sorted(name.removeprefix(prefix) for name in known if name.startswith(prefix))
+        for name in sorted(names, key=lambda name: order.index(name) if name in order else len(order)):
+            yield prefix + name, name
 
 
 def _metric_rows(path: Path) -> list[dict]:

@@ -53,9 +53,18 @@ def _training(records: Iterable[dict]) -> list[dict]:
     return [
         record
         for step in shown
-        for group in sorted(steps[step].values(), key=_spread, reverse=True)[:GROUPS_PER_STEP]
+        for group in _telling(list(steps[step].values()))
         for record in sorted(group, key=lambda record: -(record["reward"] or 0.0))
     ]
+
+
+def _telling(groups: list[list[dict]]) -> list[list[dict]]:
+    """The groups of widest spread, of different skills as far as there are."""
+    groups = sorted(groups, key=_spread, reverse=True)
+    skills = [group[0]["question"]["skill"] for group in groups]
+    first = [i for i, skill in enumerate(skills) if skill not in skills[:i]]
+    rest = [i for i in range(len(groups)) if i not in first]
+    return [groups[i] for i in [*first, *rest][:GROUPS_PER_STEP]]
 
 
 def _spread(group: list[dict]) -> float:
