@@ -81,10 +81,9 @@ def analyse(text: str) -> Costs:
             for op in ops.values():
                 _count(op, ops, total, name, devices)
                 if op.kind == "while":
-                    body, condition = _called(op, "body")[0], _called(op, "condition")[0]
-                    length = _trip_count(op, computations, ops, condition)
+                    length = _trip_count(op, computations, ops)
                     total.unknown_loops += length is None
-                    total.add(costs(body), length or 1)
+                    total.add(costs(_called(op, "body")[0]), 1 if length is None else length)
                 elif op.kind == "conditional":
                     branches = [costs(b) for b in _called(op, "branch_computations", "true_computation", "false_computation")]
                     total.add(max(branches, key=lambda c: (c.flops, c.bytes_sent)))
@@ -143,26 +142,48 @@ def _called(op: Op, *attributes: str) -> list[str]:
     return found
 
 
-def _trip_count(op: Op, computations: Mapping[str, Mapping[str, Op]], around: Mapping[str, Op], condition: str) -> int | None:
-    """Runs of the body: as XLA noted it, or from a condition `counter < constant` that counts up by one from a constant."""
+def _trip_count(op: Op, computations: Mapping[str, Mapping[str, Op]], around: Mapping[str, Op]) -> int | None:
+    """Runs of the body: as XLA noted it, or from `counter < constant`, the counter's first value and its step.
+
+    The step matters: a product that gathers a weight piece by piece takes two pieces per run of its loop.
+    """
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', op.attributes):
         return int(known[1])
-    ops = computations[condition]
+    ops, body = (computations[_called(op, name)[0]] for name in ("condition", "body"))
     inner = [o for called in ops.values() for name in _called(called, "calls") for o in computations[name].values()]
     compared = [o for o in (*ops.values(), *inner) if o.kind == "compare"]
-    bounds = [o.constant for o in ops.values() if o.constant is not None and o.shapes[0].dtype.startswith(("s", "u"))]
-    if len(compared) != 1 or len(bounds) != 1 or not re.search(r"direction=(LT|GT)", compared[0].attributes):
+    bounds = [o.constant for o in ops.values() if o.constant is not None]
+    counters = [o for o in ops.values() if o.kind == "get-tuple-element"]
+    if len(compared) != 1 or "direction=LT" not in compared[0].attributes or len(bounds) != 1 or len(counters) != 1:
         return None
-    counter = [o for o in ops.values() if o.kind == "get-tuple-element"]
-    start = 0
-    if len(counter) == 1 and (index := re.search(r"index=(\d+)", counter[0].attributes)):
-        carried = around.get(op.operands[0])
-        if carried is not None and carried.kind == "tuple" and int(index[1]) < len(carried.operands):
-            first = around.get(carried.operands[int(index[1])])
-            while first is not None and first.kind in ("copy", "copy-done", "copy-start") and first.operands:
-                first = around.get(first.operands[0])
-            start = first.constant or 0 if first is not None and first.kind == "constant" else 0
-    return max(bounds[0] - start, 0)
+    index = int(re.search(r"index=(\d+)", counters[0].attributes)[1])
+    start = _constant(_element(around.get(op.operands[0]), index, around), around)
+    step = _step(_element(list(body.values())[-1], index, body), body)
+    return None if start is None or not step else max(-((start - bounds[0]) // step), 0)
+
+
+def _element(tuple_: Op | None, index: int, ops: Mapping[str, Op]) -> Op | None:
+    """Operand `index` of a tuple."""
+    return ops.get(tuple_.operands[index]) if tuple_ is not None and tuple_.kind == "tuple" else None
+
+
+def _constant(op: Op | None, ops: Mapping[str, Op]) -> int | None:
+    while op is not None and op.kind in ("copy", "copy-start", "copy-done", "bitcast"):
+        op = ops.get(op.operands[0])
+    return None if op is None else op.constant
+
+
+def _step(op: Op | None, ops: Mapping[str, Op]) -> int | None:
+    """What a chain of additions of constants adds to an element of the loop's state."""
+    total = 0
+    while op is not None and op.kind in ("add", "copy", "bitcast"):
+        if op.kind == "add":
+            constants = [ops[name].constant for name in op.operands if name in ops and ops[name].constant is not None]
+            if len(constants) != 1:
+                return None
+            total += constants[0]
+        op = next((ops[name] for name in op.operands if name in ops and ops[name].constant is None), None)
+    return total if op is not None and op.kind == "get-tuple-element" else None
 
 
 def _count(op: Op, ops: Mapping[str, Op], total: Costs, computation: str, devices: int) -> None:

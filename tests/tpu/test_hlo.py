@@ -35,13 +35,16 @@ MODULE = """HloModule jit_f, is_scheduled=true, num_partitions=8
   %x.2 = bf16[128,1024]{1,0:T(8,128)(2,1)} get-tuple-element(%param.1), index=1
   %all-gather.1 = bf16[1024,1024]{1,0:T(8,128)(2,1)} all-gather(%x.2), channel_id=1, replica_groups=mesh['a'=8,'b'=1] {'a'}, dimensions={0}
   %convolution.1 = bf16[128,1024]{1,0:T(8,128)(2,1)} convolution(%x.2, %all-gather.1), dim_labels=bf_io->bf
-  ROOT %tuple.1 = (s32[]{:T(128)}, bf16[128,1024]{1,0:T(8,128)(2,1)}) tuple(%i.1, %convolution.1)
+  %one.1 = s32[]{:T(128)} constant(1)
+  %add.2 = s32[]{:T(128)} add(%i.1, %one.1)
+  %add.3 = s32[]{:T(128)} add(%add.2, %one.1)
+  ROOT %tuple.1 = (s32[]{:T(128)}, bf16[128,1024]{1,0:T(8,128)(2,1)}) tuple(%add.3, %convolution.1)
 }
 
 %condition.1 (param.2: (s32[], bf16[128,1024])) -> pred[] {
   %param.2 = (s32[]{:T(128)}, bf16[128,1024]{1,0:T(8,128)(2,1)}) parameter(0)
   %i.2 = s32[]{:T(128)} get-tuple-element(%param.2), index=0
-  %bound.1 = s32[]{:T(128)} constant(5)
+  %bound.1 = s32[]{:T(128)} constant(7)
   ROOT %less.1 = pred[]{:T(512)} compare(%i.2, %bound.1), direction=LT
 }
 
@@ -73,10 +76,10 @@ ENTRY %main.1 (x.3: bf16[128,1024], y.3: bf16[16,64,32], z.3: bf16[16,32,48], w.
 
 
 def test_a_tpu_module_is_counted_as_it_runs():
-    """Sees loops that begin later than 0, batched products counted once per pair, sums that are scattered, and all that
+    """Sees loops that begin later than 0 or take two steps at once, batched products counted once per pair, sums that are scattered, and all that
     follows a kernel whose description takes several lines."""
     costs = analyse(MODULE)
-    loop = 5 - 2
+    loop = 3  # from 2 to 7 in steps of 2
     assert costs.flops == loop * 2 * 128 * 1024 * 1024 + 2 * 16 * 64 * 32 * 48
     assert dict(costs.sent) == {
         "all-gather": loop * 1024 * 1024 * 2 * 7 // 8,
