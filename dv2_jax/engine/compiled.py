@@ -36,6 +36,10 @@ class CompiledPrograms:
     def __len__(self) -> int:
         return len(self._mine)
 
+    def made(self) -> dict[Key, Callable]:
+        """All executables."""
+        return dict(self._mine)
+
     def prepare(self, examples: Sequence[tuple[Key, Sequence[Any]]], workers: int = 2) -> None:
         """Compiles every example's program, several at a time."""
         with ThreadPoolExecutor(workers) as pool:

@@ -11,6 +11,7 @@ what the caller does with the finished turns overlaps with the device's work.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as List
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +24,7 @@ from jaxtyping import Bool
 from dv2_jax.config import EngineConfig
 from dv2_jax.data.chat import PictureInput
 from dv2_jax.engine import batches, programs
-from dv2_jax.engine.compiled import CompiledPrograms
+from dv2_jax.engine.compiled import CompiledPrograms, Key
 from dv2_jax.engine.memory import Memory
 from dv2_jax.engine.placement import Placement, groups_of
 from dv2_jax.engine.pool import PicturePool
@@ -117,9 +118,8 @@ class Engine:
         nothing = np.zeros(text.vocab_size, bool)
         self._forbidden = jnp.asarray(nothing if forbidden is None else forbidden)
         pages = empty_pages(
-            text.num_layers, groups, engine.pages // groups, engine.page_size, text.num_kv_heads, text.head_dim,
-            compute_dtype,
-        )  # fmt: skip
+            text.num_layers, engine.pages, engine.page_size, text.num_kv_heads, text.head_dim, compute_dtype, groups
+        )
         self._pages = pages if self._placement.pages is None else jax.device_put(pages, self._placement.pages)
         pool = jnp.zeros((engine.picture_tokens, text.hidden_size), compute_dtype)
         self._pool, self._seed, self._table, self._forbidden = self._placement.put_whole(
@@ -238,6 +238,10 @@ class Engine:
     def compiled_programs(self) -> int:
         """How many programs exist."""
         return len(self._programs)
+
+    def executables(self) -> dict[Key, Callable]:
+        """The compiled programs by name and shape, for what can be read off them (memory, cost)."""
+        return self._programs.made()
 
     def warmup(self) -> float:
         """Compiles every listed shape; returns the seconds that took. Needs weights (`set_params`)."""

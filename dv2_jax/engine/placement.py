@@ -28,7 +28,7 @@ class Placement:
         if mesh is None or mesh.size == 1:
             return cls()
         heads = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
-        specs = (None, ROWS, None, None, heads), (ROWS,), (None, ROWS), ()
+        specs = (None, ROWS, None, heads), (ROWS,), (None, ROWS), ()
         return cls(*(NamedSharding(mesh, PartitionSpec(*spec)) for spec in specs))
 
     def put(self, rows: T) -> T:

@@ -94,7 +94,7 @@ def decode(
     count, steps = rows.slots.shape
     first_final = table.shape[0] - FINAL_STATES
     prefix = _prefix(pages, rows.page_table)
-    layers, _, _, _, heads, dim = pages.k.shape
+    layers, _, page_size, heads, dim = pages.k.shape
     fresh = jnp.zeros((count, steps, heads, dim), pages.k.dtype)
     fresh = [(fresh, fresh)] * layers if isinstance(prefix, list) else (jnp.stack([fresh] * layers),) * 2
 
@@ -130,7 +130,7 @@ def decode(
     _, _, fresh, state, _, tokens, logprobs = jax.lax.while_loop(more, step, start)
     done = tokens >= 0
     # The input of step j is cached where step j sampled something.
-    slots = jnp.where(done, rows.slots, pages.k.shape[2] * pages.k.shape[3])
+    slots = jnp.where(done, rows.slots, pages.per_group * page_size)
     return write_pages(pages, *_stacked(fresh), slots), Decoded(tokens, logprobs, done.sum(-1), state)
 
 

@@ -15,17 +15,28 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=[])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=["groups"])
 @dataclass(frozen=True)
 class Pages:
-    """Keys and values of N pages of p tokens in each of G groups, all layers.
+    """Keys and values of N pages of p tokens, all layers.
 
-    A group's pages lie on the devices that compute its rows, and page numbers count within the group: reading and
-    writing then never crosses devices. Row b of B belongs to group b // (B / G).
+    The pages are split evenly over ``groups``, as the rows of a dispatch are. A group's pages lie on the devices that
+    compute its rows, and page numbers count within the group: reading and writing then never crosses devices.
     """
 
-    k: Float[Array, "L G N p K hd"]
-    v: Float[Array, "L G N p K hd"]
+    k: Float[Array, "L N p K hd"]
+    v: Float[Array, "L N p K hd"]
+    groups: int = 1
+
+    @property
+    def per_group(self) -> int:
+        """Pages of one group: the first page number that does not exist."""
+        return self.k.shape[1] // self.groups
+
+    def grouped(self, x: Float[Array, "*L N p K hd"]) -> Float[Array, "*L G n p K hd"]:
+        """The page dimension of ``k``, ``v`` or one layer of them in two: group, page."""
+        at = x.ndim - 4
+        return x.reshape(*x.shape[:at], self.groups, self.per_group, *x.shape[at + 1 :])
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=[])
@@ -41,10 +52,13 @@ class Prefix:
 
 
 def empty_pages(
-    layers: int, groups: int, pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: jnp.dtype
+    layers: int, pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: jnp.dtype, groups: int = 1
 ) -> Pages:
-    shape = (layers, groups, pages, page_size, kv_heads, head_dim)
-    return Pages(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    """Raises ValueError when the groups cannot have equally many pages."""
+    if pages % groups:
+        raise ValueError(f"{pages} pages cannot be split over {groups} groups")
+    shape = (layers, pages, page_size, kv_heads, head_dim)
+    return Pages(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), groups)
 
 
 def read_pages(pages: Pages, page_table: Int[Array, "B n"], layer: int | None = None) -> Prefix:
@@ -52,14 +66,14 @@ def read_pages(pages: Pages, page_table: Int[Array, "B n"], layer: int | None = 
 
     Entries beyond a row's own pages may name any page of its group: what they hold is beyond the row's length.
     """
-    groups, _, size, heads, dim = pages.k.shape[1:]
+    size, heads, dim = pages.k.shape[2:]
     rows, count = page_table.shape
-    table = page_table.reshape(groups, rows // groups, count)
 
-    def gather(layer: Float[Array, "G N p K hd"]) -> Float[Array, "B n p K hd"]:
-        # One group goes without a batched gather, which compiles longer.
-        found = layer[0][table[0]] if groups == 1 else jax.vmap(lambda x, t: x[t])(layer, table)
-        return found.reshape(rows, count, size, heads, dim)
+    def gather(layer: Float[Array, "N p K hd"]) -> Float[Array, "B n p K hd"]:
+        if pages.groups == 1:  # without a batched gather, which compiles longer
+            return layer[page_table]
+        table = page_table.reshape(pages.groups, rows // pages.groups, count)
+        return jax.vmap(lambda x, t: x[t])(pages.grouped(layer), table).reshape(rows, count, size, heads, dim)
 
     def read(k, v):
         return Prefix(
@@ -74,22 +88,20 @@ def write_pages(
     pages: Pages, k: Float[Array, "L B T K hd"], v: Float[Array, "L B T K hd"], slots: Int[Array, "B T"]
 ) -> Pages:
     """Puts token (b, t) at ``slots[b, t]`` = page * p + place in the page; a slot beyond the last page is dropped."""
-    groups = pages.k.shape[1]
-
-    def one(old, new, slots):  # [N p K hd], [R T K hd], [R T]
-        flat = old.reshape(-1, *old.shape[2:])
-        return flat.at[slots].set(new.astype(old.dtype), mode="drop").reshape(old.shape)
 
     def write(old, new):
-        new = new.reshape(new.shape[0], groups, -1, *new.shape[2:])
-        where = slots.reshape(groups, -1, slots.shape[1])
-        if groups == 1:  # one scatter of all layers: their windows are updated together
-            layers, _, count, size = old.shape[:4]
-            flat = old.reshape(layers, count * size, *old.shape[4:])
-            return flat.at[:, where[0]].set(new[:, 0].astype(old.dtype), mode="drop").reshape(old.shape)
-        return jax.vmap(jax.vmap(one), in_axes=(0, 0, None))(old, new, where)
+        layers, _, _, heads, dim = old.shape
+        new = new.astype(old.dtype)
+        if pages.groups == 1:
+            flat = old.reshape(layers, -1, heads, dim)
+            return flat.at[:, slots].set(new, mode="drop").reshape(old.shape)
+        flat = pages.grouped(old).reshape(layers, pages.groups, -1, heads, dim)
+        new = new.reshape(layers, pages.groups, -1, heads, dim)
+        where = slots.reshape(pages.groups, -1)
+        one = jax.vmap(lambda x, y, at: x.at[:, at].set(y, mode="drop"), in_axes=(1, 1, 0), out_axes=1)
+        return one(flat, new, where).reshape(old.shape)
 
-    return Pages(write(pages.k, k), write(pages.v, v))
+    return Pages(write(pages.k, k), write(pages.v, v), pages.groups)
 
 
 def copy_pages(pages: Pages, source: Int[Array, "G C"], target: Int[Array, "G C"]) -> Pages:
@@ -99,9 +111,11 @@ def copy_pages(pages: Pages, source: Int[Array, "G C"], target: Int[Array, "G C"
         return x.at[:, target].set(x[:, source], mode="drop")
 
     def copy(x):
-        return jax.vmap(one, in_axes=(1, 0, 0), out_axes=1)(x, source, target)
+        if pages.groups == 1:
+            return one(x, source[0], target[0])
+        return jax.vmap(one, in_axes=(1, 0, 0), out_axes=1)(pages.grouped(x), source, target).reshape(x.shape)
 
-    return Pages(copy(pages.k), copy(pages.v))
+    return Pages(copy(pages.k), copy(pages.v), pages.groups)
 
 
 def paged_attention(

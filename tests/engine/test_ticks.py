@@ -143,3 +143,20 @@ def test_what_cannot_be_done_is_refused_by_name(world):
         engine.append("s", ids)
     with pytest.raises(RuntimeError, match="1 sequences are open"):
         engine.set_params(world.params, 9)
+
+
+def test_no_dispatch_copies_the_cache(world):
+    """The working memory of a program must not grow with the number of pages: donation makes updates in place."""
+    working = []
+    for pages in (260, 2600):
+        engine = world.engine(pages=pages)
+        ids, images = world.prompt("Anything", 1)
+        for name in "ab":
+            engine.open(name, 1)
+            engine.append(name, ids, images)
+            engine.generate(name, 2, 1.0)
+        finish_turns(engine, 2)
+        sizes = {key: made.memory_analysis().temp_size_in_bytes for key, made in engine.executables().items()}
+        assert {key[0] for key in sizes} == {"prefill", "decode", "encode", "copy"}
+        working.append(sizes)
+    assert working[0] == working[1]
