@@ -69,7 +69,13 @@ def accelerator(size: str) -> Config:
         # 64 sequences of full length: 24,576 pages of 64 tokens. At 7B (56 KiB a token) that is 84 GiB over all
         # devices, at 3B (36 KiB) 54 GiB, at 32B (256 KiB) 384 GiB.
         engine=EngineConfig(
-            slots=64, page_size=64, pages=24_576, prefill_rows=4, prefill_tokens=1_024, decode_tokens=16
+            slots=64,
+            page_size=64,
+            pages=24_576,
+            prefill_rows=4,
+            prefill_tokens=1_024,
+            decode_tokens=16,
+            picture_tokens=32_768,  # two of the largest pictures
         ),
         rl=RLConfig(
             algorithm="dapo",
