@@ -38,7 +38,7 @@ class Row:
 
     @property
     def fits(self) -> bool:
-        return not self.compiled.error and self.compiled.peak + self.program.beside <= self.limit
+        return not self.compiled.error and self.compiled.needs + self.program.beside <= self.limit
 
     def cells(self) -> list[str]:
         done, costs = self.compiled, self.compiled.costs
@@ -154,7 +154,7 @@ def _gib(size: float) -> str:
 
 
 def _collectives(costs: Any) -> str:
-    parts = [f"{name} {_gib(size)}" for name, size in costs.sent.most_common() if size]
+    parts = [f"{name} {_gib(size)}" for name, size in sorted(costs.sent.items(), key=lambda x: -x[1]) if size]
     return f"{_gib(costs.bytes_sent)}" + (f" ({', '.join(parts)})" if parts else "")
 
 

@@ -130,7 +130,7 @@ class Launch:
             time.sleep(self.options.poll)
 
     def install(self) -> None:
-        """The committed source of this repository, its dependencies, and what `--copy` names, on every worker."""
+        """The committed source of this repository, its dependencies, and what `--copy` and `--setup` say, on every worker."""
         if not self.shell.dry_run:
             status = ["git", "-C", str(ROOT), "status", "--porcelain"]
             if changed := subprocess.run(status, capture_output=True, text=True).stdout.splitlines():
@@ -145,6 +145,8 @@ class Launch:
         for pair in self.options.copy:
             source, _, target = pair.partition("=")
             self.shell.run(self.slice.worker("copy", source, target))
+        for command in self.options.setup:
+            self.shell.run(self.slice.ssh(command))
 
     def run(self) -> None:
         """Starts the trainer with its tools on every worker, and returns."""
@@ -244,6 +246,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Slice, argparse.Namespace]:
     parser.add_argument("--service-account", default="", help="of the machines; it reads and writes the buckets")
     parser.add_argument("--copy", action="append", default=[], metavar="gs://FROM=TO",
                         help="a folder or file for every worker, TO below the repository; repeatable")
+    parser.add_argument("--setup", action="append", default=[], metavar="COMMAND",
+                        help="for the shell of every worker, after the installation; repeatable")
     parser.add_argument("--text-index", default="", help="folder on the worker: starts a tools service on every one")
     parser.add_argument("--image-index", default="", help="likewise, of pictures")
     parser.add_argument("--output", default="logs", help="folder for the workers' logs")
@@ -261,11 +265,15 @@ def parse(argv: Sequence[str]) -> tuple[str, Slice, argparse.Namespace]:
                 " for a later one, name its image with --runtime-version (v7x is served through GKE only)"
             )
         runtime = known[0]
-    if options.verb in ("up", "run", "watch") and options.spot and not _survives(train):
-        parser.error(
-            "--spot without --config.run.root=/mnt/...: a slice that is taken away takes its disks with it, checkpoints"
-            " included; mount a file system there on every worker"
-        )
+    if options.verb in ("up", "run", "watch"):
+        root = _run_root(train)
+        if root.startswith("gs://"):
+            parser.error(f"run.root={root}: a run directory is a path; mount the bucket on every worker with --setup")
+        if options.spot and not root.startswith("/mnt/"):
+            parser.error(
+                "--spot without --config.run.root=/mnt/...: a slice that is taken away takes its disks with it, checkpoints"
+                " included; mount a file system that outlives it on every worker, with --setup"
+            )
     if any("=" not in pair for pair in options.copy):
         parser.error(f"--copy {options.copy}: each is FROM=TO")
     slice_ = Slice(options.name, options.zone, options.accelerator_type, runtime, options.project, options.spot,
@@ -273,10 +281,14 @@ def parse(argv: Sequence[str]) -> tuple[str, Slice, argparse.Namespace]:
     return options.verb, slice_, options
 
 
-def _survives(train: Sequence[str]) -> bool:
-    """Whether the run directory outlives the machines: it then lies on a file system mounted below /mnt."""
-    words = " ".join(train).replace("--config.run.root ", "--config.run.root=").split()
-    return any(word.startswith("--config.run.root=/mnt/") for word in words)
+def _run_root(train: Sequence[str]) -> str:
+    """The run directory's parent, as the trainer will read it."""
+    root = ""
+    for word, following in zip(train, [*train, ""][1:], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag == "--config.run.root":
+            root = value if equals else following
+    return root
 
 
 def main(argv: Sequence[str] | None = None) -> int:

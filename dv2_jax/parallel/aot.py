@@ -46,9 +46,14 @@ class Compiled:
     arguments: int = 0
     outputs: int = 0  # that take no argument's place
     temporaries: int = 0
-    peak: int = 0
+    peak: int = 0  # as the compiler states it; what it reserves may be more
     costs: Costs | None = None  # None: this libtpu cannot print the program
     error: str = ""
+
+    @property
+    def needs(self) -> int:
+        """Bytes that must be free: the larger of the stated peak and the sum of all that is reserved."""
+        return max(self.peak, self.arguments + self.outputs + self.temporaries)
 
 
 def topology_devices(name: str) -> list[Any]:
@@ -96,13 +101,12 @@ def compile_for(function: Callable, arguments: Sequence[Any], text_file: Path | 
     seconds = time.perf_counter() - started
     memory = compiled.memory_analysis()
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    planned = memory.argument_size_in_bytes + memory.temp_size_in_bytes + outputs
     return Compiled(
         seconds,
         arguments=memory.argument_size_in_bytes,
         outputs=outputs,
         temporaries=memory.temp_size_in_bytes,
-        peak=getattr(memory, "peak_memory_in_bytes", 0) or planned,
+        peak=getattr(memory, "peak_memory_in_bytes", 0),  # jax 0.10.1 and later
         costs=_costs(compiled, text_file),
     )
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -51,17 +50,19 @@ class Costs:
     """Of one device, for one run of the program."""
 
     flops: float = 0.0
-    sent: Counter[str] = field(default_factory=Counter)  # bytes by kind of collective
-    calls: Counter[str] = field(default_factory=Counter)
+    sent: dict[str, int] = field(default_factory=dict)  # bytes by kind of collective
+    calls: dict[str, int] = field(default_factory=dict)
     unknown_loops: int = 0  # whose length the text does not tell; their bodies are counted once
 
     def add(self, other: Costs, times: int = 1) -> None:
         self.flops += times * other.flops
-        for name, value in other.sent.items():
-            self.sent[name] += times * value
-        for name, value in other.calls.items():
-            self.calls[name] += times * value
+        for name, sent in other.sent.items():
+            self.send(name, times * sent, times * other.calls[name])
         self.unknown_loops += other.unknown_loops
+
+    def send(self, kind: str, sent: int, calls: int = 1) -> None:
+        self.sent[kind] = self.sent.get(kind, 0) + sent
+        self.calls[kind] = self.calls.get(kind, 0) + calls
 
     @property
     def bytes_sent(self) -> int:
@@ -197,8 +198,7 @@ def _count(op: Op, ops: Mapping[str, Op], total: Costs, computation: str, device
         elif kind == "reduce-scatter":
             full *= size
         ring = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
-        total.sent[kind] += round(full * ring)
-        total.calls[kind] += 1
+        total.send(kind, round(full * ring))
     elif op.kind in ("dot", "convolution"):
         shapes = [ops[name].shapes[0] for name in op.operands[:2] if name in ops]
         if len(shapes) == 2:

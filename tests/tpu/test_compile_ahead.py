@@ -99,7 +99,7 @@ def test_every_program_lowers_for_cuda(name):
 def test_what_lies_beside_a_program_counts_against_the_memory():
     """Sees optimiser moments or KV pages that are forgotten because a program does not take them."""
     program = Program("gradient", "", None, (), beside=30, mesh=None)
-    done = Compiled(1.0, arguments=40, temporaries=30, peak=70, costs=Costs())
+    done = Compiled(1.0, arguments=40, temporaries=30, peak=60, costs=Costs())
     assert compile_ahead.Row(program, done, limit=100).fits
     assert not compile_ahead.Row(program, done, limit=99).fits
     refused = compile_ahead.Row(program, Compiled(1.0, error="Ran out of memory"), limit=1000)

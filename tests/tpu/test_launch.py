@@ -27,7 +27,8 @@ def commands(shown):
 
 def test_a_dry_run_prints_the_whole_launch_and_runs_nothing(tmp_path):
     """Sees a step that is left out or out of order, and a flag that does not reach gcloud."""
-    shown = launch("up", *BASE, "--spot", "--copy=gs://lab/cold=models/cold", "--text-index=models/wiki", "--dry-run", *TRAIN,
+    shown = launch("up", *BASE, "--spot", "--copy=gs://lab/cold=models/cold", "--text-index=models/wiki", "--setup=sudo mount /mnt/runs",
+                   "--dry-run", *TRAIN,
                    environment={"PATH": str(tmp_path)})  # fmt: skip
     assert shown.returncode == 0, shown.stderr
     printed = commands(shown.stdout)
@@ -38,11 +39,12 @@ def test_a_dry_run_prints_the_whole_launch_and_runs_nothing(tmp_path):
     assert [words[:5] for words in printed[1:4]] == [
         [*tpus, "queued-resources", "list"], ["git", "-C", str(ROOT), "archive", "--format=tar.gz"], [*tpus, "tpu-vm", "scp"],
     ]  # fmt: skip
-    assert printed[4:7] == [
+    assert printed[4:8] == [
         [*tpus, "tpu-vm", "ssh", "deep", *where, "--worker=all", f"--command={command}"]
         for command in (
             "tar -xzf dv2_jax.tar.gz && bash dv2_jax/tpu/worker.sh install",
             "bash dv2_jax/tpu/worker.sh copy gs://lab/cold models/cold",
+            "sudo mount /mnt/runs",
             "bash dv2_jax/tpu/worker.sh start --text-index=models/wiki -- --config=configs/rl.py:7b"
             " --config.run.root=/mnt/lab-runs/runs",
         )
@@ -73,6 +75,7 @@ def test_gcloud_accepts_every_command(tmp_path):
     ("arguments", "message"),
     [
         (["up", *BASE, "--spot", "--dry-run", "--", "--config=configs/rl.py:7b"], "takes its disks with it"),
+        (["up", *BASE, "--dry-run", "--", "--config=x.py", "--config.run.root", "gs://lab/runs"], "mount the bucket"),
         (["create", "--name=a", "--zone=b", "--accelerator-type=tpu7x-8"], "GKE"),
         (["install", *BASE, "--copy=gs://bucket"], "each is FROM=TO"),
         (["run", *BASE, "--dry-run"], "nothing to run"),
