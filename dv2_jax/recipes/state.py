@@ -42,7 +42,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, trainabl
 def bound(tree: Any) -> Any:
     """The same arrays, bound to where they lie.
 
-    A program is compiled once for arrays that JAX may move and once more for bound ones; all results of a step are bound.
+    Programs are compiled once for arrays that JAX may move, and once more for bound ones, which a step's results are.
     """
     return jax.tree.map(lambda x: jax.device_put(x, x.sharding), tree)
 

@@ -14,6 +14,7 @@ import pytest
 from dv2_jax.config import OptimConfig
 from dv2_jax.data.packing import build_batch, pack_step, share_denominator
 from dv2_jax.recipes.optimizer import learning_rate, make_optimizer, trainable_names
+from dv2_jax.recipes.rl_step import make_scorer
 from dv2_jax.recipes.sft_step import make_sft_step, sft_loop
 from dv2_jax.recipes.state import init_state
 from dv2_jax.recipes.update import place
@@ -60,12 +61,10 @@ def test_every_parameter_gets_a_gradient(alone):
 
 def test_loss_equals_a_float64_mean_over_trained_tokens(tiny, spec, examples, step):
     """Sees: targets shifted wrongly and a denominator that counts padding or prompts."""
-    from dv2_jax.recipes.forward import token_logprobs
-
-    total = tokens = 0.0
+    total, tokens, score = 0.0, 0.0, make_scorer(tiny[1])
     for e in examples:
         batch = place(build_batch([[e]], spec(rows=1)), None)
-        logprobs, _ = token_logprobs(tiny[1], tiny[2], batch)
+        logprobs = score(tiny[2], batch)
         of_next = np.asarray(logprobs, np.float64)[0, : len(e.token_ids) - 1]
         total -= (of_next * np.asarray(e.loss_weight)[1:]).sum()
         tokens += np.asarray(e.loss_weight)[1:].sum()
@@ -109,7 +108,7 @@ def test_weight_decay_spares_norms_and_biases(tiny):
     optimizer = make_optimizer(
         OptimConfig(learning_rate=0.1, weight_decay=0.5, warmup_ratio=0, schedule="constant"), 10
     )
-    updates, _ = optimizer.update(jax.tree.map(np.zeros_like, params), optimizer.init(params), params)
+    updates, _ = jax.jit(lambda p: optimizer.update(jax.tree.map(jnp.zeros_like, p), optimizer.init(p), p))(params)
     moved = {name for name, u in updates.items() if np.any(u)}
     assert moved == {name for name in params if name.endswith(("kernel", "embedding"))}
 
