@@ -24,12 +24,16 @@ from dv2_jax.config import (
 )
 
 
+CORES = MeshConfig(data=-1, fsdp=1, cpu_devices=2)  # half of every batch for each core; both hold all weights
+
+
 def laptop() -> Config:
     """The tiny model on two CPU cores: the shipped base learns from the scripted solver's trajectories."""
     return Config(
         recipe="sft",
         run=RunConfig(name="sft"),
         model=ModelSource(init="package:base"),
+        mesh=CORES,
         optim=OptimConfig(learning_rate=1e-3, warmup_ratio=0.05, schedule="cosine", weight_decay=0.05),
         sft=SFTConfig(steps=600, batch_rows=4, row_tokens=1024, data="cold_start", examples=3_000),
     )
@@ -41,8 +45,9 @@ def pretrain() -> Config:
         recipe="sft",
         run=RunConfig(name="pretrain"),
         model=ModelSource(init="random", preset="tiny"),
+        mesh=CORES,
         optim=OptimConfig(learning_rate=3e-3, warmup_ratio=0.02, schedule="cosine", weight_decay=0.05),
-        sft=SFTConfig(steps=4_500, batch_rows=8, row_tokens=512, data="pretrain", checkpoint_every=500),
+        sft=SFTConfig(steps=5_000, batch_rows=8, row_tokens=512, data="pretrain", checkpoint_every=500),
     )
 
 

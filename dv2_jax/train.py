@@ -19,7 +19,7 @@ def run(config: Config) -> object:
         )
     from dv2_jax.parallel import distributed  # after the command line is read: --help needs no jax
 
-    distributed.initialize()
+    distributed.initialize(cpu_devices=config.mesh.cpu_devices)
     if config.recipe == "sft":
         from dv2_jax.recipes.sft import run_sft
 

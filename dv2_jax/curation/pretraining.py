@@ -22,21 +22,34 @@ from dv2_jax.data.tasks import lookup, pictures, plain, reasoning, world
 
 # First to see, then to copy and to read: (examples, shares of document kinds); the last phase has no end.
 PHASES = (
-    (24_000, {"gallery": 0.32, "plain_chat": 0.14, "pairs": 0.10, "notes": 0.14, "notes_chat": 0.07, "code": 0.23}),
+    (
+        20_000,
+        {
+            "gallery": 0.30,
+            "plain_chat": 0.12,
+            "repeats": 0.08,
+            "pairs": 0.10,
+            "notes": 0.12,
+            "notes_chat": 0.06,
+            "code": 0.22,
+        },
+    ),
     (
         None,
         {
-            "gallery": 0.12,
-            "plain_chat": 0.06,
-            "repeats": 0.20,
-            "pairs": 0.15,
+            "gallery": 0.10,
+            "plain_chat": 0.05,
+            "repeats": 0.14,
+            "pairs": 0.20,
             "notes": 0.18,
-            "notes_chat": 0.06,
-            "code": 0.23,
+            "notes_chat": 0.07,
+            "notes_code": 0.05,
+            "code": 0.21,
         },
     ),
 )
 GALLERY_POOL = 3000  # pictures kept per kind and drawn again; each is shown in many contexts
+WRAPPINGS = (" {}", '"{}"', "[{}]", "({})", "<answer>{}</answer>")  # a copy begins with another token in each
 _SYLLABLES = [c + v + e for c in "bdfgklmnprstvz" for v in "aeiou" for e in ("", "n", "r", "s", "l")]
 
 
@@ -49,6 +62,9 @@ class Curriculum:
         self.phases = phases
         self._pool: dict[str, list[tuple[PictureInput, str]]] = {"tight": [], "wide": [], "plate": []}
         self._facts = [fact for fact in world.facts_of("train") if len(fact.value) < 24]
+        self._names = sorted({fact.entity for fact in self._facts})
+        pieces = (encoder.tokenizer.decode([i]) for i in range(encoder.tokenizer.vocab_size))
+        self._pieces = sorted({piece.strip() for piece in pieces if piece.strip().isascii() and piece.strip().isalpha()})
 
     def __iter__(self) -> Iterator[Example]:
         for count, shares in self.phases:
@@ -111,8 +127,12 @@ class Curriculum:
     # Text.
 
     def _word(self) -> str:
-        """A made-up name: copying must not depend on having seen it."""
-        words = ["".join(self.rng.choice(_SYLLABLES, int(self.rng.integers(1, 4)))) for _ in range(self.rng.integers(1, 3))]
+        """A name, mostly made up of syllables or of any pieces: copying must not depend on having seen it."""
+        draw = self.rng.random()
+        if draw < 0.2:
+            return self._names[int(self.rng.integers(len(self._names)))]
+        parts, longest = (_SYLLABLES, 3) if draw < 0.6 else (self._pieces, 4)
+        words = ["".join(self.rng.choice(parts, int(self.rng.integers(1, longest + 1)))) for _ in range(self.rng.integers(1, 3))]
         return " ".join(word.capitalize() if self.rng.random() < 0.8 else word for word in words)
 
     def _number(self) -> str:
@@ -127,13 +147,16 @@ class Curriculum:
         return self._example([(self._text(f"{text}\n"), 0.0), (self._text(f"{text}\n"), 1.0)])
 
     def _pairs(self) -> Example:
-        """Names with values, then the values once more by name."""
+        """Names with values, then the values once more by name, in one wrapping or another."""
         count = int(self.rng.integers(2, 7))
-        table = {self._word(): (self._number() if self.rng.random() < 0.6 else self._word()) for _ in range(count)}
+        table = {self._word(): (self._number() if self.rng.random() < 0.4 else self._word()) for _ in range(count)}
         parts = [(self._text("".join(f"{name} is {value}.\n" for name, value in table.items())), 0.1)]
         for name in self.rng.permutation(list(table)):
-            parts += [(self._text(f"{name} is"), 0.1), (self._text(f" {table[name]}.\n"), 1.0)]
+            parts += [(self._text(f"{name}:"), 0.1), (self._text(f"{self._wrapped(table[name])}\n"), 1.0)]
         return self._example(parts)
+
+    def _wrapped(self, text: str) -> str:
+        return WRAPPINGS[int(self.rng.integers(len(WRAPPINGS)))].format(text)
 
     def _fact(self) -> world.Fact:
         fact = self._facts[int(self.rng.integers(len(self._facts)))]
@@ -173,7 +196,8 @@ class Curriculum:
         question = str(self.rng.choice(lookup.PHRASES)).format(attribute=fact.attribute, entity=fact.entity)
         parts = [(self._text(f"{question}\n"), 0.0)]
         if self.rng.random() < 0.5:
-            parts += [(self._text("Look for:"), 0.0), (self._text(f" {fact.attribute} of {fact.entity}\n"), 1.0)]
+            subject = fact.entity if self.rng.random() < 0.4 else f"{fact.attribute} of {fact.entity}"
+            parts += [(self._text("Look for:"), 0.0), (self._text(f"{self._wrapped(subject)}\n"), 1.0)]
         parts += [(self._text(f"{notes}\n\n"), 0.05), (self._text(f"<answer>{fact.value}</answer>\n"), 1.0)]
         return self._example(parts)
 
@@ -182,10 +206,42 @@ class Curriculum:
         question = str(self.rng.choice(lookup.PHRASES)).format(attribute=fact.attribute, entity=fact.entity)
         return self._chat(f"{notes}\n\n{question}", fact.value)
 
+    def _notes_code(self) -> Example:
+        """Notes, and a program that computes with a number in them; what it printed is the answer."""
+        notes, fact = self._notes_text()
+        while not fact.numeric:
+            notes, fact = self._notes_text()
+        factor, times = int(self.rng.integers(1, 99)), self.rng.random() < 0.5
+        task = (
+            f"Multiply the {fact.attribute} of {fact.entity} by {factor}."
+            if times
+            else f"Add {factor} to the {fact.attribute} of {fact.entity}."
+        )
+        value = int(fact.value)
+        code, result = (f"{value} * {factor}", value * factor) if times else (f"{value} + {factor}", value + factor)
+        return self._example(
+            [
+                (self._text(f"{task}\n{notes}\n\n```python\n"), 0.05),
+                (self._text(f"print({code})\n```\n"), 1.0),
+                (self._text(f"```\n{result}\n```\n"), 0.05),
+                (self._text(f"<answer>{result}</answer>\n"), 1.0),
+            ]
+        )
+
     def _code(self) -> Example:
         """A task and a program for it."""
-        draw = int(self.rng.integers(10))
-        if draw < 5:
+        draw = int(self.rng.integers(12))
+        if draw >= 10:
+            colour, margin = str(self.rng.choice(list(pictures.COLOURS))), int(self.rng.integers(3, 70))
+            task = str(self.rng.choice(("Crop the {} tag.", "Where is the {} tag?", "Zoom in on the {} tag."))).format(colour)
+            code = (
+                "import numpy as np\n"
+                f"d = np.asarray(image_1).astype(int) - {pictures.COLOURS[colour]}\n"
+                f"y, x = np.nonzero(abs(d).sum(2) < 60)\nr = {margin}\n"
+                "display(image_1.crop((x.min() - r, y.min() - r, x.max() + r + 1, y.max() + r + 1)))"
+            )
+            task = f"{task} Leave {margin} pixels around it."
+        elif draw < 5:
             kind = reasoning.KINDS[int(self.rng.integers(len(reasoning.KINDS)))]
             values = {key: int(value) for key, value in kind.draw(self.rng).items()}
             task = str(self.rng.choice(kind.phrases)).format(**values)

@@ -20,14 +20,19 @@ from jax.experimental import multihost_utils
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
-def initialize(environ: dict[str, str] | None = None) -> None:
+def initialize(environ: dict[str, str] | None = None, cpu_devices: int = 1) -> None:
     """Joins the other processes, if there are any; before anything asks JAX for devices.
+
+    Where the CPU is the only kind of device, it becomes ``cpu_devices`` of them, unless ``XLA_FLAGS`` says how many:
+    two cores compute two halves of a batch faster than they share the small matrices of a tiny model.
 
     Explicit: ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``.
     Otherwise a TPU host or a Slurm job of several tasks is detected by JAX. Any other machine stays alone.
     Raises ValueError when only some of the three variables are set.
     """
     environ = os.environ if environ is None else environ
+    if cpu_devices > 1 and "xla_force_host_platform_device_count" not in environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
     given = [name for name in (COORDINATOR, COUNT, INDEX) if environ.get(name)]
     if given:
         missing = [name for name in (COORDINATOR, COUNT, INDEX) if name not in given]

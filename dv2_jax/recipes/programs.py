@@ -254,7 +254,7 @@ def _engine_memory(policy: Abstract) -> tuple[Pages, jax.ShapeDtypeStruct]:
     dtype, groups = jnp.dtype(policy.config.model.compute_dtype), groups_of(mesh)
     pages = jax.eval_shape(
         lambda: empty_pages(
-            text.num_layers, groups, engine.pages // groups, engine.page_size, text.num_kv_heads, text.head_dim, dtype
+            text.num_layers, engine.pages, engine.page_size, text.num_kv_heads, text.head_dim, dtype, groups
         )
     )
     whole = NamedSharding(mesh, PartitionSpec())

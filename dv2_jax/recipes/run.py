@@ -55,9 +55,11 @@ def load_policy(config: Config) -> Policy:
     if arch.tokenizer_file is None:
         raise ValueError(f"model.init = {config.model.init!r} has no tokenizer: train from hf:/path or a package model")
     graphdef, _ = build(arch.config, compute_dtype=config.model.compute_dtype, remat=config.model.remat)
-    mesh = shardings = None
-    if jax.device_count() > 1:
-        mesh = make_mesh(config.mesh)
+    mesh: Mesh | None = make_mesh(config.mesh)  # also where there is one device, to refuse a mesh of several
+    shardings = None
+    if mesh.size == 1:
+        mesh = None
+    else:
         shardings = param_shardings(mesh, logical_axes(arch.config))
     return Policy(arch, graphdef, Tokenizer.from_file(arch.tokenizer_file), mesh, shardings)
 

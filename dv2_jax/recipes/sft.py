@@ -9,17 +9,26 @@ continues with the next step, bit for bit: a checkpoint holds weights, moments a
 from __future__ import annotations
 
 import functools
+import hashlib
+import os
+import platform
+import shlex
+import sys
 import time
+from collections.abc import Iterator
 from contextlib import closing
+from importlib.metadata import version
 from typing import Any
 
 import grain
+import jax
+import numpy as np
 
 from dv2_jax.agent.splice import SpliceCodec
 from dv2_jax.config import Config, ConfigError
 from dv2_jax.data import loader, tasks
 from dv2_jax.data.chat import ChatEncoder
-from dv2_jax.data.packing import PackSpec
+from dv2_jax.data.packing import PackedBatch, PackSpec
 from dv2_jax.data.rows import read_conversations
 from dv2_jax.parallel import distributed
 from dv2_jax.recipes import sft_data
@@ -45,6 +54,8 @@ def run_sft(config: Config) -> dict[str, Any]:
         summary["interrupted"] = summary["steps"] < config.sft.steps
         if distributed.is_main():
             write_json(run.directory / "summary.json", summary)
+            if not summary["interrupted"]:
+                write_json(run.directory / "training.json", provenance(config, summary))
         if summary["interrupted"]:
             run.display.line(f"stopped after step {summary['steps']}; the same command continues")
     return summary
@@ -68,6 +79,7 @@ def train(run: Run, policy: Policy) -> dict[str, Any]:
             iterator.set_state(extra["data"])
         recompilations = RecompilationCounter()
         before, last = extra.get("seconds", 0.0), {}
+        consumed = Consumed(iterator, extra.get("data_sha256", ""))
         started = clock = time.monotonic()
 
         def on_step(number: int, metrics: dict[str, float], state: TrainState) -> bool:
@@ -81,19 +93,54 @@ def train(run: Run, policy: Policy) -> dict[str, Any]:
             bar.step(shown)
             stop = run.stop_requested()
             if stop or number % sft.checkpoint_every == 0 or number == sft.steps:
-                run.save(number, state, {"data": iterator.get_state(), "seconds": before + clock - started})
+                run.save(number, state, consumed.state() | {"seconds": before + clock - started})
             return stop or number == sft.steps
 
         if run.start < sft.steps:
             step.prepare(state.params, spec, policy.mesh)
-            state = sft_loop(state, iterator, step, on_step, mesh=policy.mesh, ahead=0)
+            state = sft_loop(state, consumed, step, on_step, mesh=policy.mesh, ahead=0)
         return {
             "steps": int(state.step),
             "loss": last.get("loss"),
             "tokens_per_s": last.get("tokens_per_s"),
             "recompilations": recompilations.count,
+            "data_sha256": consumed.digest,
             "seconds": before + time.monotonic() - started,
         }
+
+
+class Consumed(Iterator[list[PackedBatch]]):
+    """The steps of `source`, and a hash of all that was trained on, the steps before a restart included."""
+
+    def __init__(self, source: grain.DatasetIterator, digest: str):
+        self._source, self.digest = source, digest
+
+    def __next__(self) -> list[PackedBatch]:
+        step = next(self._source)
+        hashed = hashlib.sha256(self.digest.encode())
+        for batch in step:
+            for array in (batch.token_ids, batch.loss_weight, batch.positions, batch.vision.patches):
+                hashed.update(np.ascontiguousarray(array))
+        self.digest = hashed.hexdigest()
+        return step
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, to continue with the very next step."""
+        return {"data": self._source.get_state(), "data_sha256": self.digest}
+
+
+def provenance(config: Config, summary: dict[str, Any]) -> dict[str, Any]:
+    """What made the weights: ships beside them (`training.json`), so that anybody can make them again."""
+    return {
+        "command": "python -m dv2_jax.train " + shlex.join(sys.argv[1:]),
+        "seed": config.run.seed,
+        "steps": summary["steps"],
+        "final_loss": summary["loss"],
+        "data_sha256": summary["data_sha256"],
+        "wall_seconds": round(summary["seconds"]),
+        "machine": f"{os.cpu_count()} {platform.machine()} cores, {jax.device_count()} {jax.default_backend()} devices",
+        "versions": {name: version(name) for name in ("dv2_jax", "jax", "flax", "optax")},
+    }
 
 
 def pack_spec(config: Config, policy: Policy) -> PackSpec:
