@@ -101,8 +101,9 @@ class ToolsConfig:
 class TaskConfig:
     source: str = "default"  # default: the embedded tasks | path of a parquet/jsonl file in the released row format
     skills: tuple[str, ...] = ("perception", "reasoning", "search", "integration", "plain")  # kinds of embedded tasks
-    train_size: int = 4096  # questions
-    eval_size: int = 500  # held-out questions
+    eval_source: str = ""  # file of held-out questions; empty: the embedded ones, or the last rows of source
+    train_size: int = 4096  # embedded questions; a file is used whole
+    eval_size: int = 500  # held-out questions; 0: all rows of eval_source
     seed: int = 0  # of the questions that are generated
 
 

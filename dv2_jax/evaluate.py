@@ -30,7 +30,7 @@ def run(config: Config) -> dict:
     from rich.console import Console
 
     from dv2_jax.evaluation.baselines import RefusingTools
-    from dv2_jax.evaluation.benchmark import held_out
+    from dv2_jax.evaluation.benchmark import benchmark
     from dv2_jax.evaluation.session import open_session
     from dv2_jax.evaluation.table import print_comparison
     from dv2_jax.recipes.run import write_json
@@ -38,7 +38,7 @@ def run(config: Config) -> dict:
     from dv2_jax.telemetry.trajectories import TrajectoryWriter
 
     started, console = time.perf_counter(), Console()
-    questions = held_out(config.task)
+    questions = benchmark(config.task)
     run_dir = Path(config.run.root) / config.run.name
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / "config.json", config.to_dict())

@@ -15,7 +15,7 @@ All shapes come from a `PackSpec`; only the vision arrays vary, within the bucke
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -188,17 +188,6 @@ class Packer:
         self.pool, self.places = [pool[i] for i in left], [self.places[i] for i in left]
         self._waited = len(left)
         return [[pool[i] for i in row] for row in placed]
-
-
-def pack_stream(examples: Iterable[Example], spec: PackSpec, *, drop_remainder: bool = False) -> Iterator[PackedBatch]:
-    """Pack a stream in order of arrival (up to the lookahead); each batch's denominator is its own weight."""
-    packer = Packer(spec)
-    for example in examples:
-        packer.add(example)
-        if not packer.wants():
-            yield build_batch(packer.take(), spec)
-    while packer.pool and not drop_remainder:
-        yield build_batch(packer.take(), spec)
 
 
 def pack_step(examples: Sequence[Example], spec: PackSpec, *, denominator: float | None = None) -> list[PackedBatch]:

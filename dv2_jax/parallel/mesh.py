@@ -83,11 +83,6 @@ def check_divisible(shapes: Mapping[str, tuple[int, ...]], shardings: Mapping[st
                 )
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of an array whose leading dimension is a batch's rows."""
-    return NamedSharding(mesh, PartitionSpec(ROWS))
-
-
 def under(mesh: Mesh | None) -> AbstractContextManager:
     """Trace and run under `mesh`: what asks for the current mesh (a kernel, `split_rows`) then finds it."""
     return nullcontext() if mesh is None else jax.set_mesh(mesh)

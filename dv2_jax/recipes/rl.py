@@ -25,10 +25,10 @@ import numpy as np
 from dv2_jax.agent.trajectory import Trajectory
 from dv2_jax.checkpoint.export import export_hf
 from dv2_jax.config import Config, ConfigError
-from dv2_jax.data import loader, tasks
+from dv2_jax.data import loader
 from dv2_jax.data.packing import PackedBatch, PackSpec, build_batch, pack_step
 from dv2_jax.data.question import Question
-from dv2_jax.data.rows import read_questions
+from dv2_jax.evaluation.benchmark import train_questions
 from dv2_jax.evaluation.counting import summarise
 from dv2_jax.evaluation.session import Session, open_session
 from dv2_jax.evaluation.table import print_comparison
@@ -202,7 +202,7 @@ class Training:
         spans.take_totals()
         started = time.monotonic()
         with spans.span("rollout", step=number):
-            trajectories, drawn = self.collect(number)
+            trajectories, sampled = self.collect(number)
         rewards = np.array([0.0 if t.reward is None else t.reward for t in trajectories])
         valid = np.array([in_loss(t) for t in trajectories])
         groups = np.repeat(np.arange(len(trajectories) // self.rl.group_size), self.rl.group_size)
@@ -217,21 +217,22 @@ class Training:
         seconds = time.monotonic() - started
         self.gap_max = max(self.gap_max, learned["logprob_gap_max"])
         informative = informative_groups(rewards, groups, valid)
-        row = rollout_metrics(trajectories) | learned
+        # Also of the groups that dynamic sampling left out: the curves show the policy, not what was chosen from it.
+        row = rollout_metrics(sampled) | learned
         return (
             row
             | {
                 "groups_informative": len(informative) / (groups[-1] + 1),
-                "prompts_drawn": drawn,
+                "prompts_drawn": len(sampled) // self.rl.group_size,
                 "step_s": seconds,
-                "tokens_per_s": sum(len(t.token_ids) for t in trajectories) / seconds,
+                "tokens_per_s": sum(len(t.token_ids) for t in sampled) / seconds,
                 "recompilations": self.late_programs(),
             }
             | {f"seconds/{name}": value for name, value in spans.take_totals().items()}
         )
 
-    def collect(self, number: int) -> tuple[list[Trajectory], int]:
-        """The scored trajectories of a step, group after group, and how many prompts were drawn for them.
+    def collect(self, number: int) -> tuple[list[Trajectory], list[Trajectory]]:
+        """The scored trajectories that a step learns from, group after group, and all that were sampled for them.
 
         With dynamic sampling, groups whose rewards are all equal are replaced by groups of further prompts, for up to
         `max_sampling_rounds` rounds; what is then still missing is filled up with such groups.
@@ -240,7 +241,7 @@ class Training:
         rounds = self.rl.max_sampling_rounds if self.rl.dynamic_sampling else 1
         informative: list[list[Trajectory]] = []
         others: list[list[Trajectory]] = []
-        drawn = 0
+        everything: list[Trajectory] = []
         for _ in range(rounds):
             questions = self.questions.take(self.next_place, wanted)
             with self.run.display.track(f"step {number}: trajectories", wanted * size) as bar:
@@ -248,7 +249,7 @@ class Training:
                 sampled = self.session.scheduler().run(requests, on_finish=lambda _: bar.advance())
             assign(sampled, self.policy.tokenizer, self.run.config.reward)
             self.next_place += wanted
-            drawn += wanted
+            everything += sampled
             self.questions.ahead(self.next_place, wanted)
             for start in range(0, len(sampled), size):
                 group = sampled[start : start + size]
@@ -257,7 +258,7 @@ class Training:
             if len(informative) >= wanted:
                 break
         chosen = (informative + others)[:wanted]
-        return [trajectory for group in chosen for trajectory in group], drawn
+        return [trajectory for group in chosen for trajectory in group], everything
 
     def learn(self, minibatches: Sequence[Minibatch]) -> dict[str, float]:
         """One optimiser step per minibatch; metrics are means over them, the log-prob gap is that of the first.
@@ -315,13 +316,7 @@ class Prompts:
     """Training questions by place in the run's order; the next ones are made while the device works."""
 
     def __init__(self, config: Config):
-        task = config.task
-        if task.source == "default":
-            self._questions: Sequence[Question] = tasks.generate("train", task.train_size, task.seed, task.skills)
-        else:
-            self._questions = list(read_questions(task.source))
-            if not self._questions:
-                raise ConfigError(f"task.source = {task.source!r} holds no questions")
+        self._questions = train_questions(config.task)
         self._order = loader.shuffled(len(self._questions), config.run.seed)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompts")
         self._made: dict[tuple[int, int], Future] = {}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dv2_jax.config import AgentConfig, ImageConfig
 from dv2_jax.data.chat import PictureInput
 from dv2_jax.data.loader import batches, batches_of_stream, image_buckets
-from dv2_jax.data.packing import Example, PackSpec, build_batch, first_fit_decreasing, pack_step, pack_stream
+from dv2_jax.data.packing import Example, Packer, PackSpec, build_batch, first_fit_decreasing, pack_step
 from dv2_jax.model import ModelConfig, VisionBucket, mrope_positions
 
 IMAGE, PAD = 10, 14
@@ -119,7 +119,13 @@ def test_a_stream_packs_tightly_and_no_example_waits_for_ever():
     """Sees: long examples that are overtaken by short ones in every batch, rows left half empty."""
     examples = [example(i, 8 + 7 * i % 31 if i % 10 else 80) for i in range(400)]
     number = {tuple(e.token_ids): i for i, e in enumerate(examples)}
-    packed = list(pack_stream(examples, SPEC))
+    packer, packed = Packer(SPEC), []
+    for item in examples:
+        packer.add(item)
+        if not packer.wants():
+            packed.append(build_batch(packer.take(), SPEC))
+    while packer.pool:
+        packed.append(build_batch(packer.take(), SPEC))
     assert np.mean([(b.segment_ids > 0).mean() for b in packed[:-2]]) > 0.93
     for k, batch in enumerate(packed):
         for _, got in unpack(batch):

@@ -9,8 +9,8 @@ import pytest
 
 from dv2_jax import compile_ahead
 from dv2_jax.config import Config, ConfigError, ImageConfig, MeshConfig, ModelSource, RLConfig, SFTConfig
-from dv2_jax.model.params import abstract_params
 from dv2_jax.model import text
+from dv2_jax.model.params import abstract_params
 from dv2_jax.parallel.aot import Compiled, TopologyError, topology_devices
 from dv2_jax.parallel.hlo import Costs
 from dv2_jax.recipes.programs import Program, abstract_policy, engine_programs, rl_programs, sft_programs
