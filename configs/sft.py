@@ -23,7 +23,6 @@ from dv2_jax.config import (
     TaskConfig,
 )
 
-
 CORES = MeshConfig(data=-1, fsdp=1, cpu_devices=2)  # half of every batch for each core; both hold all weights
 
 

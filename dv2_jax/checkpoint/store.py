@@ -18,6 +18,11 @@ from jaxtyping import PyTree
 
 _BYTES = "$bytes"  # marks base64 text in the JSON of extra
 
+# Replicas would each write a slice of an array that all of them hold, by programs compiled at every shape.
+ocp.type_handlers.register_type_handler(
+    jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
+)
+
 
 @dataclass(frozen=True)
 class Restored:

@@ -108,8 +108,8 @@ class Update:
         return {"zeros": self._zeros, "accumulate": self._accumulate, "apply": self._apply}
 
     def prepare(self, params: Params, spec: PackSpec, mesh: Mesh | None) -> None:
-        """Compile for every image bucket but the first: a later step may need it, and the first step its own."""
-        for bucket in sorted(spec.image_buckets, key=lambda bucket: bucket.merged)[1:]:
+        """Compile for every image bucket: whichever the first step needs, a later one may need another."""
+        for bucket in spec.image_buckets:
             empty = build_batch([[]] * spec.rows, replace(spec, image_buckets=(bucket,)))
             self.gradients(params, [place(empty, mesh)])
 

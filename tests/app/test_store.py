@@ -154,3 +154,24 @@ with CheckpointStore(sys.argv[1]) as store:
         done = subprocess.run([sys.executable, "-c", program, str(tmp_path), verb], env=environment, timeout=120,
                               capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+def test_saving_what_several_devices_hold_compiles_nothing(tmp_path):
+    """Sees a checkpoint in the middle of a run that stops to compile slices of replicated arrays."""
+    program = """
+import sys, jax, jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from dv2_jax.checkpoint.store import CheckpointStore
+from dv2_jax.telemetry.recompilation import RecompilationCounter
+whole = NamedSharding(Mesh(jax.devices(), "data"), P())
+weights = {"w": jax.device_put(jnp.ones((512, 1024)), whole)}
+moments = {"m": jax.device_put(jnp.ones((512, 1024)), whole)}
+counter = RecompilationCounter()
+with CheckpointStore(sys.argv[1]) as store:
+    store.save(1, weights, moments, {})
+assert not counter.count, counter.names
+"""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, timeout=240,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
