@@ -28,6 +28,18 @@ class ImageError(ValueError):
     """A picture that cannot be read or used; the message says why, for people and for the policy."""
 
 
+class PictureFile(bytes):
+    """An encoded picture that remembers its file, so that an error found when it is decoded can name it."""
+
+    path: str
+
+    @classmethod
+    def read(cls, path: Path) -> PictureFile:
+        picture = cls(path.read_bytes())
+        picture.path = str(path)
+        return picture
+
+
 def smart_resize(
     height: int, width: int, *, factor: int = PATCH * MERGE, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
@@ -65,8 +77,13 @@ def load_image(source: ImageSource) -> Image.Image:
     except FileNotFoundError:
         raise ImageError(f"no picture at {source}") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
-        raise ImageError(f"cannot read a picture from {name}: {error}") from error
+        raise ImageError(f"cannot read a picture from {_name(source)}: {error}") from error
+
+
+def _name(source: ImageSource) -> str:
+    if isinstance(source, bytes):
+        return getattr(source, "path", f"{len(source)} bytes")
+    return f"an image of {source.width}x{source.height}" if isinstance(source, Image.Image) else str(source)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -90,9 +107,13 @@ def preprocess(
     """Patches and grid (1, rows, columns) of a picture, equal to transformers' PIL ``Qwen2VLImageProcessor``.
 
     Patches of a 2x2 square are neighbours, squares in raster order; a patch is (channel, frame, row, column).
+    16-bit greys are scaled to 8 bits, which that processor clips to white instead. Raises ImageError naming the file.
     """
     rgb = load_image(image)
-    height, width = smart_resize(rgb.height, rgb.width, min_pixels=min_pixels, max_pixels=max_pixels)
+    try:
+        height, width = smart_resize(rgb.height, rgb.width, min_pixels=min_pixels, max_pixels=max_pixels)
+    except ImageError as error:
+        raise ImageError(f"cannot use {_name(image)}: {error}") from None
     if (width, height) != rgb.size:
         rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
     rows, columns = height // PATCH, width // PATCH

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dv2_jax.data.images import PictureFile
 from dv2_jax.data.question import DATA_SOURCES, Question
 
 _BATCH_ROWS = 16  # parquet rows decoded at a time
@@ -59,7 +60,7 @@ def read_conversations(path: str | Path) -> Iterator[Conversation]:
     for file in _files(Path(path), (".jsonl", ".json")):
         for number, row in enumerate(_rows(file)):
             try:
-                images = tuple(_picture(image, file.parent) for image in row.get("images") or ())
+                images = _pictures(row, file.parent)
                 yield Conversation(f"{file.stem}:{number}", _messages(row["messages"]), images)
             except (KeyError, TypeError, ValueError, OSError) as error:
                 raise RowError(f"{file.name}:{number}: {_reason(error)}") from error
@@ -80,7 +81,7 @@ def _question(row: Mapping[str, Any], id_: str, folder: Path) -> Question:
         skill=extra.get("skill") or source,
         data_source=source,
         text=text,
-        images=tuple(_picture(image, folder) for image in row.get("images") or ()),
+        images=_pictures(row, folder),
         answer=truth,
         verifier=extra.get("verifier") or _verifier(source, truth),
         messages=messages,
@@ -103,6 +104,12 @@ def _messages(value: Any) -> tuple[dict, ...]:
     return messages
 
 
+def _pictures(row: Mapping[str, Any], folder: Path) -> tuple[bytes, ...]:
+    if row.get("videos"):
+        raise ValueError("the row has videos, which are not supported: give frames as images, or leave the row out")
+    return tuple(_picture(image, folder) for image in row.get("images") or ())
+
+
 def _picture(value: Any, folder: Path) -> bytes:
     if isinstance(value, Mapping):
         data, name = value.get("bytes"), value.get("image") or value.get("path")
@@ -115,7 +122,7 @@ def _picture(value: Any, folder: Path) -> bytes:
                 raise ValueError(f"images[].bytes is no base64: {error}") from error
         value = name
     if isinstance(value, str):
-        return (folder / value.removeprefix("file://")).read_bytes()
+        return PictureFile.read(folder / value.removeprefix("file://"))
     raise ValueError("a picture is {'bytes': ...}, {'image': path} or a path")
 
 

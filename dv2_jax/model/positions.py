@@ -23,9 +23,11 @@ def mrope_positions(
     Text counts up in all three. A picture keeps the time of its first placeholder while height and width run over
     its grid of merged tokens; the text after it continues past the larger side. Pass the returned position as
     ``start`` to continue a sequence with an appended piece: pieces give the same positions as the whole.
-    Raises ValueError when placeholders and grids do not match.
+    Raises ValueError when placeholders and grids do not match, and for a video's placeholders.
     """
     ids = np.asarray(token_ids)
+    if (ids == config.video_token_id).any():
+        raise ValueError(f"token {config.video_token_id} stands for a video; only still pictures are supported")
     positions = np.empty((3, len(ids)), np.int32)
     merge = config.vision.spatial_merge_size
     placeholders = ids == config.image_token_id

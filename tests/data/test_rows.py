@@ -107,6 +107,7 @@ def test_the_rule_that_checks_an_answer_follows_from_source_and_answer(tmp_path,
         ({"prompt": [{"role": "tool", "content": "x"}]}, "tool"),
         ({"images": [{"image": "missing.png"}]}, "missing.png"),
         ({"images": [{"colour": "red"}]}, "bytes"),
+        ({"videos": ["a.mp4"]}, "videos, which are not supported"),
     ],
 )
 def test_a_broken_row_is_named(tmp_path, picture, changes, match):

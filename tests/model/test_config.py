@@ -27,13 +27,57 @@ def test_config_json_comes_back_unchanged(config):
     assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
 
 
-@pytest.mark.parametrize("config", [tiny_config(), ModelConfig.preset("7b")], ids=["tiny", "7b"])
-def test_what_transformers_writes_again_is_read_alike(config):
-    """Current transformers nests the text fields and renames the rotary ones."""
+# What differs between the released config.json files, read off them: width, feed-forward, layers, heads,
+# key/value heads, vocabulary, the vision tower's feed-forward, tied embeddings.
+RELEASED = {
+    "3b": (2048, 11008, 36, 16, 2, 151936, 3420, True),
+    "7b": (3584, 18944, 28, 28, 4, 152064, 3420, False),
+    "32b": (5120, 27648, 64, 40, 8, 152064, 3456, False),
+    "72b": (8192, 29568, 80, 64, 8, 152064, 3456, False),
+}
+
+
+def released(size: str) -> dict:
+    """A released config.json, in the flat layout of the first generation."""
+    width, feed_forward, layers, heads, kv_heads, vocabulary, vision_feed_forward, tied = RELEASED[size]
+    return {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"], "attention_dropout": 0.0, "bos_token_id": 151643,
+        "eos_token_id": 151645, "vision_start_token_id": 151652, "vision_end_token_id": 151653,
+        "vision_token_id": 151654, "image_token_id": 151655, "video_token_id": 151656, "hidden_act": "silu",
+        "hidden_size": width, "initializer_range": 0.02, "intermediate_size": feed_forward,
+        "max_position_embeddings": 128000, "max_window_layers": layers, "model_type": "qwen2_5_vl",
+        "num_attention_heads": heads, "num_hidden_layers": layers, "num_key_value_heads": kv_heads,
+        "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": tied,
+        "torch_dtype": "bfloat16", "use_cache": True, "use_sliding_window": False,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "vocab_size": vocabulary,
+        "vision_config": {
+            "depth": 32, "hidden_act": "silu", "hidden_size": 1280, "intermediate_size": vision_feed_forward,
+            "num_heads": 16, "in_chans": 3, "out_hidden_size": width, "patch_size": 14, "spatial_merge_size": 2,
+            "spatial_patch_size": 14, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31],
+            "tokens_per_second": 2, "temporal_patch_size": 2,
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_released_files_of_both_generations_are_the_presets(size):
+    """The second generation, which current transformers writes, nests the text fields and renames the rotary ones."""
     transformers = pytest.importorskip("transformers")
-    written = json.loads(transformers.Qwen2_5_VLConfig(**config.to_hf()).to_json_string(use_diff=False))
+    flat = released(size)
+    assert ModelConfig.from_hf(flat) == ModelConfig.preset(size)
+    nested = json.loads(transformers.Qwen2_5_VLConfig(**flat).to_json_string(use_diff=False))
+    assert nested["text_config"]["hidden_size"] == flat["hidden_size"] and "rope_theta" not in nested
+    for field in flat.keys() & nested["text_config"].keys() - {"architectures", "model_type"}:
+        nested.pop(field, None)  # what older releases repeat at the root
+    nested["tie_word_embeddings"] = flat["tie_word_embeddings"]
+    assert ModelConfig.from_hf(nested) == ModelConfig.preset(size)
+
+
+def test_what_transformers_writes_again_is_read_alike():
+    transformers = pytest.importorskip("transformers")
+    written = json.loads(transformers.Qwen2_5_VLConfig(**tiny_config().to_hf()).to_json_string(use_diff=False))
     assert "text_config" in written
-    assert ModelConfig.from_hf(written) == config
+    assert ModelConfig.from_hf(written) == tiny_config()
 
 
 def test_the_published_3b_file_which_leaves_out_defaults_is_read():

@@ -41,10 +41,10 @@ def expected_positions(ids: list[int], grids: list, config) -> np.ndarray:
     return positions[:, 0].numpy()
 
 
-def test_positions_equal_those_of_transformers_on_three_hundred_layouts():
+def test_positions_equal_those_of_transformers_on_a_thousand_layouts():
     config = tiny_config()
     rng = np.random.default_rng(0)
-    for _ in range(300):
+    for _ in range(1000):
         pieces, grids = random_layout(rng, config)
         ids, flat = sum(pieces, []), sum(grids, [])
         positions, following = mrope_positions(ids, flat, config)
@@ -83,3 +83,10 @@ def test_placeholders_that_do_not_match_the_pictures_are_refused(placeholders, g
     ids = [20, 12, *[config.image_token_id] * placeholders, 13, 21]
     with pytest.raises(ValueError, match=message):
         mrope_positions(ids, grids, config)
+
+
+def test_placeholders_of_a_video_are_refused():
+    """Sees a video that is taken for text, a token a frame."""
+    config = tiny_config()
+    with pytest.raises(ValueError, match="stands for a video; only still pictures"):
+        mrope_positions([20, 12, config.video_token_id, 13, 21], [], config)
