@@ -52,17 +52,18 @@ class Conversation:
         return [grid for _, grid in self.pictures]
 
     @classmethod
-    def of(cls, pictures, config: ModelConfig, seed: int = 0) -> Conversation:
+    def of(cls, pictures, config: ModelConfig, seed: int = 0, tail: int = 25, between: int = 0) -> Conversation:
+        """``between``: tokens of text before each picture, a few by default; ``tail``: after the last."""
         rng = np.random.default_rng(seed)
         ids, index, row = [], [], 0
         for _, grid in pictures:
-            text = list(rng.integers(20, config.text.vocab_size, rng.integers(1, 12)))
+            text = list(rng.integers(20, config.text.vocab_size, between or rng.integers(1, 12)))
             count = merged_tokens(grid)
             ids += [*text, config.vision_start_token_id, *[config.image_token_id] * count, config.vision_end_token_id]
             index += [-1] * (len(text) + 1) + list(range(row, row + count)) + [-1]
             row += count
-        tail = rng.integers(20, config.text.vocab_size, 25)
-        ids, index = np.array([*ids, *tail]), np.array([*index, *[-1] * 25])
+        ids = np.array([*ids, *rng.integers(20, config.text.vocab_size, tail)])
+        index = np.array([*index, *[-1] * tail])
         positions, _ = mrope_positions(ids, [grid for _, grid in pictures], config)
         return cls(ids, list(pictures), positions, index)
 
