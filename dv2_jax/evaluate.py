@@ -33,11 +33,14 @@ def run(config: Config) -> dict:
     from dv2_jax.evaluation.benchmark import benchmark
     from dv2_jax.evaluation.session import open_session
     from dv2_jax.evaluation.table import print_comparison
+    from dv2_jax.parallel import distributed
+    from dv2_jax.parallel.mesh import device_mesh
     from dv2_jax.recipes.run import write_json
     from dv2_jax.telemetry.report import write_report
     from dv2_jax.telemetry.trajectories import TrajectoryWriter
 
     started, console = time.perf_counter(), Console()
+    distributed.initialize(cpu_devices=config.mesh.cpu_devices)
     questions = benchmark(config.task)
     run_dir = Path(config.run.root) / config.run.name
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -45,7 +48,7 @@ def run(config: Config) -> dict:
     for stage in ("evaluate", "no_tools"):  # of an earlier evaluation under this name
         (run_dir / "trajectories" / f"{stage}.jsonl").unlink(missing_ok=True)
     results: dict = {"model": config.model.init, "questions": len(questions)}
-    with open_session(config, run_dir) as session:
+    with open_session(config, run_dir, mesh=device_mesh(config.mesh)) as session:
         with console.status("loading the policy and compiling"):
             session.load_params()
         with TrajectoryWriter(run_dir / "trajectories", session.tokenizer) as writer:

@@ -45,6 +45,7 @@ class Session:
     engine: Engine
     tools: ToolsClient
     forbidden: Bool[np.ndarray, "V"]
+    mesh: Mesh | None  # None: one device
 
     def set_params(self, params: Params, version: int) -> None:
         """New weights; compiles what is not compiled yet when they are the first."""
@@ -54,7 +55,9 @@ class Session:
 
     def load_params(self, *, warmup: bool = True) -> None:
         """The weights of ``model.init``, as version 0. Without ``warmup`` a shape is compiled when it first comes."""
-        params = load_weights(self.config.model, self.architecture.config, seed=self.config.run.seed)
+        params = load_weights(
+            self.config.model, self.architecture.config, mesh=self.mesh, seed=self.config.run.seed
+        )
         if warmup:
             self.set_params(params, 0)
         else:
@@ -94,7 +97,7 @@ def open_session(config: Config, run_dir: str | Path, *, mesh: Mesh | None = Non
     engine, forbidden = make_engine(config, described, graphdef, tokenizer, mesh)
     codec = SpliceCodec(tokenizer, config.image, config.agent)
     with open_tools(config, run_dir) as tools:
-        yield Session(config, described, graphdef, tokenizer, codec, engine, tools, forbidden)
+        yield Session(config, described, graphdef, tokenizer, codec, engine, tools, forbidden, mesh)
 
 
 def make_engine(

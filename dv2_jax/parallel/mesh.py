@@ -57,6 +57,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def device_mesh(config: MeshConfig) -> Mesh | None:
+    """As ``make_mesh``, of all devices that are here; None where that is one, which needs no placing."""
+    mesh = make_mesh(config)
+    return mesh if mesh.size > 1 else None
+
+
 def param_shardings(mesh: Mesh, logical_axes: Mapping[str, tuple[str | None, ...]]) -> dict[str, NamedSharding]:
     """Where each parameter lies. Raises KeyError for a dimension that AXIS_RULES does not name."""
 

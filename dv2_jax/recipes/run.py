@@ -20,7 +20,7 @@ from dv2_jax.config import Config
 from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.model.params import GraphDef, abstract_params, build, logical_axes
 from dv2_jax.parallel import distributed
-from dv2_jax.parallel.mesh import make_mesh, param_shardings
+from dv2_jax.parallel.mesh import device_mesh, param_shardings
 from dv2_jax.recipes.optimizer import learning_rate, make_optimizer, trainable_names
 from dv2_jax.recipes.state import TrainState, bound, init_state, opt_shardings, split_params, step_counter
 from dv2_jax.telemetry.interrupt import Interrupt
@@ -55,12 +55,8 @@ def load_policy(config: Config) -> Policy:
     if arch.tokenizer_file is None:
         raise ValueError(f"model.init = {config.model.init!r} has no tokenizer: train from hf:/path or a package model")
     graphdef, _ = build(arch.config, compute_dtype=config.model.compute_dtype, remat=config.model.remat)
-    mesh: Mesh | None = make_mesh(config.mesh)  # also where there is one device, to refuse a mesh of several
-    shardings = None
-    if mesh.size == 1:
-        mesh = None
-    else:
-        shardings = param_shardings(mesh, logical_axes(arch.config))
+    mesh = device_mesh(config.mesh)
+    shardings = None if mesh is None else param_shardings(mesh, logical_axes(arch.config))
     return Policy(arch, graphdef, Tokenizer.from_file(arch.tokenizer_file), mesh, shardings)
 
 

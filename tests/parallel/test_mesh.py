@@ -10,7 +10,7 @@ import pytest
 from dv2_jax.config import ConfigError, MeshConfig
 from dv2_jax.model.config import ModelConfig
 from dv2_jax.model.params import logical_axes
-from dv2_jax.parallel.mesh import AXES, AXIS_RULES, make_mesh, param_shardings
+from dv2_jax.parallel.mesh import AXES, AXIS_RULES, device_mesh, make_mesh, param_shardings
 
 
 def test_every_dimension_of_every_parameter_has_a_rule_and_no_parameter_uses_an_axis_twice():
@@ -42,3 +42,11 @@ def test_an_axis_without_a_rule_is_named_with_its_parameter():
 def test_sizes_that_do_not_use_every_device_once_are_refused(sizes, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         make_mesh(sizes, jax.devices()[:1])
+
+
+def test_one_device_is_no_mesh_and_no_excuse_for_a_mesh_of_several():
+    """Sees a configuration for a slice that runs, unsharded and silent, on the one device that is there."""
+    assert jax.device_count() == 1
+    assert device_mesh(MeshConfig()) is None
+    with pytest.raises(ConfigError, match="mesh.fsdp=16"):
+        device_mesh(MeshConfig(fsdp=16))
