@@ -1,0 +1,110 @@
+"""``python -m dv2_jax.evaluation.seeds runs/rl-0 runs/rl-1 runs/rl-2``: what several runs of one recipe agree on.
+
+Median and range over the runs, per stage and skill, and the gains from stage to stage within each run. A single run
+of a small model says little: seeds differ by several points.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dv2_jax.evaluation.table import STAGE_TITLES
+
+STAGES = ("base", "cold_start", "rl")
+Summary = Mapping[str, Any]
+
+
+class SeedsError(ValueError):
+    """Runs that cannot be put beside each other."""
+
+
+def read_summaries(folders: Sequence[str | Path]) -> list[Summary]:
+    """The ``summary.json`` of every run. Raises SeedsError for one that is missing, unfinished or of other stages."""
+    summaries = []
+    for folder in map(Path, folders):
+        path = folder / "summary.json"
+        if not path.is_file():
+            raise SeedsError(f"{path}: not there; give run directories of finished RL runs")
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if summary.get("interrupted"):
+            raise SeedsError(f"{folder}: stopped after step {summary.get('steps')}; run its command again to finish it")
+        summaries.append(summary)
+    if len({tuple(stages_of(summary)) for summary in summaries}) != 1:
+        found = "; ".join(f"{f}: {', '.join(stages_of(s)) or 'none'}" for f, s in zip(folders, summaries, strict=True))
+        raise SeedsError(f"the runs evaluated different stages ({found})")
+    return summaries
+
+
+def stages_of(summary: Summary) -> list[str]:
+    return [stage for stage in STAGES if stage in summary]
+
+
+def seeds_table(summaries: Sequence[Summary]) -> Table:
+    """Rows are skills, ``overall`` last; of each stage accuracy and tool rate in percent, as median (lowest to highest)."""
+    stages = stages_of(summaries[0])
+    runs = f"{len(summaries)} run{'s' if len(summaries) > 1 else ''}"
+    table = Table(title=f"{runs}: median (lowest to highest), %", title_justify="left")
+    table.add_column("skill")
+    for stage in stages:
+        for heading in ("accuracy", "uses tools"):
+            table.add_column(f"{STAGE_TITLES[stage]}\n{heading}", justify="right", no_wrap=True)
+    for skill in [*(name for name in summaries[0][stages[0]] if name != "overall"), "overall"]:
+        cells = [
+            spread([100 * summary[stage][skill][key] for summary in summaries])
+            for stage in stages
+            for key in ("accuracy", "tool_rate")
+        ]
+        if skill == "overall":
+            table.add_section()
+        table.add_row(skill, *cells, style="bold" if skill == "overall" else None)
+    return table
+
+
+def gains(summaries: Sequence[Summary]) -> list[str]:
+    """One line for each step from a stage to the next: points of overall accuracy gained, run by run compared."""
+    stages = stages_of(summaries[0])
+    return [
+        f"{STAGE_TITLES[before]} → {STAGE_TITLES[after]}: "
+        + spread([100 * (s[after]["overall"]["accuracy"] - s[before]["overall"]["accuracy"]) for s in summaries], "+")
+        + " points"
+        for before, after in zip(stages, stages[1:], strict=False)
+    ]
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """``median (lowest to highest)``; the value alone where all are equal."""
+    middle, low, high = (f"{value:{sign}.1f}" for value in (statistics.median(values), min(values), max(values)))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m dv2_jax.evaluation.seeds", description=__doc__.split("\n\n")[1])
+    parser.add_argument("runs", nargs="+", help="run directories of finished RL runs, e.g. runs/rl-*")
+    try:
+        summaries = read_summaries(parser.parse_args(argv).runs)
+    except SeedsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    console = Console()
+    console.print(seeds_table(summaries))
+    for line in gains(summaries):
+        console.print(line)
+    console.print(
+        f"largest gap between engine and trainer log-probs {max(s['logprob_gap_max'] for s in summaries):.1e};"
+        f" recompilations {max(s['recompilations'] for s in summaries)};"
+        f" minutes {spread([s['seconds'] / 60 for s in summaries])}",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Several runs beside each other."""
+
+import json
+
+import pytest
+
+from dv2_jax.evaluation import seeds
+
+
+def run(folder, base, cold, rl, **other):
+    def row(accuracy):
+        return {"accuracy": accuracy, "tool_rate": accuracy / 2, "tool_calls": 1.0, "reward": accuracy}
+
+    stages = {name: {"overall": row(a), "plain": row(a)} for name, a in (("base", base), ("cold_start", cold), ("rl", rl))}
+    folder.mkdir()
+    summary = stages | {"logprob_gap_max": 2e-5, "recompilations": 0, "seconds": 600.0, "interrupted": False} | other
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return str(folder)
+
+
+def test_medians_and_gains_are_of_each_run(tmp_path, capsys, monkeypatch):
+    """Sees a gain taken between medians of different runs: here that would be 20.0, while the median gain is 25.0."""
+    monkeypatch.setenv("COLUMNS", "160")
+    runs = [
+        run(tmp_path / "0", 0.20, 0.50, 0.75),
+        run(tmp_path / "1", 0.20, 0.55, 0.70),
+        run(tmp_path / "2", 0.21, 0.40, 0.65, logprob_gap_max=3e-5),
+    ]
+    seeds.main(runs)
+    shown = capsys.readouterr().out
+    assert "50.0 (40.0 to 55.0)" in shown and "70.0 (65.0 to 75.0)" in shown
+    assert "cold start → RL: +25.0 (+15.0 to +25.0) points" in shown
+    assert "base → cold start: +30.0 (+19.0 to +35.0) points" in shown
+    assert "3.0e-05" in shown and "minutes 10.0" in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"interrupted": True, "steps": 3}, "stopped after step 3"), ({"rl": None}, "different stages")]
+)
+def test_runs_that_do_not_compare_are_refused(tmp_path, capsys, change, message):
+    whole = run(tmp_path / "0", 0.2, 0.5, 0.7)
+    other = run(tmp_path / "1", 0.2, 0.5, 0.7)
+    path = tmp_path / "1" / "summary.json"
+    changed = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({key: value for key, value in changed.items() if value is not None}))
+    with pytest.raises(SystemExit):
+        seeds.main([whole, other])
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_there_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        seeds.main([str(tmp_path / "nowhere")])
+    assert "nowhere" in capsys.readouterr().err
