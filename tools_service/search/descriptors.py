@@ -55,6 +55,11 @@ def decode(data: bytes) -> Image.Image:
         raise ValueError(f"not a picture: {type(error).__name__}: {error}") from None
 
 
+def small_png(data: bytes) -> bytes:
+    """The picture as PNG of at most 224 pixels a side. Raises ValueError."""
+    return _thumbnail(decode(data))
+
+
 def describe(data: bytes) -> Description:
     """Everything that pictures are compared by. Raises ValueError."""
     image = decode(data)

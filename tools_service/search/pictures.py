@@ -1,7 +1,7 @@
 """Image search over captioned pictures: the same bytes, then the same picture, then similar ones.
 
-Candidates come from the global vectors (exact cosine, one matrix product) and are put in order by a
-geometric check of local features.
+Candidates come from the global vectors (exact cosine, one matrix product) or from the embeddings of a model that is
+plugged in, and are put in order by a geometric check of local features.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt8, UInt64
 
-from tools_service.search import descriptors
+from tools_service.search import descriptors, embedding
+from tools_service.search.corpora import picture_bytes, read_rows
 from tools_service.search.descriptors import Local
-from tools_service.search.provider import BadQuery, Item
-from tools_service.search.text import read_rows
+from tools_service.search.embedding import EmbeddingProvider, Vectors
+from tools_service.search.provider import BadQuery, Item, SearchError
 
 _META = "tools_index.json"
 _ARRAYS = "pictures.npz"
@@ -53,9 +54,9 @@ class Table:
 
 
 def read_pictures(path: str | Path) -> Iterator[tuple[bytes, str, str]]:
-    """(encoded picture, title, url) of a JSONL table with "image", "title" and "url", or of a folder.
+    """(encoded picture, title, url) of a JSONL or Parquet table with "image", "title" and "url", or of a folder.
 
-    Paths in a table are relative to it; in a folder the title is the file's name. Raises ValueError.
+    "image" is a path relative to the table, or bytes; in a folder the title is the file's name. Raises ValueError.
     """
     path = Path(path)
     if path.is_dir():
@@ -63,9 +64,9 @@ def read_pictures(path: str | Path) -> Iterator[tuple[bytes, str, str]]:
             yield file.read_bytes(), file.stem.replace("_", " ").replace("-", " "), ""
         return
     for number, row in enumerate(read_rows(path), start=1):
-        if not isinstance(row.get("image"), str) or not isinstance(row.get("title"), str):
-            raise ValueError(f'{path}: row {number} needs "image" and "title", both strings; it has {sorted(row)}')
-        yield (path.parent / row["image"]).read_bytes(), row["title"], str(row.get("url") or "")
+        if row.get("image") is None or not isinstance(row.get("title"), str):
+            raise ValueError(f'{path}: row {number} needs "image" and "title", a string; it has {sorted(row)}')
+        yield picture_bytes(row["image"], path.parent, f"{path}: row {number}"), row["title"], str(row.get("url") or "")
 
 
 def build(pictures: Iterable[tuple[bytes, str, str]]) -> tuple[Table, list[dict]]:
@@ -93,29 +94,49 @@ def build(pictures: Iterable[tuple[bytes, str, str]]) -> tuple[Table, list[dict]
     return table, rows
 
 
-def save(table: Table, rows: list[dict], folder: str) -> None:
+def _embed(provider: EmbeddingProvider | None, pictures: list[tuple[bytes, str, str]]) -> Vectors | None:
+    return Vectors.build(provider, [data for data, _, _ in pictures]) if provider else None
+
+
+def save(table: Table, rows: list[dict], folder: str, vectors: Vectors | None = None) -> None:
     np.savez(os.path.join(folder, _ARRAYS), **vars(table))
-    Path(folder, _META).write_text(json.dumps({"kind": "image", "pictures": rows}))
+    meta = {"kind": "image", "pictures": rows}
+    if vectors is not None:
+        vectors.save(folder)
+        meta["embedding"] = vectors.provider.name
+    Path(folder, _META).write_text(json.dumps(meta))
 
 
 class PictureIndex:
     """The embedded image provider."""
 
-    def __init__(self, table: Table, rows: list[dict]):
-        self._table, self._rows = table, rows
-        self.name = f"image: {len(rows)} pictures by hash, descriptor and geometry"
+    def __init__(self, table: Table, rows: list[dict], vectors: Vectors | None = None):
+        """Without ``vectors``, the table's own decide which pictures are alike."""
+        self._table, self._rows, self._vectors = table, rows, vectors
+        by = f"embedding {vectors.provider.name}" if vectors else "descriptor"
+        self.name = f"image: {len(rows)} pictures by hash, {by} and geometry"
 
     @classmethod
-    def open(cls, path: str) -> PictureIndex:
-        """An index folder, or pictures (folder or JSONL) that are then indexed in memory. Raises ValueError."""
+    def open(cls, path: str, plug: str = "") -> PictureIndex:
+        """An index folder, or pictures (folder or table) that are then indexed in memory.
+
+        ``plug`` names the embedding (``embedding.load``), and must be that of the index folder. Raises ValueError.
+        """
+        provider = embedding.load(plug) if plug else None
         meta = os.path.join(path, _META)
         if not os.path.exists(path):
-            raise ValueError(f"{path} does not exist: give an image index, a folder of pictures, or a JSONL table")
+            raise ValueError(f"{path} does not exist: give an image index, a folder of pictures, or a table (JSONL, Parquet)")
         if not os.path.isfile(meta):
-            return cls(*build(read_pictures(path)))
+            pictures = list(read_pictures(path))
+            return cls(*build(pictures), _embed(provider, pictures))
+        described = json.loads(Path(meta).read_text())
+        made_by = described.get("embedding")
+        if made_by != (provider.name if provider else None):
+            raise ValueError(f"{path} has vectors of {made_by or 'no embedding'}, not of {provider.name if provider else 'none'}: "
+                             "give the --embedding that it was made with, or index anew")  # fmt: skip
         with np.load(os.path.join(path, _ARRAYS), allow_pickle=False) as arrays:
             table = Table(**dict(arrays))
-        return cls(table, json.loads(Path(meta).read_text())["pictures"])
+        return cls(table, described["pictures"], Vectors.open(provider, path) if provider else None)
 
     async def search(self, image: bytes, k: int) -> list[Item]:
         return await asyncio.to_thread(self.search_now, image, k)
@@ -127,7 +148,7 @@ class PictureIndex:
         except ValueError as error:
             raise BadQuery(str(error)) from None
         table = self._table
-        scores: Float[np.ndarray, "N"] = table.vectors @ query.vector
+        scores = self._similarities(image, query.vector, max(_CANDIDATES, k))
         distance = np.bitwise_count(table.hashes ^ np.uint64(query.perceptual))
         same = (table.digests == np.frombuffer(hashlib.sha256(image).digest(), np.uint8)).all(axis=1)
         scores = scores + np.where(distance <= _NEAR_BITS, 2.0 - distance / 16, 0.0) + np.where(same, 4.0, 0.0)
@@ -137,6 +158,18 @@ class PictureIndex:
                 scores[row] += min(descriptors.inliers(query.local, table.local(row)), _SURE) / _SURE
             candidates = candidates[np.argsort(-scores[candidates], kind="stable")]
         return [self._item(int(row), float(scores[row])) for row in candidates[:k]]
+
+    def _similarities(self, image: bytes, vector: Float32[np.ndarray, "D"], k: int) -> Float[np.ndarray, "N"]:
+        """Cosines of all pictures; with an embedding, of the k nearest, and -1 for the others."""
+        if self._vectors is None:
+            return self._table.vectors @ vector
+        scores = np.full(len(self._rows), -1.0)
+        try:
+            near, cosines = self._vectors.nearest(image, min(k, len(scores)))
+        except ValueError as error:  # the picture itself was readable
+            raise SearchError(str(error)) from None
+        scores[near] = cosines
+        return scores
 
     def _item(self, row: int, score: float) -> Item:
         return Item(self._rows[row]["title"], self._rows[row]["url"], thumbnail=self._table.thumbnail(row), score=score)

@@ -1,4 +1,4 @@
-"""Full-text search over a JSONL corpus with tantivy: BM25 over words joined by OR, titles count more."""
+"""Full-text search over a corpus with tantivy: BM25 over words joined by OR, titles count more."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import tantivy
 
+from tools_service.search.corpora import is_source, text_rows
 from tools_service.search.provider import BadQuery, Item
 
 _TITLE_BOOST = 2.0
@@ -27,21 +28,6 @@ def _schema() -> tantivy.Schema:
     for name in ("url", "date"):
         builder.add_text_field(name, stored=True, tokenizer_name="raw")
     return builder.build()
-
-
-def read_rows(path: str | Path) -> Iterator[dict]:
-    """Rows of a JSONL file. Raises ValueError naming the line that is not as it should be."""
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: a JSON object is needed, not {type(row).__name__}")
-            yield row
 
 
 def build(rows: Iterable[dict], folder: str | None) -> tantivy.Index:
@@ -72,11 +58,13 @@ class TextIndex:
 
     @classmethod
     def open(cls, path: str) -> TextIndex:
-        """An index folder, or a JSONL corpus that is then indexed in memory. Raises ValueError."""
-        if os.path.isfile(path):
-            return cls(build(read_rows(path), None))
+        """An index folder, or a corpus (``corpora.read_rows``) that is then indexed in memory. Raises ValueError."""
+        if is_source(path):
+            return cls(build(text_rows(path), None))
         if not os.path.isfile(os.path.join(path, _META)):
-            raise ValueError(f"{path} is neither a text index (python -m tools_service.index text) nor a JSONL file")
+            raise ValueError(
+                f"{path} is neither a text index (python -m tools_service.index text) nor a corpus (JSONL, Parquet, package:NAME)"
+            )
         return cls(tantivy.Index.open(path))
 
     async def search(self, query: str, k: int) -> list[Item]:

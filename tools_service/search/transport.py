@@ -12,7 +12,6 @@ import logging
 import time
 import zlib
 from collections import Counter
-from dataclasses import dataclass
 from typing import TypeVar
 
 import httpx
@@ -21,6 +20,7 @@ from aiolimiter import AsyncLimiter
 from pydantic import BaseModel, ValidationError
 
 from tools_service.search.breaker import CircuitBreaker
+from tools_service.search.calls import Policy, Request
 from tools_service.search.provider import SearchError
 
 Reply = TypeVar("Reply", bound=BaseModel)
@@ -28,6 +28,8 @@ Reply = TypeVar("Reply", bound=BaseModel)
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _KEY_REFUSED = frozenset({401, 402, 403})
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 8.0
+# They log addresses and headers, and both hold keys; a filter on a logger does not reach those below it.
+_TALKATIVE = ("httpx", *(f"httpcore.{part}" for part in ("connection", "http11", "http2", "proxy", "socks")))
 _USER_AGENT = "dv2-tools-service"
 
 
@@ -37,25 +39,6 @@ class Transient(SearchError):
     def __init__(self, text: str, after_s: float | None = None):
         super().__init__(text)
         self.after_s = after_s
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How one provider is treated."""
-
-    timeout_s: float = 10.0  # one attempt, until the last byte
-    budget_s: float = 30.0  # one search: attempts, queueing and waits together
-    attempts: int = 3
-    rate: float = 5.0  # requests a second, on average and at most in any one second
-    concurrent: int = 16
-    reply_bytes: int = 4 << 20  # after decompression
-    failures: int = 5  # in a row: then the provider is left alone
-    pause_s: float = 30.0
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value > 0:
-                raise ValueError(f"{name} {value:g} must be above 0")
 
 
 class Transport:
@@ -70,7 +53,8 @@ class Transport:
         self._limiter = AsyncLimiter(max(policy.rate, 1.0), max(1.0, 1.0 / policy.rate))
         self._slots = asyncio.Semaphore(policy.concurrent)
         self._jitter = tenacity.wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S)
-        logging.getLogger("httpx").addFilter(_is_warning)  # it logs addresses, and some hold keys
+        for logger in _TALKATIVE:
+            logging.getLogger(logger).addFilter(_is_warning)
         self._http = httpx.AsyncClient(
             timeout=policy.timeout_s,
             follow_redirects=False,
@@ -80,7 +64,7 @@ class Transport:
             limits=httpx.Limits(max_connections=policy.concurrent, max_keepalive_connections=policy.concurrent),
         )
 
-    async def ask(self, request: httpx.Request, schema: type[Reply]) -> Reply:
+    async def ask(self, request: Request, schema: type[Reply]) -> Reply:
         """The reply to ``request``, checked against ``schema``. Raises SearchError."""
         policy = self.policy
         retrying = tenacity.AsyncRetrying(
@@ -94,7 +78,9 @@ class Transport:
                 return await retrying(self._attempt, request, schema)
         except TimeoutError:
             self.counters["timeout"] += 1
-            raise SearchError(f"{self.name} gave no answer within {policy.budget_s:g} s") from None
+            raise SearchError(
+                f"{self.name} gave no answer within {policy.budget_s:g} s, at {policy.rate:g} requests a second at most"
+            ) from None
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -105,17 +91,20 @@ class Transport:
         jitter = self._jitter(state)
         return jitter if error.after_s is None else error.after_s + min(jitter, 0.1 * error.after_s)
 
-    async def _attempt(self, request: httpx.Request, schema: type[Reply]) -> Reply:
+    async def _attempt(self, request: Request, schema: type[Reply]) -> Reply:
         self.breaker.check()
         async with self._slots, self._limiter:
             with self.breaker.guard():
                 return self._checked(await self._body(request), schema)
 
-    async def _body(self, request: httpx.Request) -> bytes:
+    async def _body(self, request: Request) -> bytes:
         self.counters["requests"] += 1
         try:
             async with asyncio.timeout(self.policy.timeout_s):
-                response = await self._http.send(request, stream=True)
+                sent = self._http.build_request(
+                    request.method, request.url, params=request.params, headers=request.headers, json=request.json
+                )
+                response = await self._http.send(sent, stream=True)
                 try:
                     self._check_status(response)
                     return await self._read(response)
@@ -124,7 +113,7 @@ class Transport:
         except (TimeoutError, httpx.TimeoutException):
             self.counters["timeout"] += 1
             raise Transient(f"{self.name} gave no answer within {self.policy.timeout_s:g} s") from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             self.counters["connection"] += 1
             raise Transient(f"{self.name} cannot be reached ({type(error).__name__})") from None
 
@@ -166,13 +155,12 @@ class Transport:
         try:
             return schema.model_validate_json(body)
         except ValidationError as error:
-            self.counters["schema"] += 1
             # Where and what kind, by our own names: the values come from outside.
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            known = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in _fields(schema))
-            raise SearchError(
-                f"{self.name} answers in an unknown form ({first['type']} at {known or 'the top'})"
-            ) from None
+        known = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in _fields(schema))
+        self.counters["schema"] += 1
+        # Outside of the handler: the validation error holds the reply, and would stay attached to this one.
+        raise SearchError(f"{self.name} answers in an unknown form ({first['type']} at {known or 'the top'})")
 
 
 def _fields(schema: type[BaseModel]) -> set[str]:
