@@ -7,9 +7,10 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator
 
+from tools_service import logs, server
 from tools_service import options as command_line
-from tools_service import server
 from tools_service.sandbox.host import SandboxUnavailable
 
 
@@ -20,26 +21,37 @@ async def serve(options: command_line.Options) -> None:
         loop.add_signal_handler(number, stop.set)
     if options.exit_with_parent:
         _watch(os.getppid(), stop, loop)
-    running, port, tools, host, checks = await server.build(options)
-    info = tools.info()
-    print(f"isolation: {info['isolation'] or 'no sandbox'}")
-    limits = info["limits"]
-    if limits:
-        print(
+    running = await server.build(options)
+    for line in _banner(options, running.tools.info()):
+        print(line)
+    print(f"listening on {options.host}:{running.port}", flush=True)
+    logs.event("listening", replica=running.tools.replica, tier=running.tools.info()["tier"])
+    background = [loop.create_task(running.tools.housekeeping())]
+    await stop.wait()
+    logs.event("draining")
+    await running.checks.enter_graceful_shutdown()
+    await running.tools.drain()
+    await running.server.stop(grace=1.0)
+    for task in background:
+        task.cancel()
+    await running.tools.close()
+    if running.host is not None:
+        await running.host.close()
+    logs.event("stopped")
+
+
+def _banner(options: command_line.Options, info: dict) -> Iterator[str]:
+    yield f"isolation: {info['isolation'] or 'no sandbox'}"
+    if limits := info["limits"]:
+        yield (
             f"limits: {limits['memory_mb']} MB memory, {limits['disk_mb']} MB disk, {limits['processes']} processes a session; "
             f"{info['max_sessions']} sessions; {limits['timeout_s']:g} s a cell unless asked otherwise"
         )
-    print(f"search: {', '.join(info['providers']) or 'none'}")
-    print(f"listening on {options.host}:{port}", flush=True)
-    background = [loop.create_task(tools.housekeeping())]
-    await stop.wait()
-    await checks.enter_graceful_shutdown()
-    await tools.drain()
-    await running.stop(grace=1.0)
-    for task in background:
-        task.cancel()
-    if host is not None:
-        await host.close()
+    yield f"search: {', '.join(info['providers']) or 'none'}"
+    checks = ["bearer token"] * bool(options.tokens) + ["client certificate"] * bool(options.tls_client_ca)
+    yield f"callers show: {' and '.join(checks) or 'nothing (loopback only)'}; TLS {'on' if options.tls_cert else 'off'}"
+    if options.metrics_port:
+        yield f"metrics: http://{options.host}:{options.metrics_port}/metrics"
 
 
 def _watch(parent: int, stop: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
@@ -53,6 +65,7 @@ def main() -> None:
         options = command_line.parse()
     except command_line.BadOptions as error:
         sys.exit(f"error: {error}")
+    logs.start("info")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # four descriptors a session, one a picture
     try:

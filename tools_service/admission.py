@@ -13,15 +13,23 @@ class Lanes:
 
     def __init__(self, fast: int, slow: int, patience_s: float = 0.5):
         self._fast, self._slow, self._patience_s = asyncio.Semaphore(fast), slow, patience_s
+        self.waiting = 0  # cells that wait for a place
+        self.running = 0
 
     @contextlib.asynccontextmanager
     async def enter(self) -> AsyncIterator[Lane]:
         """Waits for a place in the fast lane, first come first served."""
-        await self._fast.acquire()
+        self.waiting += 1
+        try:
+            await self._fast.acquire()
+        finally:
+            self.waiting -= 1
         lane = Lane(self)
+        self.running += 1
         try:
             yield lane
         finally:
+            self.running -= 1
             lane.leave()
 
 

@@ -27,22 +27,23 @@ class Picture:
 
 
 class PictureStore:
-    """Pictures by SHA-256, so that each crosses the network once however many sessions use it."""
+    """Pictures by principal and SHA-256, so that each crosses the network once however many sessions use it."""
 
     def __init__(self, max_bytes: int = 1 << 30, max_pictures: int = 4096):
-        self._pictures: OrderedDict[bytes, Picture] = OrderedDict()
+        self._pictures: OrderedDict[tuple[str, bytes], Picture] = OrderedDict()
         self._bytes, self._max_bytes, self._max_pictures = 0, max_bytes, max_pictures
 
-    def add(self, data: bytes) -> None:
-        digest = hashlib.sha256(data).digest()
-        if digest not in self._pictures:
-            self._pictures[digest] = Picture(data)
+    def add(self, principal: str, data: bytes) -> None:
+        key = principal, hashlib.sha256(data).digest()
+        if key not in self._pictures:
+            self._pictures[key] = Picture(data)
             self._bytes += len(data)
-        self._pictures.move_to_end(digest)
+        self._pictures.move_to_end(key)
         while len(self._pictures) > 1 and (self._bytes > self._max_bytes or len(self._pictures) > self._max_pictures):
             self._bytes -= self._pictures.popitem(last=False)[1].size
 
-    def get(self, digest: bytes) -> Picture | None:
-        if digest in self._pictures:
-            self._pictures.move_to_end(digest)
-        return self._pictures.get(digest)
+    def get(self, principal: str, digest: bytes) -> Picture | None:
+        key = principal, digest
+        if key in self._pictures:
+            self._pictures.move_to_end(key)
+        return self._pictures.get(key)

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
+import collections
 import json
+import math
 import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
-from tools_service import __version__
+from tools_service import __version__, logs, security
 from tools_service.admission import Lanes
 from tools_service.answers import Answers
+from tools_service.metrics import Metrics
 from tools_service.options import Options
 from tools_service.pictures import PictureStore
 from tools_service.proto import tools_pb2 as pb
 from tools_service.proto import tools_pb2_grpc
 from tools_service.sandbox.host import Host
-from tools_service.search.provider import Providers
-from tools_service.sessions import Sessions
+from tools_service.search.providers import Providers
+from tools_service.sessions import Caller, Sessions
 
 MAX_MESSAGE = 64 << 20
+_NAME = pb.DESCRIPTOR.services_by_name["Tools"].full_name
 _ID = re.compile(r"[A-Za-z0-9._:/@+=-]{1,200}")
-_ABANDONED_S = 5.0  # after its caller vanished, a cell is left so long for somebody to ask again
+_ABANDONED_S = 2.0  # after its caller vanished, a cell is left so long for somebody to ask again
 _MAX_ITEMS = 4096
 _MAX_QUERY = 4096
 
@@ -37,45 +43,55 @@ class Refusal(Exception):
 class Tools(tools_pb2_grpc.ToolsServicer):
     """The service of tools.proto."""
 
-    def __init__(self, options: Options, host: Host | None, sessions: Sessions | None, providers: Providers):
+    def __init__(
+        self, options: Options, host: Host | None, sessions: Sessions | None, providers: Providers, lanes: Lanes
+    ):
         self._options, self._host, self._sessions, self._providers = options, host, sessions, providers
-        self._answers, self._pictures = Answers(), PictureStore()
+        self._answers, self._pictures, self._lanes = Answers(), PictureStore(), lanes
+        self.replica = f"{options.replica}-{secrets.token_hex(4)}"
+        self.metrics = self._measure()
         self._started = time.time()
         self._abandoned = 0
+        self._stopping: set[asyncio.Task] = set()
         self.draining = False
 
     async def Exec(self, request: pb.ExecRequest, context: grpc.aio.ServicerContext) -> pb.Result:
-        self._learn(request.images)
-        async for result in self._stream([(request.request_id, self._cell(request))]):
+        caller = _caller(context)
+        self._learn(request.images, caller)
+        async for result in self._stream("exec", [request], self._cell, caller):
             return result
 
     async def BatchExec(
         self, request: pb.BatchExecRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.Result]:
         await self._check_size(len(request.items), context)
-        self._learn(request.images)
+        caller = _caller(context)
+        self._learn(request.images, caller)
         for item in request.items:
-            self._learn(item.images)
-        async for result in self._stream([(item.request_id, self._cell(item)) for item in request.items]):
+            self._learn(item.images, caller)
+        async for result in self._stream("exec", request.items, self._cell, caller):
             yield result
 
     async def BatchSearch(
         self, request: pb.BatchSearchRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.Result]:
         await self._check_size(len(request.items), context)
-        async for result in self._stream([(item.request_id, self._search(item)) for item in request.items]):
+        async for result in self._stream("search", request.items, self._search, _caller(context)):
             yield result
 
     async def Interrupt(self, request: pb.InterruptRequest, context: grpc.aio.ServicerContext) -> pb.InterruptReply:
-        return pb.InterruptReply(
-            interrupted=self._sessions is not None and self._sessions.interrupt(request.session_id)
+        running = self._sessions is not None and self._sessions.interrupt(
+            request.session_id, security.principal(context)
         )
+        return pb.InterruptReply(interrupted=running)
 
     async def CloseSessions(
         self, request: pb.CloseSessionsRequest, context: grpc.aio.ServicerContext
     ) -> pb.CloseSessionsReply:
-        closed = sum(self._sessions.close(session_id) for session_id in request.session_ids) if self._sessions else 0
-        return pb.CloseSessionsReply(closed=closed)
+        if self._sessions is None:
+            return pb.CloseSessionsReply()
+        principal = security.principal(context)
+        return pb.CloseSessionsReply(closed=sum(self._sessions.close(id_, principal) for id_ in request.session_ids))
 
     async def GetInfo(self, request: pb.GetInfoRequest, context: grpc.aio.ServicerContext) -> pb.Info:
         info = self.info()
@@ -87,17 +103,36 @@ class Tools(tools_pb2_grpc.ToolsServicer):
         plan = sandbox.get("plan", {})
         return {
             "version": __version__,
+            "replica": self.replica,
             "tier": plan.get("tier", "no sandbox"),
             "isolation": sandbox.get("summary", ""),
             "limits": plan.get("limits", {}),
             "packages": sandbox.get("packages", {}),
             "providers": self._providers.names(),
+            "search": self._providers.state(),
             "runtime_dir": plan.get("runtime_dir", ""),
             "max_sessions": self._options.max_sessions,
             "sessions": len(self._sessions) if self._sessions else 0,
-            "counters": (self._sessions.counters if self._sessions else {}) | {"abandoned": self._abandoned},
+            "running": self._lanes.running,
+            "waiting": self._sessions.waiting if self._sessions else 0,
+            "draining": self.draining,
+            "counters": self._counters(),
             "uptime_s": time.time() - self._started,
         }
+
+    def _counters(self) -> dict[str, int]:
+        return (self._sessions.counters if self._sessions else {}) | {"abandoned": self._abandoned}
+
+    def _measure(self) -> Metrics:
+        metrics = Metrics()
+        metrics.gauge("tools_sessions", "Sessions that live", lambda: len(self._sessions) if self._sessions else 0)
+        metrics.gauge("tools_cells_running", "Cells that run", lambda: self._lanes.running)
+        metrics.gauge(
+            "tools_cells_waiting", "Cells that wait or run", lambda: self._sessions.waiting if self._sessions else 0
+        )
+        events = ("cells", "opened", "expired", "evicted", "killed", "abandoned")
+        metrics.counters("tools_events", "What happened since the start", self._counters, events)
+        return metrics
 
     async def housekeeping(self) -> None:
         """Ends idle sessions, as long as the service lives."""
@@ -109,16 +144,24 @@ class Tools(tools_pb2_grpc.ToolsServicer):
         self.draining = True
         await self._answers.drain(self._options.drain_s)
 
+    async def close(self) -> None:
+        """Ends the connections of search providers."""
+        await self._providers.close()
+
     # One item
 
-    def _cell(self, request: pb.ExecRequest) -> Callable[[], Coroutine[None, None, pb.Result]]:
+    def _cell(self, request: pb.ExecRequest, caller: Caller) -> Callable[[], Coroutine[None, None, pb.Result]]:
         async def execute() -> pb.Result:
             self._check_cell(request)
-            held = [self._pictures.get(digest) for digest in request.image_digests]
+            _, at, replica = request.session_id.partition("@")
+            if at and replica != self.replica:
+                message = "the session belongs to another replica, or to this one before it was restarted"
+                return pb.Result(request_id=request.request_id, status=pb.SESSION_LOST, message=message)
+            held = [self._pictures.get(caller.principal, digest) for digest in request.image_digests]
             missing = [d for d, data in zip(request.image_digests, held, strict=True) if data is None]
             if missing:
                 return pb.Result(request_id=request.request_id, status=pb.MISSING_IMAGES, missing_digests=missing)
-            return await self._sessions.execute(request, held)
+            return await self._sessions.execute(request, held, caller)
 
         return execute
 
@@ -135,7 +178,7 @@ class Tools(tools_pb2_grpc.ToolsServicer):
         if len(request.image_digests) > limits.input_images:
             raise Refusal(f"{len(request.image_digests)} pictures; the limit is {limits.input_images}")
 
-    def _search(self, request: pb.SearchRequest) -> Callable[[], Coroutine[None, None, pb.Result]]:
+    def _search(self, request: pb.SearchRequest, _: Caller) -> Callable[[], Coroutine[None, None, pb.Result]]:
         async def execute() -> pb.Result:
             kind = request.WhichOneof("query")
             if kind is None:
@@ -152,21 +195,32 @@ class Tools(tools_pb2_grpc.ToolsServicer):
 
     # Batches
 
-    async def _stream(self, items: list[tuple[str, Callable]]) -> AsyncIterator[pb.Result]:
+    async def _stream(self, kind: str, items, make: Callable, caller: Caller) -> AsyncIterator[pb.Result]:
         """Answers in order of completion; cells whose caller vanished are stopped after a while."""
-        tasks = [asyncio.create_task(self._once(request_id, execute)) for request_id, execute in items]
+        started, statuses = time.monotonic(), collections.Counter()
+        tasks = [asyncio.create_task(self._once(kind, item, make(item, caller), caller)) for item in items]
         try:
             for next_done in asyncio.as_completed(tasks):
-                yield await next_done
+                result = await next_done
+                statuses[pb.Status.Name(result.status)] += 1
+                yield result
         finally:
-            if not all(task.done() for task in tasks):
+            left = sum(not task.done() for task in tasks)
+            if left:
                 for task in tasks:
                     task.cancel()
                 loop = asyncio.get_running_loop()
-                for request_id, _ in items:
-                    loop.call_later(_ABANDONED_S, self._abandon, request_id)
+                for item in items:
+                    loop.call_later(_ABANDONED_S, self._abandon, item, caller)
+            seconds = round(time.monotonic() - started, 4)
+            logs.event(kind, items=len(tasks), abandoned=left, statuses=dict(statuses), seconds=seconds)
 
-    async def _once(self, request_id: str, execute: Callable) -> pb.Result:
+    async def _once(self, kind: str, item: pb.ExecRequest | pb.SearchRequest, execute: Callable, caller: Caller) -> pb.Result:
+        result = await self._answer(item.request_id, execute, caller)
+        self.metrics.answered(kind, result)
+        return result
+
+    async def _answer(self, request_id: str, execute: Callable, caller: Caller) -> pb.Result:
         started = time.monotonic()
         if not _ID.fullmatch(request_id):
             return pb.Result(request_id=request_id, status=pb.REFUSED, message=f"request id must match {_ID.pattern}")
@@ -179,23 +233,30 @@ class Tools(tools_pb2_grpc.ToolsServicer):
             except Refusal as refusal:
                 return pb.Result(request_id=request_id, status=pb.REFUSED, message=str(refusal))
 
-        result = await self._answers.once(request_id, checked)
+        result = await self._answers.once(caller.key(request_id), request_id, checked)
         if not result.wall_ms:
             result.wall_ms = (time.monotonic() - started) * 1e3
         return result
 
-    def _abandon(self, request_id: str) -> None:
-        task = self._answers.task(request_id)
-        if task is not None and not task.done():
-            self._abandoned += 1
-            task.cancel()
+    def _abandon(self, item: pb.ExecRequest | pb.SearchRequest, caller: Caller) -> None:
+        def interrupt() -> bool:
+            if self._sessions is None or not isinstance(item, pb.ExecRequest):
+                return False
+            return self._sessions.interrupt(item.session_id, caller.principal, item.request_id)
 
-    def _learn(self, pictures) -> None:
+        async def stop() -> None:
+            grace = self._options.limits.grace_s
+            self._abandoned += await self._answers.stop(caller.key(item.request_id), interrupt, grace)
+
+        task = asyncio.ensure_future(stop())
+        self._stopping.add(task)
+        task.add_done_callback(self._stopping.discard)
+
+    def _learn(self, pictures, caller: Caller) -> None:
         limit = self._options.limits.input_image_mb << 20
         for data in pictures:
             if len(data) <= limit:
-                self._pictures.add(data)
-
+                self._pictures.add(caller.principal, data)
     async def _check_size(self, items: int, context: grpc.aio.ServicerContext) -> None:
         if items > _MAX_ITEMS:
             await context.abort(
@@ -203,28 +264,27 @@ class Tools(tools_pb2_grpc.ToolsServicer):
             )
 
 
-class TokenCheck(grpc.aio.ServerInterceptor):
-    """Lets calls through that carry the bearer token; health checks need none."""
-
-    def __init__(self, token: str):
-        self._expected = f"Bearer {token}".encode()
-
-        async def deny(_: object, context: grpc.aio.ServicerContext) -> None:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a bearer token is needed")
-
-        self._deny = grpc.unary_unary_rpc_method_handler(deny)
-
-    async def intercept_service(self, continuation, details):
-        given = dict(details.invocation_metadata).get("authorization", "")
-        given = given if isinstance(given, bytes) else given.encode()
-        if details.method.startswith("/grpc.health.v1.Health/") or hmac.compare_digest(given, self._expected):
-            return await continuation(details)
-        return self._deny
+def _caller(context: grpc.aio.ServicerContext) -> Caller:
+    left = context.time_remaining()
+    return Caller(security.principal(context), math.inf if left is None else time.monotonic() + left)
 
 
-async def build(options: Options) -> tuple[grpc.aio.Server, int, Tools, Host | None, health.aio.HealthServicer]:
-    """A server that listens, its port and its parts. Raises SandboxUnavailable, ValueError for a bad index."""
+@dataclass(frozen=True)
+class Running:
+    """A service that listens, and its parts."""
+
+    server: grpc.aio.Server
+    port: int
+    tools: Tools
+    host: Host | None
+    checks: health.aio.HealthServicer
+
+
+async def build(options: Options) -> Running:
+    """Starts everything. Raises SandboxUnavailable, ValueError for a bad index, OSError for a bad certificate."""
     host = sessions = starting = None
+    lanes = Lanes(options.cells, options.slow_cells)
+    credentials = security.server_credentials(options)
     if not options.no_sandbox:
         host = Host(
             options.limits, options.packages, warm=options.warm, slots=options.max_sessions + options.warm + 32,
@@ -232,10 +292,9 @@ async def build(options: Options) -> tuple[grpc.aio.Server, int, Tools, Host | N
         )  # fmt: skip
         starting = asyncio.create_task(host.start())
         await asyncio.sleep(0)  # the manager starts now, and loads libraries while we open indexes
-        lanes = Lanes(options.cells, options.slow_cells)
-        sessions = Sessions(host, options.limits, max_sessions=options.max_sessions, idle_s=options.idle_s, lanes=lanes)
+        sessions = Sessions(host, options, lanes)
     try:
-        providers = await asyncio.to_thread(Providers.open, options.text_index, options.image_index)
+        providers = await asyncio.to_thread(Providers.open, options.search)
         if starting is not None:
             await starting
     except BaseException:
@@ -243,22 +302,30 @@ async def build(options: Options) -> tuple[grpc.aio.Server, int, Tools, Host | N
             await host.close()
         raise
     server = grpc.aio.server(
-        interceptors=[TokenCheck(options.token)] if options.token else [],
+        interceptors=[security.TokenCheck(options.tokens)] if options.tokens else [],
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE),
             ("grpc.max_send_message_length", MAX_MESSAGE),
             ("grpc.max_metadata_size", 16 << 10),
             ("grpc.max_concurrent_streams", 256),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.http2.max_ping_strikes", 3),
+            ("grpc.keepalive_time_ms", 60_000),  # a caller that vanished without a word is noticed
+            ("grpc.keepalive_timeout_ms", 20_000),
             ("grpc.so_reuseport", 0),
         ],
     )
-    tools = Tools(options, host, sessions, providers)
+    tools = Tools(options, host, sessions, providers, lanes)
     tools_pb2_grpc.add_ToolsServicer_to_server(tools, server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    port = server.add_insecure_port(f"{options.host}:{options.port}")
+    if options.reflection:
+        reflection.enable_server_reflection((_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    address = f"{options.host}:{options.port}"
+    port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     await server.start()
-    for name in ("", "tools.v1.Tools"):
+    for name in ("", _NAME):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
-    return server, port, tools, host, checks
+    if options.metrics_port:
+        tools.metrics.serve(options.host, options.metrics_port)
+    return Running(server, port, tools, host, checks)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import grpc
@@ -17,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 from tools_bench import Bench, alive, descendants, start_as_nobody, wait_until_gone
 
+from tools_service import messages
 from tools_service.client import (
     ExecRequest,
     ImageSearchRequest,
@@ -56,7 +58,8 @@ def served(tmp_path_factory, indexes):
     """A service with search, few sessions, quick expiry and a token."""
     folder = tmp_path_factory.mktemp("service")
     (folder / "token").write_text(_TOKEN + "\n")
-    arguments = ["--token-file", str(folder / "token"), "--max-sessions", "12", "--idle-s", "6", *LIGHT]
+    arguments = ["--token-file", str(folder / "token"), "--max-sessions", "12", "--idle-s", "6"]
+    arguments += ["--evict-after-s", "0", *LIGHT]
     service = start_local_service(
         text_index=indexes[0], image_index=indexes[1], log_path=folder / "log.txt", extra_args=arguments
     )
@@ -110,17 +113,12 @@ def test_a_picture_crosses_the_network_once_and_again_when_the_service_has_forgo
     name, other = served.new_session(), served.new_session()
     data = picture(90, 70)
     assert served.run(name, "image_1.size", images=(data,)).stdout == "(90, 70)\n"
-    request = served.client._cells([ExecRequest("x", other, "1", 5, (data, data))], set())
-    assert len(request.images) == 0 and len(request.items[0].image_digests) == 2
-    served.client._known.add(_digest(fresh := picture(33, 22, 7)))  # as after a restart of the service
+    (replica,) = served.client._client._replicas
+    message = replica.cells([ExecRequest("x", other, "1", 5, (data, data))], {"x": (other, False)}, set(), "png")
+    assert len(message.images) == 0 and len(message.items[0].image_digests) == 2
+    replica._known.add(messages.digest(fresh := picture(33, 22, 7)))  # as after a restart of the service
     assert served.run(other, "image_2.size", images=(data, fresh)).stdout == "(33, 22)\n"
     served.client.close_sessions([name, other])
-
-
-def _digest(data: bytes) -> bytes:
-    import hashlib
-
-    return hashlib.sha256(data).digest()
 
 
 def test_text_and_image_search_answer_in_one_batch(served, indexes):
@@ -191,19 +189,35 @@ def test_interrupt_stops_a_running_cell_and_keeps_its_variables(served):
     served.client.close_sessions([name])
 
 
-def test_a_cell_whose_caller_vanished_is_stopped(served):
+@pytest.mark.parametrize(
+    ("code", "survives"),
+    [("time.sleep(100)", True), ("while True:\n    try: time.sleep(100)\n    except BaseException: pass", False)],
+)
+def test_a_cell_whose_caller_vanished_is_stopped_and_keeps_its_variables_if_it_can(served, code, survives):
+    channel = grpc.insecure_channel(served.service.address, options=[("grpc.enable_http_proxy", 0)])
+    stub = tools_pb2_grpc.ToolsStub(channel)
+    bearer = (("authorization", f"Bearer {_TOKEN}"),)
     name = served.new_session()
-    leaver = ToolsClient(served.service.address, token=_TOKEN)
-    leaver.submit([ExecRequest("abandoned", name, "import time\ntime.sleep(100)", 120)])
-    deadline = time.monotonic() + 20
-    while served.client.info()["sessions"] == 0 and time.monotonic() < deadline:
+
+    def request(text: str) -> pb.ExecRequest:
+        return pb.ExecRequest(request_id=f"{name}-{zlib.crc32(text.encode())}", session_id=name, code=text, timeout_s=120)
+
+    assert stub.Exec(request("import time\nx = 7"), metadata=bearer, timeout=60).status == pb.OK
+    before = served.client.info()["counters"]["abandoned"]
+    call = stub.Exec.future(request(code), metadata=bearer)
+    deadline = time.monotonic() + 60
+    while served.client.info()["running"] == 0 and time.monotonic() < deadline:
         time.sleep(0.1)
-    leaver.close()
-    while served.client.info()["counters"]["abandoned"] == 0 and time.monotonic() < deadline + 20:
-        time.sleep(0.2)
-    assert served.client.info()["counters"]["abandoned"] == 1
-    assert served.run(name, "1").restarted is True
-    served.client.close_sessions([name])
+    call.cancel()
+    while served.client.info()["running"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert served.client.info()["counters"]["abandoned"] == before + 1
+    again = stub.Exec(request(code), metadata=bearer, timeout=60)
+    assert again.status == pb.CANCELLED and again.message
+    after = stub.Exec(request("globals().get('x')"), metadata=bearer, timeout=60)
+    assert (after.stdout, after.restarted) == (("7\n", False) if survives else ("", True))
+    stub.CloseSessions(pb.CloseSessionsRequest(session_ids=[name]), metadata=bearer, timeout=60)
+    channel.close()
 
 
 def test_without_the_token_nothing_is_answered_but_health(served):

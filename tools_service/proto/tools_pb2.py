@@ -24,43 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftools_service/proto/tools.proto\x12\x08tools.v1\"\x94\x01\n\x0b\x45xecRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x11\n\ttimeout_s\x18\x04 \x01(\x01\x12\x15\n\rimage_digests\x18\x05 \x03(\x0c\x12\x0e\n\x06images\x18\x06 \x03(\x0c\x12\x15\n\rexpects_state\x18\x07 \x01(\x08\"H\n\x10\x42\x61tchExecRequest\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.tools.v1.ExecRequest\x12\x0e\n\x06images\x18\x02 \x03(\x0c\"\x1a\n\tTextQuery\x12\r\n\x05query\x18\x01 \x01(\t\"\x1b\n\nImageQuery\x12\r\n\x05image\x18\x01 \x01(\x0c\"\x83\x01\n\rSearchRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\t\n\x01k\x18\x02 \x01(\r\x12#\n\x04text\x18\x03 \x01(\x0b\x32\x13.tools.v1.TextQueryH\x00\x12%\n\x05image\x18\x04 \x01(\x0b\x32\x14.tools.v1.ImageQueryH\x00\x42\x07\n\x05query\"<\n\x12\x42\x61tchSearchRequest\x12&\n\x05items\x18\x01 \x03(\x0b\x32\x17.tools.v1.SearchRequest\"i\n\nSearchItem\x12\r\n\x05title\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x0f\n\x07snippet\x18\x03 \x01(\t\x12\x0c\n\x04\x64\x61te\x18\x04 \x01(\t\x12\x11\n\tthumbnail\x18\x05 \x01(\x0c\x12\r\n\x05score\x18\x06 \x01(\x01\"\xd5\x02\n\x06Result\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12 \n\x06status\x18\x02 \x01(\x0e\x32\x10.tools.v1.Status\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x10\n\x08queue_ms\x18\x04 \x01(\x01\x12\x0f\n\x07wall_ms\x18\x05 \x01(\x01\x12\x0e\n\x06stdout\x18\n \x01(\t\x12\x0e\n\x06stderr\x18\x0b \x01(\t\x12\x0e\n\x06images\x18\x0c \x03(\x0c\x12\x11\n\trestarted\x18\r \x01(\x08\x12\x15\n\rsession_alive\x18\x0e \x01(\x08\x12\x12\n\ngeneration\x18\x0f \x01(\r\x12\x11\n\tisolation\x18\x10 \x01(\t\x12\x17\n\x0fmissing_digests\x18\x11 \x03(\x0c\x12#\n\x05items\x18\x14 \x03(\x0b\x32\x14.tools.v1.SearchItem\x12\x10\n\x08provider\x18\x15 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x16 \x01(\x08\"&\n\x10InterruptRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"%\n\x0eInterruptReply\x12\x13\n\x0binterrupted\x18\x01 \x01(\x08\"+\n\x14\x43loseSessionsRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\"$\n\x12\x43loseSessionsReply\x12\x0e\n\x06\x63losed\x18\x01 \x01(\r\"\x10\n\x0eGetInfoRequest\"3\n\x04Info\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12\x0c\n\x04json\x18\x03 \x01(\t*\xac\x01\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x06\n\x02OK\x10\x01\x12\t\n\x05\x45RROR\x10\x02\x12\x0b\n\x07TIMEOUT\x10\x03\x12\x07\n\x03OOM\x10\x04\x12\x0b\n\x07\x43RASHED\x10\x05\x12\x10\n\x0cOUTPUT_LIMIT\x10\x06\x12\x10\n\x0cSESSION_LOST\x10\x07\x12\x0b\n\x07REFUSED\x10\x08\x12\x0f\n\x0bUNAVAILABLE\x10\t\x12\x12\n\x0eMISSING_IMAGES\x10\n2\xfd\x02\n\x05Tools\x12/\n\x04\x45xec\x12\x15.tools.v1.ExecRequest\x1a\x10.tools.v1.Result\x12;\n\tBatchExec\x12\x1a.tools.v1.BatchExecRequest\x1a\x10.tools.v1.Result0\x01\x12?\n\x0b\x42\x61tchSearch\x12\x1c.tools.v1.BatchSearchRequest\x1a\x10.tools.v1.Result0\x01\x12\x41\n\tInterrupt\x12\x1a.tools.v1.InterruptRequest\x1a\x18.tools.v1.InterruptReply\x12M\n\rCloseSessions\x12\x1e.tools.v1.CloseSessionsRequest\x1a\x1c.tools.v1.CloseSessionsReply\x12\x33\n\x07GetInfo\x12\x18.tools.v1.GetInfoRequest\x1a\x0e.tools.v1.Infob\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftools_service/proto/tools.proto\x12\x08tools.v1\"\xc1\x01\n\x0b\x45xecRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x11\n\ttimeout_s\x18\x04 \x01(\x01\x12\x15\n\rimage_digests\x18\x05 \x03(\x0c\x12\x0e\n\x06images\x18\x06 \x03(\x0c\x12\x15\n\rexpects_state\x18\x07 \x01(\x08\x12+\n\x0cimage_format\x18\x08 \x01(\x0e\x32\x15.tools.v1.ImageFormat\"8\n\tImageInfo\x12\x0c\n\x04mime\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\"H\n\x10\x42\x61tchExecRequest\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.tools.v1.ExecRequest\x12\x0e\n\x06images\x18\x02 \x03(\x0c\"\x1a\n\tTextQuery\x12\r\n\x05query\x18\x01 \x01(\t\"\x1b\n\nImageQuery\x12\r\n\x05image\x18\x01 \x01(\x0c\"\x83\x01\n\rSearchRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\t\n\x01k\x18\x02 \x01(\r\x12#\n\x04text\x18\x03 \x01(\x0b\x32\x13.tools.v1.TextQueryH\x00\x12%\n\x05image\x18\x04 \x01(\x0b\x32\x14.tools.v1.ImageQueryH\x00\x42\x07\n\x05query\"<\n\x12\x42\x61tchSearchRequest\x12&\n\x05items\x18\x01 \x03(\x0b\x32\x17.tools.v1.SearchRequest\"i\n\nSearchItem\x12\r\n\x05title\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x0f\n\x07snippet\x18\x03 \x01(\t\x12\x0c\n\x04\x64\x61te\x18\x04 \x01(\t\x12\x11\n\tthumbnail\x18\x05 \x01(\x0c\x12\r\n\x05score\x18\x06 \x01(\x01\"\x8f\x03\n\x06Result\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12 \n\x06status\x18\x02 \x01(\x0e\x32\x10.tools.v1.Status\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x10\n\x08queue_ms\x18\x04 \x01(\x01\x12\x0f\n\x07wall_ms\x18\x05 \x01(\x01\x12\x0e\n\x06stdout\x18\n \x01(\t\x12\x0e\n\x06stderr\x18\x0b \x01(\t\x12\x0e\n\x06images\x18\x0c \x03(\x0c\x12\x11\n\trestarted\x18\r \x01(\x08\x12\x15\n\rsession_alive\x18\x0e \x01(\x08\x12\x12\n\ngeneration\x18\x0f \x01(\r\x12\x11\n\tisolation\x18\x10 \x01(\t\x12\x17\n\x0fmissing_digests\x18\x11 \x03(\x0c\x12(\n\x0bimage_infos\x18\x12 \x03(\x0b\x32\x13.tools.v1.ImageInfo\x12#\n\x05items\x18\x14 \x03(\x0b\x32\x14.tools.v1.SearchItem\x12\x10\n\x08provider\x18\x15 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x16 \x01(\x08\x12\x0e\n\x06\x63\x61\x63hed\x18\x17 \x01(\x08\"&\n\x10InterruptRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"%\n\x0eInterruptReply\x12\x13\n\x0binterrupted\x18\x01 \x01(\x08\"+\n\x14\x43loseSessionsRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\"$\n\x12\x43loseSessionsReply\x12\x0e\n\x06\x63losed\x18\x01 \x01(\r\"\x10\n\x0eGetInfoRequest\"3\n\x04Info\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12\x0c\n\x04json\x18\x03 \x01(\t*\xbb\x01\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x06\n\x02OK\x10\x01\x12\t\n\x05\x45RROR\x10\x02\x12\x0b\n\x07TIMEOUT\x10\x03\x12\x07\n\x03OOM\x10\x04\x12\x0b\n\x07\x43RASHED\x10\x05\x12\x10\n\x0cOUTPUT_LIMIT\x10\x06\x12\x10\n\x0cSESSION_LOST\x10\x07\x12\x0b\n\x07REFUSED\x10\x08\x12\x0f\n\x0bUNAVAILABLE\x10\t\x12\x12\n\x0eMISSING_IMAGES\x10\n\x12\r\n\tCANCELLED\x10\x0b* \n\x0bImageFormat\x12\x07\n\x03PNG\x10\x00\x12\x08\n\x04WEBP\x10\x01\x32\xfd\x02\n\x05Tools\x12/\n\x04\x45xec\x12\x15.tools.v1.ExecRequest\x1a\x10.tools.v1.Result\x12;\n\tBatchExec\x12\x1a.tools.v1.BatchExecRequest\x1a\x10.tools.v1.Result0\x01\x12?\n\x0b\x42\x61tchSearch\x12\x1c.tools.v1.BatchSearchRequest\x1a\x10.tools.v1.Result0\x01\x12\x41\n\tInterrupt\x12\x1a.tools.v1.InterruptRequest\x1a\x18.tools.v1.InterruptReply\x12M\n\rCloseSessions\x12\x1e.tools.v1.CloseSessionsRequest\x1a\x1c.tools.v1.CloseSessionsReply\x12\x33\n\x07GetInfo\x12\x18.tools.v1.GetInfoRequest\x1a\x0e.tools.v1.Infob\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tools_service.proto.tools_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATUS']._serialized_start=1208
-  _globals['_STATUS']._serialized_end=1380
+  _globals['_STATUS']._serialized_start=1369
+  _globals['_STATUS']._serialized_end=1556
+  _globals['_IMAGEFORMAT']._serialized_start=1558
+  _globals['_IMAGEFORMAT']._serialized_end=1590
   _globals['_EXECREQUEST']._serialized_start=46
-  _globals['_EXECREQUEST']._serialized_end=194
-  _globals['_BATCHEXECREQUEST']._serialized_start=196
-  _globals['_BATCHEXECREQUEST']._serialized_end=268
-  _globals['_TEXTQUERY']._serialized_start=270
-  _globals['_TEXTQUERY']._serialized_end=296
-  _globals['_IMAGEQUERY']._serialized_start=298
-  _globals['_IMAGEQUERY']._serialized_end=325
-  _globals['_SEARCHREQUEST']._serialized_start=328
-  _globals['_SEARCHREQUEST']._serialized_end=459
-  _globals['_BATCHSEARCHREQUEST']._serialized_start=461
-  _globals['_BATCHSEARCHREQUEST']._serialized_end=521
-  _globals['_SEARCHITEM']._serialized_start=523
-  _globals['_SEARCHITEM']._serialized_end=628
-  _globals['_RESULT']._serialized_start=631
-  _globals['_RESULT']._serialized_end=972
-  _globals['_INTERRUPTREQUEST']._serialized_start=974
-  _globals['_INTERRUPTREQUEST']._serialized_end=1012
-  _globals['_INTERRUPTREPLY']._serialized_start=1014
-  _globals['_INTERRUPTREPLY']._serialized_end=1051
-  _globals['_CLOSESESSIONSREQUEST']._serialized_start=1053
-  _globals['_CLOSESESSIONSREQUEST']._serialized_end=1096
-  _globals['_CLOSESESSIONSREPLY']._serialized_start=1098
-  _globals['_CLOSESESSIONSREPLY']._serialized_end=1134
-  _globals['_GETINFOREQUEST']._serialized_start=1136
-  _globals['_GETINFOREQUEST']._serialized_end=1152
-  _globals['_INFO']._serialized_start=1154
-  _globals['_INFO']._serialized_end=1205
-  _globals['_TOOLS']._serialized_start=1383
-  _globals['_TOOLS']._serialized_end=1764
+  _globals['_EXECREQUEST']._serialized_end=239
+  _globals['_IMAGEINFO']._serialized_start=241
+  _globals['_IMAGEINFO']._serialized_end=297
+  _globals['_BATCHEXECREQUEST']._serialized_start=299
+  _globals['_BATCHEXECREQUEST']._serialized_end=371
+  _globals['_TEXTQUERY']._serialized_start=373
+  _globals['_TEXTQUERY']._serialized_end=399
+  _globals['_IMAGEQUERY']._serialized_start=401
+  _globals['_IMAGEQUERY']._serialized_end=428
+  _globals['_SEARCHREQUEST']._serialized_start=431
+  _globals['_SEARCHREQUEST']._serialized_end=562
+  _globals['_BATCHSEARCHREQUEST']._serialized_start=564
+  _globals['_BATCHSEARCHREQUEST']._serialized_end=624
+  _globals['_SEARCHITEM']._serialized_start=626
+  _globals['_SEARCHITEM']._serialized_end=731
+  _globals['_RESULT']._serialized_start=734
+  _globals['_RESULT']._serialized_end=1133
+  _globals['_INTERRUPTREQUEST']._serialized_start=1135
+  _globals['_INTERRUPTREQUEST']._serialized_end=1173
+  _globals['_INTERRUPTREPLY']._serialized_start=1175
+  _globals['_INTERRUPTREPLY']._serialized_end=1212
+  _globals['_CLOSESESSIONSREQUEST']._serialized_start=1214
+  _globals['_CLOSESESSIONSREQUEST']._serialized_end=1257
+  _globals['_CLOSESESSIONSREPLY']._serialized_start=1259
+  _globals['_CLOSESESSIONSREPLY']._serialized_end=1295
+  _globals['_GETINFOREQUEST']._serialized_start=1297
+  _globals['_GETINFOREQUEST']._serialized_end=1313
+  _globals['_INFO']._serialized_start=1315
+  _globals['_INFO']._serialized_end=1366
+  _globals['_TOOLS']._serialized_start=1593
+  _globals['_TOOLS']._serialized_end=1974
 # @@protoc_insertion_point(module_scope)

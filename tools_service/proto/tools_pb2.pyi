@@ -20,7 +20,12 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REFUSED: _ClassVar[Status]
     UNAVAILABLE: _ClassVar[Status]
     MISSING_IMAGES: _ClassVar[Status]
+    CANCELLED: _ClassVar[Status]
 
+class ImageFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PNG: _ClassVar[ImageFormat]
+    WEBP: _ClassVar[ImageFormat]
 STATUS_UNSPECIFIED: Status
 OK: Status
 ERROR: Status
@@ -32,9 +37,12 @@ SESSION_LOST: Status
 REFUSED: Status
 UNAVAILABLE: Status
 MISSING_IMAGES: Status
+CANCELLED: Status
+PNG: ImageFormat
+WEBP: ImageFormat
 
 class ExecRequest(_message.Message):
-    __slots__ = ("request_id", "session_id", "code", "timeout_s", "image_digests", "images", "expects_state")
+    __slots__ = ("request_id", "session_id", "code", "timeout_s", "image_digests", "images", "expects_state", "image_format")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +50,7 @@ class ExecRequest(_message.Message):
     IMAGE_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     EXPECTS_STATE_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FORMAT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     session_id: str
     code: str
@@ -49,16 +58,18 @@ class ExecRequest(_message.Message):
     image_digests: _containers.RepeatedScalarFieldContainer[bytes]
     images: _containers.RepeatedScalarFieldContainer[bytes]
     expects_state: bool
-    def __init__(
-        self,
-        request_id: _Optional[str] = ...,
-        session_id: _Optional[str] = ...,
-        code: _Optional[str] = ...,
-        timeout_s: _Optional[float] = ...,
-        image_digests: _Optional[_Iterable[bytes]] = ...,
-        images: _Optional[_Iterable[bytes]] = ...,
-        expects_state: _Optional[bool] = ...,
-    ) -> None: ...
+    image_format: ImageFormat
+    def __init__(self, request_id: _Optional[str] = ..., session_id: _Optional[str] = ..., code: _Optional[str] = ..., timeout_s: _Optional[float] = ..., image_digests: _Optional[_Iterable[bytes]] = ..., images: _Optional[_Iterable[bytes]] = ..., expects_state: _Optional[bool] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
+
+class ImageInfo(_message.Message):
+    __slots__ = ("mime", "width", "height")
+    MIME_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    mime: str
+    width: int
+    height: int
+    def __init__(self, mime: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class BatchExecRequest(_message.Message):
     __slots__ = ("items", "images")
@@ -66,11 +77,7 @@ class BatchExecRequest(_message.Message):
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[ExecRequest]
     images: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(
-        self,
-        items: _Optional[_Iterable[_Union[ExecRequest, _Mapping]]] = ...,
-        images: _Optional[_Iterable[bytes]] = ...,
-    ) -> None: ...
+    def __init__(self, items: _Optional[_Iterable[_Union[ExecRequest, _Mapping]]] = ..., images: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class TextQuery(_message.Message):
     __slots__ = ("query",)
@@ -94,13 +101,7 @@ class SearchRequest(_message.Message):
     k: int
     text: TextQuery
     image: ImageQuery
-    def __init__(
-        self,
-        request_id: _Optional[str] = ...,
-        k: _Optional[int] = ...,
-        text: _Optional[_Union[TextQuery, _Mapping]] = ...,
-        image: _Optional[_Union[ImageQuery, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., k: _Optional[int] = ..., text: _Optional[_Union[TextQuery, _Mapping]] = ..., image: _Optional[_Union[ImageQuery, _Mapping]] = ...) -> None: ...
 
 class BatchSearchRequest(_message.Message):
     __slots__ = ("items",)
@@ -122,35 +123,10 @@ class SearchItem(_message.Message):
     date: str
     thumbnail: bytes
     score: float
-    def __init__(
-        self,
-        title: _Optional[str] = ...,
-        url: _Optional[str] = ...,
-        snippet: _Optional[str] = ...,
-        date: _Optional[str] = ...,
-        thumbnail: _Optional[bytes] = ...,
-        score: _Optional[float] = ...,
-    ) -> None: ...
+    def __init__(self, title: _Optional[str] = ..., url: _Optional[str] = ..., snippet: _Optional[str] = ..., date: _Optional[str] = ..., thumbnail: _Optional[bytes] = ..., score: _Optional[float] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = (
-        "request_id",
-        "status",
-        "message",
-        "queue_ms",
-        "wall_ms",
-        "stdout",
-        "stderr",
-        "images",
-        "restarted",
-        "session_alive",
-        "generation",
-        "isolation",
-        "missing_digests",
-        "items",
-        "provider",
-        "degraded",
-    )
+    __slots__ = ("request_id", "status", "message", "queue_ms", "wall_ms", "stdout", "stderr", "images", "restarted", "session_alive", "generation", "isolation", "missing_digests", "image_infos", "items", "provider", "degraded", "cached")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
@@ -164,9 +140,11 @@ class Result(_message.Message):
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     ISOLATION_FIELD_NUMBER: _ClassVar[int]
     MISSING_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_INFOS_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     status: Status
     message: str
@@ -180,28 +158,12 @@ class Result(_message.Message):
     generation: int
     isolation: str
     missing_digests: _containers.RepeatedScalarFieldContainer[bytes]
+    image_infos: _containers.RepeatedCompositeFieldContainer[ImageInfo]
     items: _containers.RepeatedCompositeFieldContainer[SearchItem]
     provider: str
     degraded: bool
-    def __init__(
-        self,
-        request_id: _Optional[str] = ...,
-        status: _Optional[_Union[Status, str]] = ...,
-        message: _Optional[str] = ...,
-        queue_ms: _Optional[float] = ...,
-        wall_ms: _Optional[float] = ...,
-        stdout: _Optional[str] = ...,
-        stderr: _Optional[str] = ...,
-        images: _Optional[_Iterable[bytes]] = ...,
-        restarted: _Optional[bool] = ...,
-        session_alive: _Optional[bool] = ...,
-        generation: _Optional[int] = ...,
-        isolation: _Optional[str] = ...,
-        missing_digests: _Optional[_Iterable[bytes]] = ...,
-        items: _Optional[_Iterable[_Union[SearchItem, _Mapping]]] = ...,
-        provider: _Optional[str] = ...,
-        degraded: _Optional[bool] = ...,
-    ) -> None: ...
+    cached: bool
+    def __init__(self, request_id: _Optional[str] = ..., status: _Optional[_Union[Status, str]] = ..., message: _Optional[str] = ..., queue_ms: _Optional[float] = ..., wall_ms: _Optional[float] = ..., stdout: _Optional[str] = ..., stderr: _Optional[str] = ..., images: _Optional[_Iterable[bytes]] = ..., restarted: _Optional[bool] = ..., session_alive: _Optional[bool] = ..., generation: _Optional[int] = ..., isolation: _Optional[str] = ..., missing_digests: _Optional[_Iterable[bytes]] = ..., image_infos: _Optional[_Iterable[_Union[ImageInfo, _Mapping]]] = ..., items: _Optional[_Iterable[_Union[SearchItem, _Mapping]]] = ..., provider: _Optional[str] = ..., degraded: _Optional[bool] = ..., cached: _Optional[bool] = ...) -> None: ...
 
 class InterruptRequest(_message.Message):
     __slots__ = ("session_id",)
@@ -239,6 +201,4 @@ class Info(_message.Message):
     version: str
     tier: str
     json: str
-    def __init__(
-        self, version: _Optional[str] = ..., tier: _Optional[str] = ..., json: _Optional[str] = ...
-    ) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., tier: _Optional[str] = ..., json: _Optional[str] = ...) -> None: ...

@@ -63,10 +63,10 @@ class Shell:
                 os.close(handle)
             self.namespace[f"image_{number}"] = image
 
-    def run(self, source: str) -> bool:
-        """Runs one cell: True if it ended well, False if it raised or does not parse."""
+    def run(self, source: str, format: str = "png") -> bool:
+        """Runs one cell: True if it ended well, False if it raised or does not parse. ``format``: of its pictures."""
         self.cells += 1
-        self.pictures.clear()
+        self.pictures.clear(format)
         name = f"Cell In[{self.cells}]"
         try:
             ok = self._run(source.removeprefix("\ufeff"), name)

@@ -1,4 +1,4 @@
-"""Pictures of a cell: display(), plt.show(), figures left open, PIL and array values, as PNG at native pixels.
+"""Pictures of a cell: display(), plt.show(), figures left open, PIL and array values, as PNG or WebP at native pixels.
 
 Runs inside a session. Matplotlib figures keep their own size; everything else keeps its pixels.
 """
@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tools_service.sandbox import png as png_format
 from tools_service.sandbox.plan import Limits
 
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
+_WEBP_SIDE = 16383  # pixels, of the format
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -25,17 +27,19 @@ class Pictures:
 
     def __init__(self, limits: Limits):
         self.limits = limits
-        self.clear()
+        self.clear("png")
 
-    def clear(self) -> None:
-        self.pngs: list[bytes] = []
+    def clear(self, format: str) -> None:
+        """Starts a cell whose pictures are encoded as ``png`` or ``webp`` (lossless; PNG where WebP cannot)."""
+        self.format = format
+        self.encoded: list[bytes] = []
         self.notes: list[str] = []
         self.dropped = 0
         self._bytes = 0
 
     def add(self, make: Callable[[], bytes], width: float, height: float, what: str) -> None:
-        """Adds the PNG that ``make`` renders, unless it is one too many or too large to be rendered."""
-        if len(self.pngs) >= self.limits.images:
+        """Adds the picture that ``make`` encodes, unless it is one too many or too large to be rendered."""
+        if len(self.encoded) >= self.limits.images:
             self.dropped += 1
             return
         if width * height > self.limits.image_megapixels * 1e6:
@@ -43,12 +47,12 @@ class Pictures:
                 f"{what} of {width:.0f} x {height:.0f} pixels is too large to return (limit {self.limits.image_megapixels:g} megapixels)"
             )
             return
-        png = make()
-        if self._bytes + len(png) > self.limits.image_mb << 20:
+        data = make()
+        if self._bytes + len(data) > self.limits.image_mb << 20:
             self.notes.append(f"{what} dropped: the cell's pictures exceed {self.limits.image_mb} MB")
             return
-        self._bytes += len(png)
-        self.pngs.append(png)
+        self._bytes += len(data)
+        self.encoded.append(data)
 
     def show(self, value: Any) -> bool:
         """Adds ``value`` if it is a picture; False if it is not."""
@@ -62,7 +66,7 @@ class Pictures:
         elif (figure := _figure_of(value)) is not None:
             self.figure(figure)
         elif isinstance(png := _own_png(value), bytes) and png[:8] == _PNG_SIGNATURE:
-            self.add(lambda: png, 1, 1, "picture")
+            self._png(png)
         else:
             return False
         return True
@@ -71,11 +75,23 @@ class Pictures:
         if 0 in image.size:
             self.notes.append(f"picture of {image.width} x {image.height} pixels has nothing to show")
             return
-        self.add(lambda: encode_png(image), image.width, image.height, "picture")
+        self.add(lambda: encode(image, self.format), image.width, image.height, "picture")
+
+    def _png(self, data: bytes) -> None:
+        """A picture that the cell encoded itself. What the service would not pass on is drawn anew, or dropped."""
+        try:
+            _, width, height = png_format.check(data, self.limits.image_megapixels * 1e6)
+        except png_format.BadPicture as reason:
+            try:
+                self._image(Image.open(io.BytesIO(data)))
+            except Exception:
+                self.notes.append(f"picture dropped: its PNG is broken ({reason})")
+            return
+        self.add(lambda: data, width, height, "picture")
 
     def figure(self, figure: Any) -> None:
         width, height = figure.get_size_inches() * figure.dpi
-        self.add(lambda: _render(figure), width, height, "figure")
+        self.add(lambda: _render(figure, self.format), width, height, "figure")
 
     def open_figures(self) -> None:
         """Shows every open figure in order of creation, and closes it: an inline notebook does the same."""
@@ -89,8 +105,15 @@ class Pictures:
             pyplot.close("all")
 
 
-def encode_png(image: Image.Image) -> bytes:
-    """PNG with the fastest compression; modes that PNG lacks become RGB or L."""
+def encode(image: Image.Image, format: str) -> bytes:
+    """PNG with the fastest compression, or lossless WebP; modes that they lack become RGB or L."""
+    if format == "webp" and image.mode not in ("I", "I;16") and max(image.size) <= _WEBP_SIDE:
+        has_alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+        if image.mode == "F":
+            image = array_to_image(np.asarray(image), any_size=True)
+        buffer = io.BytesIO()
+        image.convert("RGBA" if has_alpha else "RGB").save(buffer, "WEBP", lossless=True, quality=0, method=0, exact=True)
+        return buffer.getvalue()
     if image.mode == "F":
         image = array_to_image(np.asarray(image), any_size=True)
     elif image.mode not in _PNG_MODES:
@@ -144,8 +167,11 @@ def _own_png(value: Any) -> Any:
         return None
 
 
-def _render(figure: Any) -> bytes:
+def _render(figure: Any, format: str) -> bytes:
     buffer = io.BytesIO()
+    if format == "webp":
+        figure.savefig(buffer, format="png", bbox_inches="tight", pil_kwargs={"compress_level": 0})
+        return encode(Image.open(buffer), format)
     figure.savefig(
         buffer, format="png", bbox_inches="tight", metadata={"Software": None}, pil_kwargs={"compress_level": 1}
     )

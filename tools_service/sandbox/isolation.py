@@ -66,7 +66,7 @@ def _works(attempt: Callable[[], None]) -> bool:
 
 def _try_filter() -> None:
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    seccomp.install(seccomp.program(own_pid_namespace=True, signals_scoped=True, pid=os.getpid()))
+    seccomp.install(seccomp.program(own_pid_namespace=True, signals_scoped=True, memory_counted=True, pid=os.getpid()))
     os.getpid()
 
 

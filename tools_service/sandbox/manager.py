@@ -17,7 +17,6 @@ import json
 import os
 import secrets
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,7 +26,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from tools_service.sandbox import cgroups, frames, isolation, linux, watch, zygote
+from tools_service.sandbox import cgroups, folders, frames, isolation, linux, watch, zygote
 from tools_service.sandbox.plan import Limits, Plan
 
 _FOLDER = "tools-sandbox-"
@@ -77,7 +76,7 @@ class Manager:
             self.plan = isolation.decide(unconfined, best, insecure)
         except isolation.NotConfinable:
             self._groups.remove()
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             raise
         self._watch = watch.Watch(self.plan)
         self._free = deque(range(slots))
@@ -145,7 +144,7 @@ class Manager:
             except ChildProcessError:
                 break
         self._groups.remove()
-        shutil.rmtree(self.plan.runtime_dir, ignore_errors=True)
+        _remove(self.plan.runtime_dir)
 
     # Server
 
@@ -347,7 +346,7 @@ class Manager:
                 cause = f"signal {how.si_status}"
             self._tell({"op": "exited", "worker": worker.number, "cause": cause})
         if folder := self._folder(worker):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
         self._free.append(worker.slot)
 
 
@@ -357,7 +356,12 @@ def _remove_stale_folders() -> None:
         if name.startswith(_FOLDER):
             owner = name.removeprefix(_FOLDER).split("-")[0]
             if owner.isdigit() and not os.path.exists(f"/proc/{owner}"):
-                shutil.rmtree(os.path.join(tempfile.gettempdir(), name), ignore_errors=True)
+                _remove(os.path.join(tempfile.gettempdir(), name))
+
+
+def _remove(folder: str) -> None:
+    with contextlib.suppress(OSError):
+        folders.remove(folder)
 
 
 def _font_cache(fallback: str) -> str:

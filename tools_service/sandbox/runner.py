@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 
-from tools_service.sandbox import frames
+from tools_service.sandbox import frames, processes
 from tools_service.sandbox.cell import BadPicture, Shell
 from tools_service.sandbox.plan import Limits
 
@@ -80,6 +80,9 @@ def serve(limits: Limits) -> None:
     switch_threads = sys.setswitchinterval
     channel = socket.socket(fileno=CHANNEL)
     sigint, ignore = signal.SIGINT, signal.SIG_IGN
+    set_mask, replace_mask, set_timer, timers = signal.pthread_sigmask, signal.SIG_SETMASK, signal.setitimer, (
+        signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF,
+    )  # fmt: skip
     streams = Streams(limits.text_kb << 10)
     shell = Shell(limits, streams.write_out, streams.write_err)
     running = False
@@ -102,20 +105,24 @@ def serve(limits: Limits) -> None:
             continue
         ok = False
         try:
+            set_mask(replace_mask, ())  # a former cell may have blocked the signal that interrupts
             set_signal(sigint, interrupt)
             switch_threads(_SWITCH_S)
             running = True
-            ok = shell.run(blobs[0].decode("utf-8", "replace"))
+            ok = shell.run(blobs[0].decode("utf-8", "replace"), header["format"])
             running = False
         except BaseException:  # an interrupt that came between the end of the cell and the line above
             running = False
         set_signal(sigint, ignore)
+        for timer in timers:
+            set_timer(timer, 0)  # it would end the process between cells
         # Threads that the cell left spinning would otherwise hold each of our next steps up for their full turns.
         switch_threads(_SWITCH_S / 50)
         if getpid() != owner:  # a fork made by the cell: it must never speak for the session
             leave(0)
         shell.tidy()
+        processes.bury()
         out, err = streams.collect()
         shown = shell.pictures
         reply = {"nonce": nonce, "status": "ok" if ok else "error", "message": "", "dropped": shown.dropped}
-        write_frame(CHANNEL, reply, [out, err, *shown.pngs], write)
+        write_frame(CHANNEL, reply, [out, err, *shown.encoded], write)

@@ -12,6 +12,7 @@ import functools
 import struct
 
 from tools_service.sandbox import linux, syscalls
+from tools_service.sandbox.plan import Plan
 
 # linux/bpf_common.h, linux/seccomp.h
 _LD_W_ABS, _JEQ, _JGE, _JSET, _JA, _RET = 0x20, 0x15, 0x35, 0x45, 0x05, 0x06
@@ -63,7 +64,7 @@ def _except(index: int, values: tuple[int, ...]) -> list[Instruction]:
     return [_argument(index), *checks, _PERMIT, _DENY]
 
 
-def _rules(own_pid_namespace: bool, signals_scoped: bool, pid: int) -> dict[str, list[Instruction]]:
+def _rules(own_pid_namespace: bool, signals_scoped: bool, memory_counted: bool, pid: int) -> dict[str, list[Instruction]]:
     rules = {
         "clone": [_argument(0), (_JSET, 1, 0, _NAMESPACE_FLAGS), _PERMIT, _DENY],
         "clone3": [_UNKNOWN],  # its flags are behind a pointer; libc falls back to clone
@@ -75,7 +76,12 @@ def _rules(own_pid_namespace: bool, signals_scoped: bool, pid: int) -> dict[str,
         "setpriority": [_argument(0), (_JEQ, 0, 2, 0), _argument(1), (_JEQ, 1, 0, 0), _DENY, _PERMIT],
         "ioctl": _except(1, (0x5412, 0x541C)),  # TIOCSTI, TIOCLINUX: typing into somebody's terminal
         "prctl": _only(0, _SPEAKABLE_PRCTL),
+        # The whole machine would write its caches to disk, over and over.
+        "sync": [_PRETEND],
+        "syncfs": [_PRETEND],
     }
+    if not memory_counted:  # a file in memory that is sent and not yet received is seen by nobody who adds up
+        rules |= {"sendmsg": [_DENY], "sendmmsg": [_DENY]}
     if not own_pid_namespace:
         # A session's tree is then killed by process group, so nothing may leave the group.
         rules |= {"setsid": [_PRETEND], "setpgid": [_PRETEND]}
@@ -85,8 +91,15 @@ def _rules(own_pid_namespace: bool, signals_scoped: bool, pid: int) -> dict[str,
     return rules
 
 
+def of_plan(plan: Plan, pid: int) -> bytes:
+    """The filter of the session process ``pid``."""
+    return program(
+        own_pid_namespace=plan.namespaces, signals_scoped=plan.landlock >= 6, memory_counted=plan.cgroups != "none", pid=pid
+    )
+
+
 @functools.cache  # made once by the zygote: in a pid namespace every session has the same
-def program(*, own_pid_namespace: bool, signals_scoped: bool, pid: int) -> bytes:
+def program(*, own_pid_namespace: bool, signals_scoped: bool, memory_counted: bool, pid: int) -> bytes:
     """The filter as an array of struct sock_filter.
 
     A binary search over ranges of numbers keeps it short: the kernel emulates the filter once per system
@@ -96,7 +109,7 @@ def program(*, own_pid_namespace: bool, signals_scoped: bool, pid: int) -> bytes
     if here is None:
         raise OSError("no system call table for this machine")
     audit, table = here
-    rules = _rules(own_pid_namespace, signals_scoped, pid)
+    rules = _rules(own_pid_namespace, signals_scoped, memory_counted, pid)
     by_number = {number: [_PERMIT] for name, number in table.items() if name not in syscalls.NOT_ALLOWED}
     by_number |= {table[name]: body for name, body in rules.items() if name in table}
     last = max(table.values())

@@ -1,7 +1,8 @@
 """Looks at what session processes use, where the kernel does not hold the limit for us.
 
-Without cgroups the memory and the number of processes of a session are only known by adding up; without a
-mount of its own, so is its disk space. And a thread left running between cells would take CPU from others.
+Without cgroups the memory and the number of processes of a session are only known by adding up: pages of its
+own, shared mappings, and files without a name (memfd_create, or unlinked while open). Without a mount of its
+own, so is its disk space. And a thread left running between cells would take CPU from others.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import os
 import time
 from dataclasses import dataclass, field
 
+from tools_service.sandbox import folders
 from tools_service.sandbox.plan import Plan
 
 PERIOD_S = 0.25
 _CPU_PERIOD_S = 2.0
 _BUSY_SHARE = 0.1  # of a core, used between cells
 _TICKS = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass
@@ -26,6 +27,8 @@ class Usage:
     pids: list[int] = field(default_factory=list)
     tasks: int = 0
     private_bytes: int = 0
+    shared_bytes: int = 0  # resident shared mappings, counted once per process
+    unnamed: dict[tuple[int, int], int] = field(default_factory=dict)  # (device, inode) of open nameless files → bytes
     cpu_s: float = 0.0
 
 
@@ -55,7 +58,7 @@ class Watch:
 
     def zygote(self, pid: int) -> None:
         """Learns what memory sessions share with this zygote."""
-        self._inherited = _anonymous_bytes(pid)
+        self._inherited = _resident(pid, "Anon")
 
     def look(self, sessions: dict[int, Watched]) -> list[Verdict]:
         """Verdicts on sessions, by the pid of their first process. Cheap when called too often."""
@@ -80,14 +83,28 @@ class Watch:
 
     def _over(self, pid: int, usage: Usage, folder: str) -> Verdict | None:
         limits = self._plan.limits
+        space, unnamed = limits.memory_mb << 20, sum(usage.unnamed.values())
         reason = ""
-        if usage.private_bytes > limits.memory_mb << 20:
+        if usage.private_bytes + unnamed > space:
+            reason = "oom"
+        elif usage.private_bytes + unnamed + usage.shared_bytes > space and (
+            usage.private_bytes + unnamed + sum(map(_shared_part, usage.pids)) > space
+        ):
             reason = "oom"
         elif usage.tasks > limits.processes + 8:
             reason = f"more than {limits.processes} processes"
-        elif folder and _disk_bytes(folder) > limits.disk_mb << 20:
-            reason = f"more than {limits.disk_mb} MB of disk"
+        elif folder:
+            reason = self._disk(folder)
         return Verdict(pid, reason, usage.pids) if reason else None
+
+    def _disk(self, folder: str) -> str:
+        limits = self._plan.limits
+        used = folders.measure(folder, limits.disk_mb << 20, limits.inodes)
+        if used.bytes > limits.disk_mb << 20:
+            return f"more than {limits.disk_mb} MB of disk"
+        if used.inodes > limits.inodes:
+            return f"more than {limits.inodes} files and folders"
+        return f"more than {folders.MAX_DEPTH} folders inside each other" if used.too_deep else ""
 
     def members(self, pid: int) -> list[int]:
         """The processes of one session."""
@@ -114,7 +131,9 @@ class Watch:
             usage.tasks += int(row[17])
             usage.cpu_s += (int(row[11]) + int(row[12])) / _TICKS
             if self._plan.cgroups == "none":
-                usage.private_bytes += max(0, _anonymous_bytes(pid) - self._inherited)
+                usage.private_bytes += max(0, _resident(pid, "Anon") - self._inherited)
+                usage.shared_bytes += _resident(pid, "Shmem")
+                _add_unnamed(pid, usage.unnamed)
         return found
 
 
@@ -124,21 +143,40 @@ def _session_of(pid: int, rows: dict[int, list[bytes]], sessions: set[int]) -> i
     return pid
 
 
-def _anonymous_bytes(pid: int) -> int:
+def _resident(pid: int, kind: str) -> int:
+    """Bytes of ``RssAnon`` or ``RssShmem``; 0 for a process that has ended."""
+    return _kilobytes(f"/proc/{pid}/status", f"Rss{kind}:") << 10
+
+
+def _shared_part(pid: int) -> int:
+    """Bytes of shared mappings, each page divided by the number of processes that map it."""
+    return _kilobytes(f"/proc/{pid}/smaps_rollup", "Pss_Shmem:") << 10
+
+
+def _kilobytes(path: str, name: str) -> int:
     try:
-        with open(f"/proc/{pid}/statm") as file:
-            _, resident, shared = (int(v) for v in file.read().split()[:3])
+        with open(path) as file:
+            for line in file:
+                if line.startswith(name):
+                    return int(line.split()[1])
     except OSError:
-        return 0
-    return (resident - shared) * _PAGE
+        pass
+    return 0
 
 
-def _disk_bytes(folder: str) -> int:
-    total = 0
-    for path, _, files in os.walk(folder) if folder else ():
-        for name in files:
-            try:
-                total += os.lstat(os.path.join(path, name)).st_blocks * 512
-            except OSError:
-                continue
-    return total
+def _add_unnamed(pid: int, found: dict[tuple[int, int], int]) -> None:
+    """Notes the open files of a process that no name leads to, by where they lie, so that each counts once.
+
+    The two output files are among them, whose size is limited.
+    """
+    try:
+        handles = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return
+    for handle in handles:
+        try:
+            status = os.stat(f"/proc/{pid}/fd/{handle}")
+        except OSError:
+            continue
+        if status.st_nlink == 0 and status.st_mode & 0o170000 == 0o100000:
+            found[status.st_dev, status.st_ino] = status.st_blocks * 512

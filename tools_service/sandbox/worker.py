@@ -86,7 +86,8 @@ def _confine(plan: Plan, slot: int, name: str, readable: list[str], mapped: int)
     elif plan.tier != "insecure":
         linux.drop_capabilities()
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    if plan.uid_base:  # else Landlock keeps sessions apart, and the manager must see what they hold open
+        linux.prctl(linux.PR_SET_DUMPABLE, 0)
     os.umask(0o077)
     os.chdir(folder)
     for scratch in (".tmp", ".shm"):
@@ -101,9 +102,7 @@ def _confine(plan: Plan, slot: int, name: str, readable: list[str], mapped: int)
         rules += [(path, landlock.READ) for path in ("/dev/urandom", "/dev/random")]
         landlock.restrict(plan.landlock, rules)
     if plan.seccomp:
-        seccomp.install(
-            seccomp.program(own_pid_namespace=plan.namespaces, signals_scoped=plan.landlock >= 6, pid=os.getpid())
-        )
+        seccomp.install(seccomp.of_plan(plan, os.getpid()))
     return folder
 
 
@@ -125,6 +124,7 @@ def _set_limits(plan: Plan, space: int) -> None:
         resource.RLIMIT_CPU: limits.cpu_seconds,
         resource.RLIMIT_MEMLOCK: 1 << 16,
         resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_SIGPENDING: 256,
         resource.RLIMIT_NICE: 0,
         resource.RLIMIT_RTPRIO: 0,
         resource.RLIMIT_NPROC: limits.processes if plan.uid_base else plan.max_tasks,

@@ -45,7 +45,7 @@ def main() -> None:
         if plan.tier != "insecure" and (os.geteuid() == 0 or plan.user_namespace):
             linux.drop_bounding_set()
         if plan.seccomp and plan.namespaces:
-            seccomp.program(own_pid_namespace=True, signals_scoped=plan.landlock >= 6, pid=1)
+            seccomp.of_plan(plan, pid=1)
     except BaseException:
         manager.send(json.dumps({"failed": traceback.format_exc(limit=-4)[-4000:]}).encode())
         raise
