@@ -1,0 +1,36 @@
+"""Cells that harm: each exhausts, corrupts or escapes something, and must cost nobody but its own session."""
+
+from __future__ import annotations
+
+CELLS = {
+    "memory, gradually": "keep = []\nwhile True: keep.append(bytearray(8 << 20))",
+    "memory, at once": "x = b'x' * (4 << 30)",
+    "fork bomb": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
+    "thread bomb": "import threading, time\nwhile True:\n    try: threading.Thread(target=time.sleep, args=(9,)).start()\n    except Exception: pass",
+    "endless loop": "while True: pass",
+    "endless loop that swallows interrupts": "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+    "signals ignored": "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: time.sleep(9)",
+    "endless loop in C": "(10 ** 9_000_000) ** 99",
+    "kills itself": "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)",
+    "leaves": "import os\nos._exit(0)",
+    "kills everybody": "import os\nfor pid in range(-1, 400):\n    try:\n        if pid != os.getpid(): os.kill(pid, 9)\n    except OSError: pass",
+    "writes without end": "while True: print('x' * 65536)",
+    "fills the disk": "i = 0\nwhile True:\n    open(f'f{i}', 'wb').write(bytes(1 << 20)); i += 1",
+    "fills the inodes": "i = 0\nwhile True:\n    open(f'n{i}', 'w').close(); i += 1",
+    "folders without end": "import os\nwhile True:\n    os.mkdir('deep'); os.chdir('deep')",
+    "takes every descriptor": "held = []\nwhile True: held.append(open('/dev/null'))",
+    "closes every descriptor": "import os\nos.closerange(0, 1024)",
+    "forged answer": "import json, os, struct\nh = json.dumps({'nonce': '0' * 32, 'status': 'ok', 'message': '', 'dropped': 0, 'blobs': [0, 0]}).encode()\nos.write(3, struct.pack('!II', len(h), 0) + h)",
+    "noise on the channel": "import os\nos.write(3, os.urandom(4096))",
+    "recursion": "def f(): return f()\nimport sys\nsys.setrecursionlimit(10 ** 9)\nf()",
+    "null pointer": "import ctypes\nctypes.string_at(0)",
+    "child that stays": "import os, time\nif os.fork() == 0:\n    try: os.setsid()\n    except OSError: pass\n    if os.fork() == 0: time.sleep(600)\n    os._exit(0)",
+    "thread that spins on": "import threading\ndef spin():\n    while True: pass\nthreading.Thread(target=spin, daemon=True).start()",
+    "network": "import socket\nfor family in (socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK):\n    try: socket.socket(family, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))\n    except OSError: pass",
+    "other processes' files": "import os\nfor path in ('/proc/1/environ', '/etc/shadow', '/proc/self/mem', '/root', '/tmp'):\n    try: os.listdir(path) if os.path.isdir(path) else open(path, 'r+b').read(64)\n    except OSError: pass",
+    "picture larger than memory": "import numpy as np\ndisplay(np.zeros((200_000, 200_000, 3), np.uint8))",
+    "figure larger than memory": "import matplotlib.pyplot as plt\nplt.figure(figsize=(20_000, 20_000))\nplt.show()",
+    "too many pictures": "from PIL import Image\nfor i in range(4000): display(Image.new('RGB', (64, 64)))",
+    "decompression bomb": "import zlib\nd = zlib.decompressobj()\nkeep = [zlib.decompress(zlib.compress(bytes(64 << 20))) for _ in range(64)]",
+    "interpreter ruined": "import builtins, sys, os, json\nbuiltins.len = None\nsys.modules.clear()\njson.dumps = os.write = os.read = None\nsys.stdout = sys.stderr = None",
+}  # fmt: skip

@@ -1,0 +1,124 @@
+"""What a running tools service holds of its machine: processes, memory, descriptors, cgroups, mounts, folders."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from dataclasses import dataclass
+
+import psutil
+
+_PREFIX = "tools-sandbox-"  # of the service's cgroups and of its folder
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Process ids of one service."""
+
+    server: int
+    manager: int
+    zygote: int
+    others: tuple[int, ...]  # session processes, warm ones included, and what they started
+
+
+def roles(server: int) -> Roles:
+    """The processes below ``server``. Raises LookupError where it runs no sandbox, or is gone."""
+    try:
+        below = psutil.Process(server).children(recursive=True)
+    except psutil.NoSuchProcess:
+        raise LookupError(f"no process {server}") from None
+    manager = zygote = None
+    for process in sorted(below, key=lambda p: p.pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = " ".join(process.cmdline())
+            if "sandbox.manager" in command:
+                manager = manager or process
+            # Sessions are forks of the zygote and show its command line: it is the oldest.
+            elif "sandbox.zygote" in command and (zygote is None or process.create_time() < zygote.create_time()):
+                zygote = process
+    if manager is None or zygote is None:
+        raise LookupError(f"process {server} has no manager or no zygote below it")
+    rest = {p.pid for p in below} - {manager.pid, zygote.pid}
+    return Roles(server, manager.pid, zygote.pid, tuple(sorted(rest)))
+
+
+def private_mb(pid: int) -> float:
+    """Memory that no other process shares, 10⁶ bytes; 0 for a process that is gone. Another user's needs root."""
+    try:
+        return psutil.Process(pid).memory_full_info().uss / 1e6
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """One look at a service that has nothing to do."""
+
+    processes: int
+    descriptors: int  # of server, manager and zygote
+    cgroups: int
+    mounts: int  # in sight of the server, and of the zygote
+    folders: int  # work folders on the machine's own disk
+    server_mb: float  # private
+    manager_mb: float
+    zygote_mb: float
+    sessions_mb: float  # private, all together
+
+
+def footprint(server: int) -> Footprint:
+    """Counts and sizes now."""
+    found = roles(server)
+    fixed = (found.server, found.manager, found.zygote)
+    return Footprint(
+        processes=3 + len(found.others),
+        descriptors=sum(psutil.Process(pid).num_fds() for pid in fixed),
+        cgroups=len(cgroups(found.manager)),
+        mounts=sum(_mounts(pid) for pid in (found.server, found.zygote)),
+        folders=sum(len(files) + len(names) for _, names, files in _session_folders(found.manager)),
+        server_mb=private_mb(found.server),
+        manager_mb=private_mb(found.manager),
+        zygote_mb=private_mb(found.zygote),
+        sessions_mb=sum(private_mb(pid) for pid in found.others),
+    )
+
+
+def cgroups(manager: int) -> list[str]:
+    """Control groups that this manager made and that still exist."""
+    found = []
+    for path, names, _ in os.walk("/sys/fs/cgroup"):
+        if os.path.basename(path) == f"{_PREFIX}{manager}":
+            found += [path, *(os.path.join(path, name) for name in names)]
+            names.clear()
+    return found
+
+
+def folders(manager: int) -> list[str]:
+    """Runtime folders of this manager that still exist."""
+    base = tempfile.gettempdir()
+    return [os.path.join(base, name) for name in os.listdir(base) if name.startswith(f"{_PREFIX}{manager}-")]
+
+
+def _session_folders(manager: int):
+    for folder in folders(manager):
+        yield from os.walk(os.path.join(folder, "sessions"))
+
+
+def _mounts(pid: int) -> int:
+    with open(f"/proc/{pid}/mountinfo") as file:
+        return sum(1 for _ in file)
+
+
+def growth(before: Footprint, after: Footprint, cgroups_at_most: int) -> dict[str, tuple[float, float]]:
+    """(before, after) of what is larger than it may be: any count, and memory beyond 5 % and 8 MB.
+
+    Control groups belong to slots and are made when a slot is first used: their number is bounded, not constant.
+    """
+    found = {}
+    for field in dataclasses.fields(Footprint):
+        old, new = getattr(before, field.name), getattr(after, field.name)
+        spare = 8 + 0.05 * old if field.name.endswith("_mb") else 8 if field.name == "descriptors" else 0
+        if new > (cgroups_at_most if field.name == "cgroups" else old + spare):
+            found[field.name] = (old, new)
+    return found
