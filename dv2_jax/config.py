@@ -32,8 +32,8 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class ModelSource:
-    init: str = "package:cold_start"  # package:base | package:cold_start | hf:/path | checkpoint:/path | random
-    preset: str = "tiny"  # architecture when init is random: tiny | 3b | 7b | 32b | 72b
+    init: str = "package:cold_start"  # package:base | package:cold_start | package:smol | hf:/path | checkpoint:/path | random
+    preset: str = "tiny"  # architecture when init is random: tiny | smol | 3b | 7b | 32b | 72b
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # weights stay float32
     freeze: tuple[str, ...] = ()  # subset of ("vision", "projector", "text")
     remat: bool = False  # rematerialise each layer in the backward pass

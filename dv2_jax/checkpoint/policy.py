@@ -1,6 +1,6 @@
 """Where a policy comes from: architecture, tokenizer file and weights of every form of ``model.init``.
 
-The only place that reads ``model.init``: ``package:base``, ``package:cold_start``, ``hf:/path``,
+The only place that reads ``model.init``: ``package:base``, ``package:cold_start``, ``package:smol``, ``hf:/path``,
 ``checkpoint:/path`` (a run directory, or one step of its ``checkpoints/``) or ``random``.
 """
 
@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
+from dv2_jax.checkpoint import smol
 from dv2_jax.config import ConfigError, ModelSource
 from dv2_jax.model.config import ModelConfig
 from dv2_jax.model.params import Params, abstract_params, init_params, logical_axes
 
-PACKAGED = ("base", "cold_start")
+PACKAGED = ("base", "cold_start", smol.NAME)  # the first two ship with this package, the last with another
 CHECKPOINTS = "checkpoints"  # folder in a run directory
 DESCRIPTION = "model"  # folder in a run directory with what a checkpoint's arrays do not say
 _TOKEN_IDS = {
@@ -61,6 +62,8 @@ def architecture(source: ModelSource) -> Architecture:
     try:
         if kind == "random":
             return _random(source.preset)
+        if kind == "package" and where == smol.NAME:
+            return Architecture(ModelConfig.preset(smol.NAME), smol.tokenizer_file())
         if kind == "package":
             return _read(_package_folder(where), fallback=_package_file("tokenizer.json"))
         if kind == "hf":
@@ -93,6 +96,8 @@ def load_weights(source: ModelSource, config: ModelConfig, *, mesh: Mesh | None 
         return params if shardings is None else jax.device_put(params, shardings)
     if kind == "checkpoint":
         return _restore(Path(where), config, shardings)
+    if kind == "package" and where == smol.NAME:
+        return smol.load_smol(config, shardings, seed=seed)
     from dv2_jax.checkpoint.hf import load_hf
 
     return load_hf(_package_folder(where) if kind == "package" else Path(where), config, shardings)
@@ -146,7 +151,7 @@ def _tiny(tokenizer_file: Path) -> ModelConfig:
 
 def _package_folder(name: str) -> Path:
     if name not in PACKAGED:
-        raise ConfigError(f"model.init = 'package:{name}': the package ships {', '.join(PACKAGED)}")
+        raise ConfigError(f"model.init = 'package:{name}': there are {', '.join(PACKAGED)}")
     return _package_file(name)
 
 

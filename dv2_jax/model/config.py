@@ -98,7 +98,7 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, name: str) -> ModelConfig:
-        """A published size: 3b, 7b, 32b or 72b."""
+        """A published size, 3b, 7b, 32b or 72b; or smol, SmolLM2-135M as text tower with a small vision tower."""
         try:
             return _PRESETS[name]
         except KeyError:
@@ -270,10 +270,42 @@ def _published(width: int, ff: int, layers: int, heads: int, kv_heads: int, voca
     return ModelConfig(vision, text)
 
 
-# The config.json files of Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct.
+def _smol() -> ModelConfig:
+    """HuggingFaceTB/SmolLM2-135M-Instruct (a Llama, so without biases) as text tower, and a vision tower beside it.
+
+    The vocabulary is SmolLM2's 49,152 tokens, then the added tokens of the protocol (``checkpoint.smol``), then room
+    to the next multiple of 128, so that it divides over devices.
+    """
+    return ModelConfig(
+        VisionConfig(4, 192, 512, 3, out_hidden_size=576, fullatt_block_indexes=(1, 3)),
+        TextConfig(
+            vocab_size=49_280,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_layers=30,
+            num_heads=9,
+            num_kv_heads=3,
+            mrope_section=(8, 12, 12),  # the published shares, 1/4, 3/8, 3/8
+            tie_word_embeddings=True,
+            rope_theta=1e5,
+            rms_norm_eps=1e-5,
+            max_position_embeddings=8192,
+        ),
+        image_token_id=49_161,
+        video_token_id=49_162,
+        vision_start_token_id=49_158,
+        vision_end_token_id=49_159,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+
+
+# The config.json files of Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct, and our own assembly around SmolLM2.
 _PRESETS = {
     "3b": _published(2048, 11008, 36, 16, 2, 151936, 3420, tied=True),
     "7b": _published(3584, 18944, 28, 28, 4, 152064, 3420, tied=False),
     "32b": _published(5120, 27648, 64, 40, 8, 152064, 3456, tied=False),
     "72b": _published(8192, 29568, 80, 64, 8, 152064, 3456, tied=False),
+    "smol": _smol(),
 }

@@ -86,7 +86,7 @@ def test_a_run_directory_that_moved_still_opens(run, random, monkeypatch):
     ("init", "message"),
     [
         ("pakage:base", "pakage:base.*use one of package:base"),
-        ("package:bse", "ships base, cold_start"),
+        ("package:bse", "there are base, cold_start, smol"),
         ("hf:/nowhere", "/nowhere/config.json"),
         ("checkpoint:/nowhere", "/nowhere"),
         ("runs/default", "checkpoint:/path"),
