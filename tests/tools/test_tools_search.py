@@ -217,9 +217,11 @@ def test_a_stored_picture_index_and_a_plain_folder_answer_alike(gallery, found, 
     assert [i.title for i in PictureIndex.open(str(folder)).search_now(query, 1)] == ["rocket"]
 
 
-def test_pictures_without_any_feature_still_get_an_answer(found):
-    items = found.search_now(encode(Image.new("RGB", (30, 20))), 3)
+@pytest.mark.parametrize("size", [(30, 20), (1, 1), (640, 2), (1, 5000), (62, 62), (63, 63)])
+def test_pictures_without_any_feature_still_get_an_answer(found, size):
+    items = found.search_now(encode(Image.new("RGB", size)), 3)
     assert len(items) == 3
+    assert found.search_now(encode(Image.effect_noise(size, 80)), 3)
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n" + bytes(40)])

@@ -18,6 +18,7 @@ _MAX_PIXELS = 100e6
 _WORK_SIDE = 512  # pixels of the longer side, for everything but the hash of the bytes
 _THUMBNAIL_SIDE = 224
 _KEYPOINTS = 400
+_MARGIN = 31  # pixels
 _HOG = ((64, 64), (16, 16), (8, 8), (8, 8), 9)
 _WEIGHTS = {"colour": 1.0, "shape": 1.5, "histogram": 0.7}
 _RATIO = 0.8  # Lowe's test: best match against second best
@@ -94,7 +95,10 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 
 
 def _local(grey: UInt8[np.ndarray, "H W"]) -> Local:
-    points, descriptors = cv2.ORB_create(_KEYPOINTS, fastThreshold=10).detectAndCompute(grey, None)
+    # ORB leaves a margin of 31 pixels out, so smaller pictures have no feature; of a few pixels it makes an error.
+    points, descriptors = (), None
+    if min(grey.shape) > 2 * _MARGIN:
+        points, descriptors = cv2.ORB_create(_KEYPOINTS, edgeThreshold=_MARGIN, fastThreshold=10).detectAndCompute(grey, None)
     if descriptors is None:
         return Local(np.zeros((0, 2), np.float32), np.zeros((0, 32), np.uint8))
     return Local(np.array([p.pt for p in points], np.float32), descriptors)
