@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import ipaddress
+import math
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -30,7 +31,7 @@ class SearchOptions:
     keys: dict[str, SecretStr] = field(default_factory=dict)  # by environment variable
     policies: dict[str, Policy] = field(default_factory=dict)  # by provider
     locale: web.Locale = web.Locale()
-    proxy: str = ""
+    proxy: str = field(default="", repr=False)  # its password may be in it
     cache: str = ""
     cache_mode: recordings.Mode = "record"
     picture_urls: str = ""
@@ -82,6 +83,9 @@ def take(given: dict) -> SearchOptions:
     """Removes what ``add_arguments`` added from parsed arguments. Raises ValueError naming option and fix."""
     text = _providers("--text-providers", given.pop("text_providers"), TEXT)
     image = _providers("--image-providers", given.pop("image_providers"), IMAGE)
+    for name in ("search_timeout_s", "search_budget_s", "search_attempts", "search_reply_mb"):
+        if not 0 < given[name] < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} {given[name]:g} must be above 0")
     cache, mode = given.pop("search_cache"), given.pop("search_cache_mode")
     if mode != "record" and not cache:
         raise ValueError(f"--search-cache-mode {mode} needs --search-cache FILE")
@@ -91,7 +95,7 @@ def take(given: dict) -> SearchOptions:
         text_index=given.pop("text_index"), image_index=given.pop("image_index"), text=text, image=image,
         keys=_keys(live, given.pop("search_key")), policies=_policies(text, image, given),
         locale=web.Locale(*(_code(name, given.pop(name)) for name in ("search_country", "search_language"))),
-        proxy=given.pop("search_proxy"), cache=cache, cache_mode=mode,
+        proxy=_proxy(given.pop("search_proxy")), cache=cache, cache_mode=mode,
         picture_urls=given.pop("picture_urls"), publish=publish,
         mmsearch_rows=given.pop("mmsearch_rows"), embedding=given.pop("embedding"),
     )  # fmt: skip
@@ -184,6 +188,12 @@ def _code(name: str, code: str) -> str:
     if len(code) != 2 or not code.isascii() or not code.isalpha():
         raise ValueError(f"--{name.replace('_', '-')} {code!r} must be two letters")
     return code.lower()
+
+
+def _proxy(url: str) -> str:
+    if url and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
+        raise ValueError("--search-proxy must be http://HOST:PORT or https://HOST:PORT")  # it may hold a password
+    return url
 
 
 def _check_lens(options: SearchOptions) -> None:

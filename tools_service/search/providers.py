@@ -123,7 +123,7 @@ class _Builder:
         if self._replays:
             return self._recorded(name, None)
         search = web.WebSearch(name, self._transport(name), self._key(web.APIS[name].key), url, self._options.locale)
-        return self._recorded(name, search) if self.recordings else search
+        return search if self.recordings is None else self._recorded(name, search)
 
     def image(self, name: str, where: str):
         if name == "mmsearch-r1":
@@ -135,7 +135,7 @@ class _Builder:
         search = lens.LensSearch(
             name, self._transport(name), self._key(lens.APIS[name].key), self._pictures, self.thumbnails, where, self._options.locale,
         )  # fmt: skip
-        return self._recorded(name, search) if self.recordings else search
+        return search if self.recordings is None else self._recorded(name, search)
 
     def _recorded(self, name: str, provider) -> Recorded:
         locale = self._options.locale
