@@ -22,12 +22,12 @@ def parser() -> argparse.ArgumentParser:
         help="a run directory (its newest checkpoint), one of its checkpoints, package:base, package:cold_start, "
         "or hf:FOLDER to rewrite one",
     )
-    result.add_argument("--output", required=True, type=Path, help="folder to create; must be empty or not exist")
+    result.add_argument("--output", required=True, help="folder to create, local or gs://; must be empty or not exist")
     result.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the weights")
     return result
 
 
-def run(checkpoint: str, output: Path, dtype: str) -> Path:
+def run(checkpoint: str, output: str | Path, dtype: str) -> str | Path:
     """Load and write; see :func:`dv2_jax.checkpoint.export.export_hf` for what lands in ``output``."""
     from dv2_jax.checkpoint.export import export_hf, image_config
     from dv2_jax.checkpoint.policy import architecture, load_weights
@@ -43,13 +43,10 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     try:
         output = run(arguments.checkpoint, arguments.output, arguments.dtype)
-    except (FileNotFoundError, FileExistsError, ValueError) as error:
+    except (FileNotFoundError, FileExistsError, ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    size = sum(path.stat().st_size for path in output.iterdir())
-    print(
-        f"{output}: {size / 2**20:.1f} MiB in {arguments.dtype}; load it with transformers' AutoModelForImageTextToText"
-    )
+    print(f"{output}, in {arguments.dtype}; load it with transformers' AutoModelForImageTextToText")
 
 
 if __name__ == "__main__":

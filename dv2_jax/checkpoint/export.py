@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Literal
 
-import jax
-
-from dv2_jax.checkpoint.hf import save_hf
+from dv2_jax.checkpoint.hf import write_weights
+from dv2_jax.checkpoint.output_folder import output_folder
 from dv2_jax.checkpoint.policy import Architecture
 from dv2_jax.config import ImageConfig
 from dv2_jax.model.params import Params
@@ -45,33 +42,24 @@ def export_hf(
     architecture: Architecture,
     image: ImageConfig,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
-) -> Path:
+) -> str | Path:
     """Write weights, tokenizer, processor and generation settings to ``output``; all of it or nothing.
 
-    Every process calls it; process 0 writes.
-    ``image`` bounds the model's view of a picture, in pixels. Raises FileExistsError when ``output`` holds anything,
-    ValueError for a policy without a tokenizer.
+    ``output`` is a folder, or one on any file system that fsspec knows (``gs://bucket/policy``). Every process calls
+    it; process 0 writes. ``image`` bounds the model's view of a picture, in pixels. Returns ``output``.
+    Raises FileExistsError when ``output`` holds anything, ValueError for a policy without a tokenizer.
     """
-    output = Path(output)
-    if output.exists() and any(output.iterdir()):
-        raise FileExistsError(f"{output} is not empty: name another folder, or remove it first")
     if architecture.tokenizer_file is None:
         raise ValueError("a policy without a tokenizer cannot be exported")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = output.parent / f".{output.name}.{os.getpid()}"
-    try:
-        save_hf(staging, params, architecture.config, dtype=dtype)
-        if jax.process_index():
-            return output
-        for name, document in _settings(architecture, image).items():
-            (staging / name).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        shutil.copyfile(architecture.tokenizer_file, staging / "tokenizer.json")
-        (staging / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-        if output.exists():
-            output.rmdir()
-        os.replace(staging, output)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with output_folder(output) as folder:
+        write_weights(folder, params, architecture.config, dtype)
+        folder.write_text("tokenizer.json", architecture.tokenizer_file.read_text(encoding="utf-8"))
+        folder.write_text("chat_template.jinja", CHAT_TEMPLATE)
+        settings = _settings(architecture, image)
+        # Last, because without it no program takes the folder for a policy.
+        settings["config.json"] = architecture.config.to_hf(dtype)
+        for name, document in settings.items():
+            folder.write_text(name, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     return output
 
 
@@ -94,7 +82,10 @@ def image_config(source_init: str) -> ImageConfig | None:
 
 def _settings(architecture: Architecture, image: ImageConfig) -> dict[str, dict]:
     config = architecture.config
-    added = json.loads(architecture.tokenizer_file.read_text(encoding="utf-8"))["added_tokens"]
+    tokenizer = json.loads(architecture.tokenizer_file.read_text(encoding="utf-8"))
+    added = tokenizer["added_tokens"]
+    # transformers' Qwen2Tokenizer splits by Qwen's rule whatever the file says; the other class obeys the file.
+    by_qwens_rule = any(part["type"] == "Split" for part in tokenizer["pre_tokenizer"].get("pretokenizers", ()))
     end_of_text = next(token["id"] for token in added if token["content"] == "<|endoftext|>")
     return {
         "generation_config.json": {
@@ -104,7 +95,7 @@ def _settings(architecture: Architecture, image: ImageConfig) -> dict[str, dict]
             "pad_token_id": config.pad_token_id,
         },
         "tokenizer_config.json": {
-            "tokenizer_class": "Qwen2Tokenizer",
+            "tokenizer_class": "Qwen2Tokenizer" if by_qwens_rule else "PreTrainedTokenizerFast",
             "processor_class": "Qwen2_5_VLProcessor",
             "added_tokens_decoder": {
                 str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in added

@@ -1,18 +1,17 @@
 """Published checkpoints (safetensors, `config.json`) in and out, without torch.
 
-Loading maps the files and copies each device's slice of each array straight to the device, so the host holds no more
-than one such slice beside the arrays. Writing gathers one tensor after another. A tensor that is loaded and written
-again in its own dtype is byte-identical.
+Loading maps the files and copies each device's part of each tensor straight to the device: a large stacked array is
+filled layer by layer, so the host holds one tensor beside the arrays. Writing gathers one tensor after another. A
+tensor that is loaded and written again in its own dtype is byte-identical.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-import os
-import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,16 +19,17 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from jax.sharding import Sharding, SingleDeviceSharding
-from safetensors.numpy import save_file
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from dv2_jax.checkpoint import safetensors_file
+from dv2_jax.checkpoint.output_folder import OutputFolder, output_folder
 from dv2_jax.checkpoint.weight_map import Entry, canonical, entries
 from dv2_jax.model.config import ModelConfig
 from dv2_jax.model.params import Params, abstract_params
 
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9  # of one file
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+LARGE_BYTES = 2**28  # a stacked array above this is filled layer by layer; below, one copy is quicker
 
 
 class CheckpointMismatch(ValueError):
@@ -44,7 +44,8 @@ def load_hf(
     Raises FileNotFoundError without safetensors files, CheckpointMismatch with every missing, unexpected and
     misshapen tensor at once.
     """
-    tensors = _open_folder(Path(path))
+    files = _open_folder(Path(path))
+    tensors = {canonical(name): tensor for file in files for name, tensor in file.tensors.items()}
     shapes = abstract_params(config, dtype)
     parts: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries(config):
@@ -53,20 +54,60 @@ def load_hf(
     default = SingleDeviceSharding(jax.devices()[0])
     params = {}
     for name, abstract in shapes.items():
-        sharding = shardings[name] if shardings is not None else default
         layers = [_view(tensors[e.published], e, _part_shape(abstract.shape, e)) for e in parts[name]]
-
-        def read(index, layers=layers, stacked=parts[name][0].layer is not None):
-            if not stacked:
-                return np.asarray(layers[0][index]).astype(dtype)
-            chosen = layers[index[0]]
-            out = np.empty((len(chosen), *chosen[0][index[1:]].shape), dtype)
-            for i, layer in enumerate(chosen):
-                out[i] = layer[index[1:]]
-            return out
-
-        params[name] = jax.make_array_from_callback(abstract.shape, sharding, read)
+        stacked = parts[name][0].layer is not None
+        sharding = shardings[name] if shardings is not None else default
+        # Host memory of an array is free once it has arrived; without waiting, several would be under way.
+        params[name] = jax.block_until_ready(_place(abstract, sharding, layers, stacked))
+        for file in files:
+            file.release()
     return params
+
+
+def _place(abstract: jax.ShapeDtypeStruct, sharding: Sharding, layers: list[np.ndarray], stacked: bool) -> jax.Array:
+    """One of our arrays from its layers (or its only part), in the layout of ours but the dtype of the file."""
+    shape, dtype = abstract.shape, abstract.dtype
+    if not stacked:
+        return jax.make_array_from_callback(shape, sharding, lambda index: layers[0][index].astype(dtype))
+    of_layer = _layer_sharding(sharding)
+    if math.prod(shape) * dtype.itemsize > LARGE_BYTES and of_layer is not None:
+        zeros, put = _fill(shape, dtype, sharding)
+        array = zeros()
+        for number, layer in enumerate(layers):
+            part = jax.make_array_from_callback(
+                shape[1:], of_layer, lambda index, layer=layer: layer[index].astype(dtype)
+            )
+            array = jax.block_until_ready(put(array, part, number))
+        return array
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        chosen = layers[index[0]]
+        out = np.empty((len(chosen), *chosen[0][index[1:]].shape), dtype)
+        for i, layer in enumerate(chosen):
+            out[i] = layer[index[1:]]
+        return out
+
+    return jax.make_array_from_callback(shape, sharding, read)
+
+
+def _layer_sharding(sharding: Sharding) -> Sharding | None:
+    """Of one layer of a stacked array; None where the layers themselves are split."""
+    if isinstance(sharding, SingleDeviceSharding):
+        return sharding
+    if not isinstance(sharding, NamedSharding) or (sharding.spec and sharding.spec[0] is not None):
+        return None
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+
+
+@functools.lru_cache(maxsize=64)
+def _fill(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> tuple[Callable, Callable]:
+    """``zeros() -> array`` and ``put(array, layer, number) -> array``, which takes the array's place."""
+    zeros = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
+
+    def put(array, layer, number):
+        return jax.lax.dynamic_update_index_in_dim(array, layer, number, 0)
+
+    return zeros, jax.jit(put, donate_argnums=0, out_shardings=sharding)
 
 
 def save_hf(
@@ -76,92 +117,62 @@ def save_hf(
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     *,
     shard_bytes: int = SHARD_BYTES,
-) -> Path:
+) -> None:
     """Write weights, index and `config.json` to the new folder `path`; it appears whole or not at all.
 
-    Every process calls it; process 0 writes. Raises FileExistsError when `path` exists.
+    Every process calls it; process 0 writes. Raises FileExistsError when `path` holds anything.
     """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists: name another folder, or remove it first")
-    target = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32
+    with output_folder(path) as folder:
+        write_weights(folder, params, config, dtype, shard_bytes=shard_bytes)
+        folder.write_text("config.json", json.dumps(config.to_hf(dtype), indent=2))
+
+
+def write_weights(
+    folder: OutputFolder,
+    params: Params,
+    config: ModelConfig,
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """The weights in files of at most `shard_bytes` (a larger tensor has one of its own), and their index.
+
+    Collective: every process calls it, and gathers each tensor in turn.
+    """
+    target = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
     groups: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries(config):
         groups[entry.published].append(entry)
-    sizes = {name: sum(_size(params, e) for e in parts) * np.dtype(target).itemsize for name, parts in groups.items()}
+    shapes = {
+        name: _published_shape(_part_shape(params[parts[0].ours].shape, parts[0]), parts[0], config)
+        for name, parts in groups.items()
+    }
+    sizes = {name: math.prod(shape) * target.itemsize for name, shape in shapes.items()}
     shards: list[list[str]] = [[]]
-    filled = 0
     for name, size in sizes.items():
-        if shards[-1] and filled + size > shard_bytes:
+        if shards[-1] and sum(sizes[n] for n in shards[-1]) + size > shard_bytes:
             shards.append([])
-            filled = 0
         shards[-1].append(name)
-        filled += size
-
-    writes = jax.process_index() == 0
-    staging = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    if writes:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
     index = {}
-    try:
-        for number, names in enumerate(shards, start=1):
-            file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            tensors = {}
-            for name in names:
-                tensor = _publish(params, groups[name], config)
-                if writes:
-                    tensors[name] = np.ascontiguousarray(tensor.astype(target))
-                index[name] = file
-            if writes:
-                save_file(tensors, staging / file, metadata={"format": "pt"})
-        if writes:
-            if len(shards) > 1:
-                document = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": index}
-                (staging / INDEX).write_text(json.dumps(document, indent=2))
-            (staging / "config.json").write_text(json.dumps(config.to_hf(dtype), indent=2))
-            staging.rename(path)
-    finally:
-        if writes:
-            shutil.rmtree(staging, ignore_errors=True)
-    return path
+    for number, names in enumerate(shards, start=1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = (_publish(params, groups[name], config).astype(target) for name in names)
+        with folder.create(file) as stream:
+            safetensors_file.write(stream, {name: shapes[name] for name in names}, target, tensors)
+        index |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        document = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": index}
+        folder.write_text(INDEX, json.dumps(document, indent=2))
 
 
-def _open_folder(folder: Path) -> dict[str, np.ndarray]:
-    """Memory-mapped tensors of all files, under their canonical names."""
+def _open_folder(folder: Path) -> list[safetensors_file.MappedFile]:
     if (folder / INDEX).is_file():
         files = sorted({folder / name for name in json.loads((folder / INDEX).read_text())["weight_map"].values()})
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{folder}: no *.safetensors in it")
-    tensors: dict[str, np.ndarray] = {}
-    for file in files:
-        for name, tensor in _map_file(file).items():
-            tensors[canonical(name)] = tensor
-    return tensors
-
-
-def _map_file(file: Path) -> dict[str, np.ndarray]:
-    """The format is eight bytes of header length, a JSON header, then the tensors."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError as error:
-            raise ValueError(f"{file} is no safetensors file, or a cut one: {error}") from None
-    header.pop("__metadata__", None)
-    needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if file.stat().st_size < needed:
-        raise ValueError(f"{file} is cut: it has {file.stat().st_size:,} of {needed:,} bytes")
-    data = np.memmap(file, np.uint8, "r", offset=8 + length)
-    tensors = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{file}: {name} has dtype {entry['dtype']}; there are {', '.join(_DTYPES)}")
-        begin, end = entry["data_offsets"]
-        tensors[name] = data[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    return tensors
+    return [safetensors_file.MappedFile(file) for file in files]
 
 
 def _check(folder: Path, config: ModelConfig, tensors, parts, shapes) -> None:
@@ -218,10 +229,6 @@ def _view(tensor: np.ndarray, entry: Entry, shape: tuple[int, ...]) -> np.ndarra
     split = tensor.reshape(*shape[inputs:], *shape[:inputs])
     outputs = len(shape) - inputs
     return split.transpose(*range(outputs, len(shape)), *range(outputs))
-
-
-def _size(params: Params, entry: Entry) -> int:
-    return math.prod(_part_shape(params[entry.ours].shape, entry))
 
 
 def _publish(params: Params, parts: list[Entry], config: ModelConfig) -> np.ndarray:

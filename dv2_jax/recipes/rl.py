@@ -85,7 +85,9 @@ def run_rl(config: Config) -> dict[str, Any]:
         }
         if distributed.is_main():
             write_json(run.directory / "summary.json", summary)
-            finish(run, policy, training, stages, summary)
+        exported = "" if summary["interrupted"] else export(run.directory / "export", policy, training.state, config)
+        if distributed.is_main():
+            finish(run, stages, summary, exported)
     return summary
 
 
@@ -350,21 +352,21 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     return row
 
 
-def finish(run: Run, policy: Policy, training: Training, stages: Stages, summary: dict[str, Any]) -> None:
+def finish(run: Run, stages: Stages, summary: dict[str, Any], exported: str | Path) -> None:
     """Report, export and table of a run; of an interrupted one, the report and where it stands."""
     run.metrics.close()
     report = write_report(run.directory)
     if summary["interrupted"]:
         run.display.line(f"stopped after step {summary['steps']} with a checkpoint; the same command continues")
         return
-    exported = export(run.directory / "export", policy, training.state, run.config)
     print_comparison({name: summary[name] for name in stages.names}, f"{run.config.run.name}, held-out questions")
     run.display.line(f"{run.directory / 'summary.json'}\n{report}\n{exported}")
 
 
-def export(folder: Path, policy: Policy, state: TrainState, config: Config) -> Path:
-    """Write the PyTorch folder, replacing the one of an earlier end of this run."""
+def export(folder: Path, policy: Policy, state: TrainState, config: Config) -> str | Path:
+    """Write the PyTorch folder, replacing the one of an earlier end of this run. Every process calls it."""
     import shutil
 
-    shutil.rmtree(folder, ignore_errors=True)
-    return export_hf(folder, jax.device_get(state.params), policy.architecture, config.image)
+    if distributed.is_main():
+        shutil.rmtree(folder, ignore_errors=True)
+    return export_hf(folder, state.params, policy.architecture, config.image)

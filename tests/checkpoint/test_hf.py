@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from dv2_jax.checkpoint import hf
 from dv2_jax.checkpoint.hf import CheckpointMismatch, load_hf, save_hf
 from dv2_jax.checkpoint.weight_map import entries
 from dv2_jax.model import ModelConfig, build, init_params, merge
@@ -44,7 +46,53 @@ def test_weights_come_back_bit_for_bit_from_one_file_and_from_many(tmp_path, tie
         assert {n: np.asarray(v).tobytes() for n, v in again.items()} == {
             n: np.asarray(v).tobytes() for n, v in params.items()
         }
-    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 3
+    files = list((tmp_path / "many").glob("*.safetensors"))
+    assert len(files) > 3
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    held = {file.name: load_file(file) for file in files}
+    assert index["weight_map"] == {name: file for file, tensors in held.items() for name in tensors}
+    sizes = {file: [tensor.nbytes for tensor in tensors.values()] for file, tensors in held.items()}
+    assert index["metadata"]["total_size"] == sum(map(sum, sizes.values()))
+    assert all(sum(s) <= 50_000 or len(s) == 1 for s in sizes.values())
+
+
+def test_a_large_array_is_filled_layer_by_layer_with_the_same_numbers(tmp_path, monkeypatch):
+    config = tiny(tied=True)
+    params = random_params(config)
+    save_hf(tmp_path / "x", params, config, "float32")
+    monkeypatch.setattr(hf, "LARGE_BYTES", 0)
+    again = load_hf(tmp_path / "x", config)
+    assert all(np.array_equal(again[n], params[n]) for n in params)
+
+
+# The names that vLLM's Qwen2.5-VL takes from a checkpoint: it maps the prefixes `model.`, `visual.` and `lm_head.`,
+# and fuses q, k, v and gate, up of the text tower itself; the vision tower's q, k, v it expects in one tensor.
+VLLM = r"""
+lm_head\.weight
+model\.(embed_tokens|norm)\.weight
+model\.layers\.\d+\.(input_layernorm|post_attention_layernorm)\.weight
+model\.layers\.\d+\.self_attn\.[qkv]_proj\.(weight|bias)
+model\.layers\.\d+\.self_attn\.o_proj\.weight
+model\.layers\.\d+\.mlp\.(gate|up|down)_proj\.weight
+visual\.patch_embed\.proj\.weight
+visual\.blocks\.\d+\.norm[12]\.weight
+visual\.blocks\.\d+\.attn\.(qkv|proj)\.(weight|bias)
+visual\.blocks\.\d+\.mlp\.(gate|up|down)_proj\.(weight|bias)
+visual\.merger\.ln_q\.weight
+visual\.merger\.mlp\.[02]\.(weight|bias)
+"""
+
+
+@pytest.mark.parametrize("size", ["3b", "7b"])
+def test_the_written_names_are_those_that_vllm_reads(size):
+    config = ModelConfig.preset(size)
+    names = {entry.published for entry in entries(config)}
+    known = re.compile("|".join(VLLM.split()))
+    assert [name for name in names if not known.fullmatch(name)] == []
+    assert ("lm_head.weight" in names) == (not config.text.tie_word_embeddings)
+    # 12 per text layer and 12 per vision block, embedding and norm, patches, merger, and the head of an untied one.
+    text, vision = config.text, config.vision
+    assert len(names) == 12 * text.num_layers + 12 * vision.depth + 2 + 1 + 5 + (not text.tie_word_embeddings)
 
 
 def test_loading_and_writing_again_leaves_every_tensor_byte_identical(tmp_path):

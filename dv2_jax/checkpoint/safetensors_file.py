@@ -1,0 +1,71 @@
+"""Safetensors files, tensor by tensor: mapped to read, streamed to write.
+
+The format is eight bytes of header length, a JSON header (name → dtype, shape, place), then the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+
+
+class MappedFile:
+    """A file's tensors as read-only views of the mapped file."""
+
+    def __init__(self, file: Path):
+        """Raises ValueError, naming the file, for one that is cut, or is of another format or dtype."""
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            try:
+                header = json.loads(stream.read(length))
+            except (ValueError, OverflowError, MemoryError) as error:
+                raise ValueError(f"{file} is no safetensors file, or a cut one: {error}") from None
+            header.pop("__metadata__", None)
+            needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            size = file.stat().st_size
+            if size < needed:
+                raise ValueError(f"{file} is cut: it has {size:,} of {needed:,} bytes")
+            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self.tensors: dict[str, np.ndarray] = {}
+        for name, entry in header.items():
+            if entry["dtype"] not in _DTYPES:
+                raise ValueError(f"{file}: {name} has dtype {entry['dtype']}; there are {', '.join(_DTYPES)}")
+            begin, end = entry["data_offsets"]
+            data = np.frombuffer(self._map, np.uint8, end - begin, 8 + length + begin)
+            self.tensors[name] = data.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+
+    def release(self) -> None:
+        """Gives back the memory of what was read; reading it again reads the file."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def write(
+    stream: BinaryIO, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, tensors: Iterable[np.ndarray]
+) -> None:
+    """A whole file of tensors of one dtype, which come one by one in the order of ``shapes``.
+
+    Raises ValueError for a tensor of another shape or dtype.
+    """
+    dtype, begin = np.dtype(dtype), 0
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    for name, shape in shapes.items():
+        end = begin + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(len(text).to_bytes(8, "little") + text)
+    for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
+        if tensor.shape != tuple(shape) or tensor.dtype != dtype:
+            raise ValueError(f"{name} is {tensor.dtype}{list(tensor.shape)}, announced as {dtype}{list(shape)}")
+        stream.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
