@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import os
 import tempfile
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -122,3 +124,21 @@ def growth(before: Footprint, after: Footprint, cgroups_at_most: int) -> dict[st
         if new > (cgroups_at_most if field.name == "cgroups" else old + spare):
             found[field.name] = (old, new)
     return found
+
+
+def left_behind(found: Roles, within_s: float = 20.0) -> list[str]:
+    """What still exists of a service that has ended."""
+    deadline = time.monotonic() + within_s
+    while True:
+        left = [f"process {pid}" for pid in (found.server, found.manager, found.zygote, *found.others) if _runs(pid)]
+        left += cgroups(found.manager) + folders(found.manager)
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.1)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False

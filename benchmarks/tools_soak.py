@@ -223,24 +223,6 @@ def _line(p: processes.Footprint) -> str:
     )
 
 
-def left_behind(found: processes.Roles, within_s: float = 20.0) -> list[str]:
-    """What still exists of a service that has ended."""
-    deadline = time.monotonic() + within_s
-    while True:
-        left = [f"process {pid}" for pid in (found.server, found.manager, found.zygote, *found.others) if _runs(pid)]
-        left += processes.cgroups(found.manager) + processes.folders(found.manager)
-        if not left or time.monotonic() > deadline:
-            return left
-        time.sleep(0.1)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tools_soak", description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=20_000)
@@ -265,7 +247,7 @@ def main() -> None:
             found = processes.roles(service.process.pid)
         finally:
             service.stop()
-        wrong += [f"left behind: {what}" for what in left_behind(found)]
+        wrong += [f"left behind: {what}" for what in processes.left_behind(found)]
         wrong += [f"in the log: {line}" for line in log.read_text(errors="replace").splitlines() if "Traceback" in line]
     table = Table(title=f"{given.cells} cells, {given.sessions} sessions, {given.hostile:.0%} hostile; {service.banner[0]}")
     for name in ("", "quiet", "under attack"):

@@ -1,0 +1,39 @@
+"""Short versions of the soak and of the fuzzing, by the commands that run the long ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str) -> str:
+    """Output of a benchmark command; fails with it if the command does."""
+    done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=900, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("tier", ["root", "plain"])
+def test_hostile_sessions_leave_nothing_behind_and_disturb_no_other(tier, tmp_path):
+    """Sees a leaked descriptor, process, mount or folder, an answer lost or mixed up, and a session that was not alone.
+    All kinds of hostile cell run; latencies are measured, not judged: this machine may be busy."""
+    report = tmp_path / "soak.json"
+    run("benchmarks.tools_soak", "--cells", "256", "--sessions", "8", "--hostile", "0.125", "--warm-cells", "20", "--tier", tier,
+        "--latency-ratio", "0", "--packages", "numpy,pillow", "--output", str(report))  # fmt: skip
+    found = json.loads(report.read_text())
+    assert found["wrong"] == [] and sum(found["hostile"].values()) == 32 and len(found["hostile"]) >= 3
+    assert found["footprints"][-1]["processes"] >= 3 + 7
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the weaker tier is the only one here")
+def test_fuzzing_finds_no_crash_and_no_hang(tmp_path):
+    """Every kind of attack several times; ``python -m benchmarks.tools_fuzz --minutes 10`` is the long version."""
+    said = run("benchmarks.tools_fuzz", "--attacks", "42", "--seed", "1")
+    assert said.startswith("42 attacks (7 requests, 7 messages, 7 connections, 7 answers, 7 pictures, 7 parsers)")
