@@ -64,6 +64,7 @@ def run_sft(config: Config) -> dict[str, Any]:
 def train(run: Run, policy: Policy) -> dict[str, Any]:
     """The steps that are left; returns what the summary tells about them."""
     config, sft = run.config, run.config.sft
+    started = time.monotonic()  # what makes the data counts
     learning = make_learning(config, policy, sft.steps)
     step = make_sft_step(
         policy.graphdef,
@@ -80,7 +81,7 @@ def train(run: Run, policy: Policy) -> dict[str, Any]:
         recompilations = RecompilationCounter()
         before, last = extra.get("seconds", 0.0), {}
         consumed = Consumed(iterator, extra.get("data_sha256", ""))
-        started = clock = time.monotonic()
+        clock = time.monotonic()
 
         def on_step(number: int, metrics: dict[str, float], state: TrainState) -> bool:
             nonlocal clock
