@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image, ImageOps
@@ -33,18 +33,20 @@ class BadPicture(Exception):
 class Shell:
     """The namespace of a session and everything needed to run a cell in it."""
 
-    def __init__(self, limits: Limits, write_out, write_err):
-        """``write_out`` and ``write_err`` print text to the cell's two streams."""
+    def __init__(self, limits: Limits):
         self.pictures = display.Pictures(limits)
         self.cells = 0
-        self._write_out, self._write_err = write_out, write_err
         self._builtins = dict(vars(builtins))
         self._loop: asyncio.AbstractEventLoop | None = None
         module = types.ModuleType("__main__")
         sys.modules["__main__"] = module
         self.namespace = module.__dict__
         self.namespace["__builtins__"] = builtins
-        self.namespace["display"] = display.install(self.pictures, lambda text: write_out(text + "\n"))
+        self.namespace["display"] = display.install(self.pictures, lambda text: self._write_out(text + "\n"))
+
+    def attach(self, write_out: Callable[[str], None], write_err: Callable[[str], None]) -> None:
+        """``write_out`` and ``write_err`` print text to the cell's two streams; before the first cell."""
+        self._write_out, self._write_err = write_out, write_err
 
     def bind_images(self, handles: Sequence[int]) -> None:
         """Opens encoded pictures, given as open files, as image_1 .. image_n. Pixels are decoded when first used.

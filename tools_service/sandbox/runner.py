@@ -71,7 +71,7 @@ def read_output(descriptor: int, limit: int) -> bytes:
     return os.pread(descriptor, half, 0) + note + os.pread(descriptor, half, size - half)
 
 
-def serve(limits: Limits) -> None:
+def serve(shell: Shell, limits: Limits) -> None:
     """Answers requests on the control channel until it closes. Never returns to the caller's code."""
     owner = os.getpid()
     # Bound here: a cell may replace them in their modules, and can then only spoil its own answers.
@@ -84,7 +84,7 @@ def serve(limits: Limits) -> None:
         signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF,
     )  # fmt: skip
     streams = Streams(limits.text_kb << 10)
-    shell = Shell(limits, streams.write_out, streams.write_err)
+    shell.attach(streams.write_out, streams.write_err)
     running = False
 
     def interrupt(*_: object) -> None:

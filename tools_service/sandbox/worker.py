@@ -16,6 +16,7 @@ import sysconfig
 import tempfile
 
 from tools_service.sandbox import frames, landlock, linux, packages, root, runner, seccomp
+from tools_service.sandbox.cell import Shell
 from tools_service.sandbox.plan import Plan
 
 
@@ -29,10 +30,11 @@ def become(
     cgroup_handles: list[int],
     readable: list[str],
     mapped: int,
+    shell: Shell,
 ) -> None:
     """Turns this fork into the process of session slot ``slot``. Never returns.
 
-    ``readable`` are the paths it may read where it has no private root, ``mapped`` the bytes of address
+    ``shell`` runs its cells: made before the fork, most of it stays shared. ``readable`` are the paths it may read where it has no private root, ``mapped`` the bytes of address
     space that it starts with. It reports ``ready`` on its channel, or ``failed`` with the reason, and serves cells until the channel closes.
     """
     try:
@@ -44,7 +46,7 @@ def become(
             frames.write(runner.CHANNEL, {"failed": f"{type(error).__name__}: {error}"})
             raise
         frames.write(runner.CHANNEL, {"ready": True})
-        runner.serve(plan.limits)
+        runner.serve(shell, plan.limits)
     finally:
         os._exit(71)
 
@@ -135,8 +137,8 @@ def _set_limits(plan: Plan, space: int) -> None:
         resource.setrlimit(name, (value, value))
 
 
-def _freshen(folder: str) -> None:
-    """What a fork must not share with its siblings: environment, random state, scratch folders."""
+def set_environment(folder: str) -> None:
+    """The environment of a session that works in ``folder``, and nothing else."""
     os.environ.clear()
     os.environ.update(
         {
@@ -145,9 +147,16 @@ def _freshen(folder: str) -> None:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
     )  # fmt: skip
+
+
+def _freshen(folder: str) -> None:
+    """What a fork must not share with its siblings: random state, scratch folders, where they are its own."""
+    if folder != root.WORK:
+        set_environment(folder)
     random.seed()
     if "numpy.random" in sys.modules:  # unlike random, it keeps its state over a fork
-        sys.modules["numpy.random"].seed()
+        # A number of one word takes a short way; without one, numpy writes to another 200 KB of shared memory.
+        sys.modules["numpy.random"].seed(int.from_bytes(os.urandom(4), "big"))
     tempfile.tempdir = None
     sys.argv = [""]
     sys.path[:] = [p for p in sys.path if not p.endswith(".zip")]

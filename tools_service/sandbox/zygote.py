@@ -22,7 +22,7 @@ import socket
 import sys
 import traceback
 
-from tools_service.sandbox import frames, linux, packages, root, seccomp, worker
+from tools_service.sandbox import cell, frames, linux, packages, root, seccomp, worker
 from tools_service.sandbox.plan import Plan
 
 _F_ADD_SEALS, _F_SEAL_SEAL, _F_SEAL_GROW = 1033, 1, 4
@@ -34,6 +34,8 @@ def main() -> None:
     manager = socket.socket(fileno=int(sys.argv[2]))
     try:
         _import_libraries(plan)
+        worker.set_environment(root.WORK)
+        shell = cell.Shell(plan.limits)
         readable = [] if plan.namespaces else packages.readable_paths(plan.packages)
         gc.collect()
         gc.freeze()
@@ -50,7 +52,7 @@ def main() -> None:
         manager.send(json.dumps({"failed": traceback.format_exc(limit=-4)[-4000:]}).encode())
         raise
     manager.send(json.dumps({"zygote": os.getpid(), "packages": packages.installed(plan.packages)}).encode())
-    _serve(plan, manager, readable, mapped)
+    _serve(plan, manager, shell, readable, mapped)
 
 
 class _Hidden:
@@ -87,18 +89,24 @@ def _import_libraries(plan: Plan) -> None:
         figure.gca().plot([0, 1])
         figure.savefig(io.BytesIO(), format="png")  # loads fonts and renderer, which each session would do again
         sys.modules["matplotlib.pyplot"].close("all")
+        _forget_fonts()
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(0)
     if "PIL.Image" in sys.modules:
         sys.modules["PIL.Image"].init()
-    import tools_service.sandbox.runner  # noqa: F401
-
     # Elsewhere sessions still see those packages' folders: importing one must fail as if it were not there.
     if plan.namespaces:
         sys.meta_path.remove(hidden)
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         raise RuntimeError(f"the zygote has {threads} threads and must have one: a library ignored OMP_NUM_THREADS=1")
+
+
+def _forget_fonts() -> None:
+    """matplotlib drops its open fonts in every fork: where there are any, that writes to 600 KB of shared memory."""
+    fonts = getattr(sys.modules["matplotlib.font_manager"], "_get_font", None)
+    if clear := getattr(fonts, "cache_clear", None):
+        clear()
 
 
 def _enter_namespaces(plan: Plan) -> None:
@@ -111,7 +119,7 @@ def _enter_namespaces(plan: Plan) -> None:
     root.enter(scratch, plan.packages)
 
 
-def _serve(plan: Plan, manager: socket.socket, readable: list[str], mapped: int) -> None:
+def _serve(plan: Plan, manager: socket.socket, shell: cell.Shell, readable: list[str], mapped: int) -> None:
     flags = linux.CLONE_PARENT
     if plan.namespaces:
         flags |= linux.CLONE_NEWPID | linux.CLONE_NEWNS | linux.CLONE_NEWIPC
@@ -125,8 +133,9 @@ def _serve(plan: Plan, manager: socket.socket, readable: list[str], mapped: int)
         pid = linux.fork_with(flags)
         if pid == 0:
             worker.become(
-                plan, request["slot"], request["folder"], theirs.detach(), out, err, handles, readable, mapped
-            )
+                plan, request["slot"], request["folder"], theirs.detach(), out, err, handles, readable, mapped,
+                shell,
+            )  # fmt: skip
         send(manager, request | {"pid": pid}, [ours.fileno(), out, err])
         for handle in (out, err, *handles):
             os.close(handle)
