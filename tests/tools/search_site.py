@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import socket
+import ssl
 import threading
 import time
 import zlib
@@ -66,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
 class Site:
     """Answers requests in the order of ``answers``; the last one goes on for ever."""
 
-    def __init__(self, *answers: Answer):
+    def __init__(self, *answers: Answer, tls: ssl.SSLContext | None = None):
         self.answers = list(answers)
         self.seen: list[Seen] = []
         self.hung_up = threading.Event()  # a client ended a connection while it was being answered
@@ -75,10 +76,12 @@ class Site:
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("_Handler", (Handler,), {"site": self}))
         self._server.daemon_threads = True
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
         self._thread.start()
         self.port = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.port}"
 
     def saw(self, request: Seen) -> Answer:
         with self._lock:

@@ -9,8 +9,10 @@ import hashlib
 import io
 import json
 import os
+import ssl
 
 import pytest
+import trustme
 from PIL import Image
 from pydantic import SecretStr
 from search_site import Site, says
@@ -271,6 +273,33 @@ def test_a_thumbnail_that_cannot_be_had_leaves_the_result_without(answer, table)
     with Site(answer) as pictures, Site(says(lens_shape("serper-lens", [f"{pictures.url}/a"]))) as site:
         (item,) = look("serper-lens", site.url, table[1], table[0])
         assert (item.title, item.thumbnail) == ("Match 0", b"") and len(pictures.seen) == 1
+
+
+def test_a_host_is_asked_at_the_address_that_was_checked_and_must_prove_its_name():
+    """The connection goes to an address, not to a name that may resolve differently; the certificate is still the name's."""
+    authority = trustme.CA()
+
+    def served(name: str) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert(name).configure_cert(context)
+        return context
+
+    async def fetch(*urls: str) -> list[bytes]:
+        trusting = ssl.create_default_context()
+        authority.configure_trust(trusting)
+        thumbnails = Thumbnails(lambda address, port: checked.append(address) or True, trusting)
+        try:
+            return await thumbnails.fetch(urls)
+        finally:
+            await thumbnails.close()
+
+    checked: list[str] = []
+    answer = says(encode("red"), content_type="image/png")
+    with Site(answer, tls=served("localhost")) as right, Site(answer, tls=served("elsewhere.example")) as wrong:
+        found = asyncio.run(fetch(f"https://localhost:{right.port}/x", f"https://localhost:{wrong.port}/x"))
+        assert [bool(data) for data in found] == [True, False]
+        assert right.seen[0].headers["host"] == f"localhost:{right.port}" and wrong.seen == []
+    assert "127.0.0.1" in checked and "localhost" not in checked
 
 
 @pytest.mark.parametrize(("address", "port", "public"), [

@@ -41,7 +41,7 @@ def _clean(text: str, most: int) -> str:
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class _SerperItem(_Part):

@@ -11,6 +11,7 @@ import base64
 import binascii
 import ipaddress
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 
 import httpx
@@ -38,13 +39,13 @@ def is_public(address: str, port: int) -> bool:
 class Thumbnails:
     """Fetches pictures; for one event loop."""
 
-    def __init__(self, allowed: Callable[[str, int], bool] = is_public):
-        """``allowed`` says of an IP address and a port whether they may be asked."""
+    def __init__(self, allowed: Callable[[str, int], bool] = is_public, verify: ssl.SSLContext | bool = True):
+        """``allowed`` says of an IP address and a port whether they may be asked; ``verify`` whose certificates count."""
         self._allowed = allowed
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._http = httpx.AsyncClient(
-            timeout=_TIMEOUT_S, follow_redirects=False, trust_env=False, headers={"accept-encoding": "identity"}
-        )
+            timeout=_TIMEOUT_S, follow_redirects=False, trust_env=False, verify=verify, headers={"accept-encoding": "identity"},
+        )  # fmt: skip
 
     async def fetch(self, urls: Sequence[str]) -> list[bytes]:
         """A PNG of at most 224 pixels a side for each URL (http, https, data), empty where there is none to be had."""
