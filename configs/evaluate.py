@@ -32,6 +32,11 @@ def laptop() -> Config:
     return of_rl("laptop", "evaluate")
 
 
+def smol() -> Config:
+    """SmolLM2-135M as configs/sft.py:smol leaves it, on the embedded tasks."""
+    return of_rl("smol", "evaluate-smol")
+
+
 def evaluate_3b() -> Config:
     """A 3B checkpoint; 8 devices."""
     return of_rl("3b", "evaluate-3b")
@@ -54,6 +59,7 @@ def evaluate_32b() -> Config:
 
 PRESETS = {
     "laptop": laptop,
+    "smol": smol,
     "3b": evaluate_3b,
     "7b": evaluate_7b,
     "7b_v5p_32": evaluate_7b_v5p_32,

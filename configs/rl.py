@@ -1,6 +1,7 @@
 """Reinforcement learning from a cold-started policy, with real tools.
 
     python -m dv2_jax.train --config=configs/rl.py                      two CPU cores, the embedded tasks
+    python -m dv2_jax.train --config=configs/rl.py:smol                 a pre-trained model of 135M, after configs/sft.py:smol
     python -m dv2_jax.train --config=configs/rl.py:7b \\
         --config.model.init=hf:/models/cold-start-7b --config.task.source=/data/rl.parquet
 
@@ -34,6 +35,22 @@ def laptop() -> Config:
         run=RunConfig(name="rl"),
         optim=OptimConfig(learning_rate=3e-4, warmup_ratio=0.05, schedule="constant", b2=0.99, weight_decay=0.0),
         rl=RLConfig(steps=30, prompts_per_step=16, group_size=8, microbatch_rows=8, row_tokens=1_024),
+    )
+
+
+def smol() -> Config:
+    """SmolLM2-135M from what configs/sft.py:smol leaves in runs/sft-smol; hours on two cores."""
+    return Config(
+        recipe="rl",
+        run=RunConfig(name="rl-smol"),
+        model=ModelSource(init="checkpoint:runs/sft-smol", preset="smol"),
+        agent=AgentConfig(max_turns=4, max_turn_tokens=128),
+        task=TaskConfig(eval_size=24),
+        optim=OptimConfig(learning_rate=1e-5, warmup_ratio=0.0, schedule="constant", b2=0.99, weight_decay=0.0),
+        # A full sequence for each slot: 45 KiB a token, 360 MiB in all.
+        engine=EngineConfig(slots=8, pages=256, prefill_rows=4, decode_tokens=8),
+        rl=RLConfig(steps=10, prompts_per_step=4, group_size=4, microbatch_rows=1, row_tokens=1_024, checkpoint_every=5),
+        eval=EvalConfig(batch=8, stages=("cold_start", "rl")),
     )
 
 
@@ -134,6 +151,7 @@ def rl_32b() -> Config:
 
 PRESETS = {
     "laptop": laptop,
+    "smol": smol,
     "3b": rl_3b,
     "7b": rl_7b,
     "7b_released": rl_7b_released,

@@ -2,6 +2,7 @@
 
     python -m dv2_jax.train --config=configs/sft.py                     two CPU cores, from the shipped base model
     python -m dv2_jax.train --config=configs/sft.py:pretrain            what the base model is made with
+    python -m dv2_jax.train --config=configs/sft.py:smol                a pre-trained model of 135M parameters
     python -m dv2_jax.train --config=configs/sft.py:7b \\
         --config.model.init=hf:/models/Qwen2.5-VL-7B-Instruct --config.sft.data=/data/sft.json
 
@@ -47,6 +48,19 @@ def pretrain() -> Config:
         mesh=CORES,
         optim=OptimConfig(learning_rate=3e-3, warmup_ratio=0.02, schedule="cosine", weight_decay=0.05),
         sft=SFTConfig(steps=5_000, batch_rows=8, row_tokens=512, data="pretrain", checkpoint_every=500),
+    )
+
+
+def smol() -> Config:
+    """SmolLM2-135M with a fresh vision tower, on the scripted solver's trajectories; about an hour on two cores."""
+    return Config(
+        recipe="sft",
+        run=RunConfig(name="sft-smol"),
+        model=ModelSource(init="package:smol", preset="smol"),
+        optim=OptimConfig(learning_rate=2e-4, warmup_ratio=0.1, schedule="cosine", weight_decay=0.0),
+        sft=SFTConfig(
+            steps=100, batch_rows=2, microbatches=2, row_tokens=1024, data="cold_start", examples=500, checkpoint_every=50
+        ),
     )
 
 
@@ -114,6 +128,7 @@ def sft_32b() -> Config:
 PRESETS = {
     "laptop": laptop,
     "pretrain": pretrain,
+    "smol": smol,
     "3b": sft_3b,
     "7b": sft_7b,
     "7b_v5p_32": sft_7b_v5p_32,

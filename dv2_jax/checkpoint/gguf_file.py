@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ _SPECIAL = 3  # GGUF's token type of control tokens
 
 
 class GGUFLlama:
-    """One file, mapped; tensors are read when they are asked for.
+    """One file: its metadata are read, its tensors are mapped and dequantised when they are asked for.
 
     Raises ImportError, with the command that helps, when ``gguf`` is not installed, and ValueError, naming the file,
     for a file of another architecture.
@@ -47,15 +46,17 @@ class GGUFLlama:
             raise ImportError("reading a GGUF file needs the package gguf: pip install 'dv2_jax[smol]'") from None
         self.path = Path(path)
         self._dequantize = gguf.dequantize
-        self._reader = gguf.GGUFReader(self.path)
-        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        reader = gguf.GGUFReader(self.path)
+        # Not the reader itself: it keeps an array object for each of the vocabulary's strings.
+        self._fields = {name: field.contents() for name, field in reader.fields.items()}
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         if (found := self._field("general.architecture")) != "llama":
             raise ValueError(f"{self.path}: architecture {found!r}, but only 'llama' is read")
 
     def _field(self, name: str) -> Any:
-        if name not in self._reader.fields:
+        if name not in self._fields:
             raise ValueError(f"{self.path}: no {name} in its metadata")
-        return self._reader.fields[name].contents()
+        return self._fields[name]
 
     def differences(self, config: TextConfig) -> list[str]:
         """What of ``config`` the file says otherwise; its vocabulary may be smaller."""
@@ -79,13 +80,15 @@ class GGUFLlama:
             found.append(f"vocab_size is {len(self.tokens)}, should be at most {config.vocab_size}")
         return found
 
-    @cached_property
+    @property
     def tokens(self) -> list[str]:
         """The vocabulary in the order of its ids, each in the printable alphabet of byte-level BPE."""
         return self._field("tokenizer.ggml.tokens")
 
     def tensor(self, name: str) -> Float[np.ndarray, "..."]:
-        """A tensor as stored, [outputs inputs], in fp32."""
+        """A tensor as stored, [outputs inputs], in fp32. Raises ValueError for one that is not there."""
+        if f"{name}.weight" not in self._tensors:
+            raise ValueError(f"{self.path}: no tensor {name}.weight")
         stored = self._tensors[f"{name}.weight"]
         return np.asarray(self._dequantize(stored.data, stored.tensor_type), np.float32)
 
@@ -118,7 +121,7 @@ class GGUFLlama:
         vocabulary = {token: id_ for id_, token in enumerate(self.tokens)}
         types = self._field("tokenizer.ggml.token_type")
         names = [token for token, type_ in zip(self.tokens, types) if type_ == _SPECIAL]
-        names += [name for name in added if name not in vocabulary]
+        names += [name for name in added if name not in names]
         tokenizer = tokenizers.Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

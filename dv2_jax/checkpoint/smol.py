@@ -49,10 +49,12 @@ def weights_file() -> Path:
     return found[0]
 
 
-@lru_cache(maxsize=1)
+_open = lru_cache(maxsize=1)(GGUFLlama)
+
+
 def tokenizer_file() -> Path:
     """``tokenizer.json`` in the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``), made from the GGUF file."""
-    document = GGUFLlama(weights_file()).tokenizer(ADDED_TOKENS, ordinary=ADDED_TOKENS[-2:])
+    document = _open(weights_file()).tokenizer(ADDED_TOKENS, ordinary=ADDED_TOKENS[-2:])
     data = json.dumps(document, ensure_ascii=False).encode()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dv2_jax"
     path = cache / f"smol-{hashlib.sha256(data).hexdigest()[:16]}" / "tokenizer.json"
@@ -69,11 +71,12 @@ def load_smol(config: ModelConfig, shardings: Mapping[str, Sharding] | None = No
 
     Raises ValueError, listing every difference, when ``config`` is not that of the file.
     """
-    file = GGUFLlama(weights_file())
+    file = _open(weights_file())
     if wrong := file.differences(config.text):
         raise ValueError(f"{file.path} does not fit the architecture:\n  " + "\n  ".join(wrong))
     # One text layer, because only the other tower is kept.
-    fresh = init_params(dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=1)), jax.random.key(seed))
+    thin = dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=1))
+    fresh = init_params(thin, jax.random.key(seed))
     params: Params = {}
     for name, abstract in abstract_params(config).items():
         if name == "text.embedding":
