@@ -7,6 +7,7 @@ there (on object stores: a commit marker), so one whose save was killed is never
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,13 @@ from jaxtyping import PyTree
 _BYTES = "$bytes"  # marks base64 text in the JSON of extra
 
 # Replicas would each write a slice of an array that all of them hold, by programs compiled at every shape.
+_log = logging.getLogger("absl")
+_level = _log.level
+_log.setLevel(logging.ERROR)  # Orbax warns of every handler that takes another's place
 ocp.type_handlers.register_type_handler(
     jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
 )
+_log.setLevel(_level)
 
 
 @dataclass(frozen=True)
