@@ -2,15 +2,21 @@
 
 Compiles a recipe's programs for a TPU slice that is not here, with the compiler of libtpu, on any Linux machine:
 the gradient of a microbatch, the optimiser's step, the log-prob pass, and the engine's prefill, decode and encoder.
-Prints what each needs of a device's memory, what it computes and what it sends. Needs `pip install 'dv2_jax[tpu]'`.
+Prints what each needs of a device's memory, what it computes, moves and sends, and how long that takes at best.
+Needs `pip install 'dv2_jax[tpu]'`.
+
+``--table LIST --output FILE`` does so for every line of a list that begins with ``--``, each program in a process of its
+own, and writes Markdown; the other lines of the list are its text. What was compiled before is not compiled again.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+import shlex
+import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,88 +24,63 @@ from typing import TYPE_CHECKING, Any
 from dv2_jax.config import Config, ConfigError, load
 
 if TYPE_CHECKING:
-    from dv2_jax.parallel.aot import Compiled
+    from dv2_jax.recipes.compiled import Row
     from dv2_jax.recipes.programs import Program
 
 PROVES = (
     "Compiled, not run: this shows that the programs compile and how much memory, arithmetic and communication the"
-    " compiler planned. It says nothing of speed or of numerics."
+    " compiler planned. Times follow from published peaks; nothing here was measured on a TPU, and numerics are not shown."
 )
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One program's line of the table."""
-
-    program: Program
-    compiled: Compiled
-    limit: float  # bytes of a device
-
-    @property
-    def fits(self) -> bool:
-        return not self.compiled.error and self.compiled.needs + self.program.beside <= self.limit
-
-    def cells(self) -> list[str]:
-        done, costs = self.compiled, self.compiled.costs
-        first = [self.program.name, self.program.shape, "yes" if self.fits else "**no**"]
-        if done.error:
-            return [*first, "", "", "", _gib(self.program.beside), f"{done.seconds:.0f}", "", done.error]
-        sizes = [done.arguments, done.temporaries, done.peak, self.program.beside]
-        return [
-            *first,
-            *(_gib(size) for size in sizes),
-            f"{done.seconds:.0f}",
-            f"{_number(costs.flops / 1e12)}{'+' if costs.unknown_loops else ''}" if costs else "?",
-            _collectives(costs) if costs else "?",
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        document = dataclasses.asdict(self.compiled)
-        return {"program": self.program.name, "shape": self.program.shape, "fits": self.fits,
-                "beside": self.program.beside, "limit": self.limit, **document}  # fmt: skip
-
-
-HEAD = ["program", "shape", "fits", "arguments", "temporaries", "peak", "beside", "compile s", "matrix TFLOP", "sent, GiB"]
-
-
-def table(rows: Sequence[Row]) -> str:
-    """A Markdown table, aligned so that it reads as it is too."""
-    lines = [HEAD, *(row.cells() for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
-    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
-    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+COMMAND = "python -m dv2_jax.compile_ahead"
+CACHE = "build/compiled"
 
 
 def run(
-    config: Config, topology: str, programs: Sequence[str] = (), hlo: str = ""
-) -> tuple[dict[str, int], list[Row]]:
-    """Sizes of the mesh, and a row for every program of `config.recipe` that one of the words `programs` names.
+    config: Config,
+    topology: str,
+    programs: Sequence[str] = (),
+    *,
+    number: int | None = None,
+    hlo: str = "",
+    cache: str = "",
+) -> tuple[str, int, list[Row]]:
+    """What the slice is, how many programs of `config.recipe` the words `programs` name, and a row for each of them (or
+    for that of one `number`).
 
-    The compiled programs' text is written to the folder `hlo`, if there is one.
+    The compiled programs' text is written to the folder `hlo`, if there is one; results are kept in the folder `cache`.
     """
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # libtpu compiles; it must not look for chips
     jax.config.update("jax_enable_compilation_cache", False)  # without a chip, what is in it cannot be read back
-    from dv2_jax.parallel.aot import compile_for, memory_limit, topology_devices
+    from dv2_jax.parallel.aot import compile_for, topology_devices
     from dv2_jax.parallel.mesh import under
+    from dv2_jax.parallel.roofline import GIB, chip_of
+    from dv2_jax.recipes.compiled import Row
     from dv2_jax.recipes.programs import abstract_policy, engine_programs, rl_programs, sft_programs
 
     devices = topology_devices(topology)
-    policy = abstract_policy(config, devices)
+    chip, policy = chip_of(devices[0]), abstract_policy(config, devices)
     try:
         found = sft_programs(policy) if config.recipe == "sft" else [*rl_programs(policy), *engine_programs(policy)]
     except ValueError as error:  # rows or pages that the mesh does not divide
         raise ConfigError(f"on {len(devices)} devices: {error}") from error
+    chosen = choose(found, programs)
+    if number is not None and not 0 <= number < len(chosen):
+        raise ConfigError(f"--number {number}: there are {len(chosen)} programs, counted from 0")
     rows = []
-    for number, program in enumerate(choose(found, programs)):
+    for place, program in enumerate(chosen):
+        if number not in (None, place):
+            continue
         print(f"compiling {program.name} {program.shape} ...", file=sys.stderr, flush=True)
+        text = Path(hlo, f"{place}-{program.name.replace(' ', '-')}.hlo.txt") if hlo else None
         with under(program.mesh):
-            text = Path(hlo, f"{number}-{program.name.replace(' ', '-')}.hlo.txt") if hlo else None
-            compiled = compile_for(program.function, program.arguments, text)
-        rows.append(Row(program, compiled, memory_limit(devices[0])))
-    return dict(policy.mesh.shape), rows
+            compiled = compile_for(program.function, program.arguments, text, Path(cache) if cache else None)
+        rows.append(
+            Row(program.name, program.shape, compiled, chip, program.beside, program.useful, program.repeats)
+        )
+    sizes = ", ".join(f"{name} {size}" for name, size in policy.mesh.shape.items())
+    return f"{topology}, {len(devices)} devices of {chip.memory / GIB:.2f} GiB, mesh {sizes}", len(chosen), rows
 
 
 def choose(found: Sequence[Program], words: Sequence[str]) -> list[Program]:
@@ -112,50 +93,99 @@ def choose(found: Sequence[Program], words: Sequence[str]) -> list[Program]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m dv2_jax.compile_ahead",
+        prog=COMMAND,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--topology", required=True, help="v5e:4x8, v5p:2x4x4, v6e:8x8, tpu7x:2x2x2, ...")
+    parser.add_argument("--topology", default="", help="v5e:4x8, v5p:2x4x4, v6e:8x8, tpu7x:2x2x2, ...")
     parser.add_argument("--programs", nargs="*", default=[], help="only those whose names or shapes contain one of these")
+    parser.add_argument("--number", type=int, help="only the one at this place among them, from 0")
     parser.add_argument("--hlo", default="", metavar="FOLDER", help="write the compiled programs there, as text")
     parser.add_argument("--json", default="", metavar="FILE", help="write the numbers there too")
+    parser.add_argument("--cache", default="", metavar="FOLDER", help=f"keep results there; for --table {CACHE}")
+    parser.add_argument("--table", default="", metavar="LIST", help="a file with arguments of this command, line by line")
+    parser.add_argument("--output", default="", metavar="FILE", help="the Markdown that --table writes")
     arguments, rest = parser.parse_known_args(argv)
+    if bool(arguments.topology) == bool(arguments.table) or bool(arguments.table) != bool(arguments.output):
+        parser.error("give --topology, or --table and --output")
+    if arguments.table:
+        return run_list(Path(arguments.table), Path(arguments.output), arguments.cache or CACHE)
     from dv2_jax.parallel.aot import TopologyError
 
     try:
         config = load(rest, verb="compile_ahead", default_config="configs/rl.py")
-        mesh, rows = run(config, arguments.topology, arguments.programs, arguments.hlo)
+        place, total, rows = run(
+            config,
+            arguments.topology,
+            arguments.programs,
+            number=arguments.number,
+            hlo=arguments.hlo,
+            cache=arguments.cache,
+        )
     except (ConfigError, TopologyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    import importlib.metadata
+    from dv2_jax.recipes.compiled import LEGEND, table
 
-    import jax
-
-    sizes = ", ".join(f"{name} {size}" for name, size in mesh.items())
-    versions = f"jax {jax.__version__}, libtpu {importlib.metadata.version('libtpu')}"
-    print(f"{arguments.topology}, mesh {sizes}; {rows[0].limit / GIB:.2f} GiB per device; {versions}")
-    print("Per device; memory in GiB. `beside`: what the run holds besides the program's arguments.\n")
-    print(table(rows), f"\n\n{PROVES}", sep="")
     if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump([row.to_dict() for row in rows], file, indent=2)
+        document = {"place": place, "versions": versions(), "programs": total, "rows": [row.to_dict() for row in rows]}
+        Path(arguments.json).write_text(json.dumps(document, indent=1), encoding="utf-8")
+    print(f"{place}; {versions()}\n{LEGEND}\n\n{table(rows)}\n\n{PROVES}")
     return 0 if all(row.fits for row in rows) else 1
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}" if value >= 0.1 or not value else f"{value:.2g}"
+def versions() -> str:
+    import importlib.metadata
+
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
 
 
-def _gib(size: float) -> str:
-    return _number(size / GIB)
+def run_list(source: Path, output: Path, cache: str) -> int:
+    """Compile what the list says and write the report, anew after every command: an interrupted one is not lost.
+
+    Returns 1 when a program did not compile for another reason than its size.
+    """
+    from dv2_jax.recipes.compiled import LEGEND, table
+
+    text, failed = [], 0
+    for line in source.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("--"):
+            text.append(line)
+            continue
+        print(f"{COMMAND} {line}", file=sys.stderr, flush=True)
+        text += ["```", f"{COMMAND} {line}", "```", ""]
+        try:
+            place, rows = _each_alone(shlex.split(line), cache)
+            text += [f"{place}.", "", table(rows), ""]
+        except RuntimeError as error:
+            failed += 1
+            text += [f"**Did not compile:** {str(error).strip().splitlines()[-1]}", ""]
+        output.write_text("\n".join([*text, "", f"{versions()}. {LEGEND}", "", PROVES, ""]), encoding="utf-8")
+    return 1 if failed else 0
 
 
-def _collectives(costs: Any) -> str:
-    parts = [f"{name} {_gib(size)}" for name, size in sorted(costs.sent.items(), key=lambda x: -x[1]) if size]
-    return f"{_gib(costs.bytes_sent)}" + (f" ({', '.join(parts)})" if parts else "")
+def _each_alone(arguments: list[str], cache: str) -> tuple[str, list[Row]]:
+    """The programs of one command, each compiled by a process of its own, whose memory is then free again.
+
+    Raises RuntimeError with what a process wrote before it failed.
+    """
+    from dv2_jax.recipes.compiled import Row
+
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, "result.json")
+        while True:
+            result.unlink(missing_ok=True)
+            more = ["--number", str(len(rows)), "--cache", cache, "--json", str(result)]
+            command = [sys.executable, "-m", "dv2_jax.compile_ahead", *arguments, *more]
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            if not result.exists():
+                raise RuntimeError(done.stderr or f"ended with {done.returncode}")
+            document: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+            rows += map(Row.from_dict, document["rows"])
+            if len(rows) == document["programs"]:
+                return document["place"], rows
 
 
 if __name__ == "__main__":

@@ -30,9 +30,12 @@ def image_buckets(
 
     The common one gives a sixteenth of the tokens to pictures. The other, listed only where it is larger, has room for
     as many of the largest pictures as one row can hold; twice their patches always fit by first fit.
+    Where no trajectory may have pictures (`agent.max_images` 0) there is one shape, with room for none.
     """
     vision = model.vision
     unit = vision.window_patches
+    if not agent.max_images:
+        return (VisionBucket(0, unit, 0),)
     picture = -(-image.max_pixels // (vision.patch_size**2 * unit)) * unit  # patches of the largest
 
     def bucket(patches: int) -> VisionBucket:

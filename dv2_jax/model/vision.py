@@ -64,27 +64,33 @@ class VisionTower(nnx.Module):
         rows, length, _ = batch.patches.shape
         x = self._embed(batch.patches.astype(dtype))
         whole = patch_turn(batch.coordinates, head_dim=config.head_dim)
-        for full, blocks in itertools.groupby(range(config.depth), lambda i: i in config.fullatt_block_indexes):
-            blocks = list(blocks)
-            if full:
-                x = self._scan(blocks, x, whole, batch.picture_segments)
-            elif batch.window_index is None:
-                x = self._scan(blocks, x, whole, batch.window_segments)
-            else:
-                slots = batch.window_segments.shape
-                flat = move_rows(x.reshape(rows * length, -1), batch.window_index.reshape(-1), batch.window_inverse)
-                coordinates = jnp.take(
-                    batch.coordinates.reshape(-1, 2), batch.window_index, axis=0, mode="fill", fill_value=0
-                )
-                windows = self._scan(
-                    blocks,
-                    flat.reshape(*slots, -1),
-                    patch_turn(coordinates, head_dim=config.head_dim),
-                    batch.window_segments,
-                )
-                x = move_rows(
-                    windows.reshape(slots[0] * slots[1], -1), batch.window_inverse, batch.window_index.reshape(-1)
-                ).reshape(rows, length, -1)
+        full = [i in config.fullatt_block_indexes for i in range(config.depth)]
+        graph, stacked = nnx.split(self.blocks)
+
+        def attend_in_windows(x, blocks):
+            if batch.window_index is None:
+                return self._scan(graph, blocks, x, whole, batch.window_segments)
+            slots = batch.window_segments.shape
+            flat = move_rows(x.reshape(rows * length, -1), batch.window_index.reshape(-1), batch.window_inverse)
+            coordinates = jnp.take(batch.coordinates.reshape(-1, 2), batch.window_index, axis=0, mode="fill", fill_value=0)
+            turn = patch_turn(coordinates, head_dim=config.head_dim)
+            windows = self._scan(graph, blocks, flat.reshape(*slots, -1), turn, batch.window_segments)
+            flat = windows.reshape(slots[0] * slots[1], -1)
+            return move_rows(flat, batch.window_inverse, batch.window_index.reshape(-1)).reshape(rows, length, -1)
+
+        def period(x, stacked):
+            for is_full, blocks in itertools.groupby(range(len(jax.tree.leaves(stacked)[0])), full.__getitem__):
+                blocks = list(blocks)
+                run = jax.tree.map(lambda w, at=slice(blocks[0], blocks[-1] + 1): w[at], stacked)
+                if is_full:
+                    x = self._scan(graph, run, x, whole, batch.picture_segments)
+                else:
+                    x = attend_in_windows(x, run)
+            return x, None
+
+        periods = config.depth // _period(full)
+        stacked = jax.tree.map(lambda w: w.reshape(periods, -1, *w.shape[1:]), stacked)
+        x, _ = jax.lax.scan(period, x, stacked, unroll=unroll_of(config.depth))
         return x.reshape(rows * length, -1)
 
     def _embed(self, patches: Float[Array, "R P half"]) -> Float[Array, "R P C"]:
@@ -96,17 +102,20 @@ class VisionTower(nnx.Module):
         kernel = kernel.sum(axis=1).reshape(-1, config.hidden_size)
         return patches @ kernel.astype(patches.dtype)
 
-    def _scan(self, blocks: list[int], x: Array, turn: Turn, segments: Array) -> Array:
-        graph, stacked = nnx.split(self.blocks)
-        if len(blocks) < self.config.depth:
-            stacked = jax.tree.map(lambda w: w[blocks[0] : blocks[-1] + 1], stacked)
-
+    def _scan(self, graph: nnx.GraphDef, stacked: nnx.State, x: Array, turn: Turn, segments: Array) -> Array:
         def body(x, params):
             return nnx.merge(graph, params)(x, turn, segments), None
 
         if self.remat:
             body = jax.checkpoint(body)
-        return jax.lax.scan(body, x, stacked, unroll=unroll_of(len(blocks)))[0]
+        return jax.lax.scan(body, x, stacked, unroll=unroll_of(self.config.depth))[0]
+
+
+def _period(pattern: list[bool]) -> int:
+    """After how many blocks the pattern begins again: the published towers repeat seven windowed blocks and a full
+    one four times, and a compiler need see them once."""
+    size = len(pattern)
+    return next(n for n in range(1, size + 1) if size % n == 0 and pattern == pattern[:n] * (size // n))
 
 
 class Projector(nnx.Module):

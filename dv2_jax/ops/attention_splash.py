@@ -59,7 +59,8 @@ def attention(
     sharded = jax.shard_map(
         local, in_specs=(heads, heads, heads, PartitionSpec(rows, None)), out_specs=heads, check_vma=False
     )
-    return sharded(q, k, v, segment_ids).swapaxes(1, 2)
+    with jax.named_scope("causal_attention" if causal else "segment_attention"):  # parallel.hlo tells them apart by it
+        return sharded(q, k, v, segment_ids).swapaxes(1, 2)
 
 
 def _local(q: Array, k: Array, v: Array, segments: Array, *, causal: bool, interpret: bool) -> Array:

@@ -6,7 +6,11 @@ It says nothing of speed or of numbers: nothing runs.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import importlib.metadata
 import importlib.util
+import json
 import math
 import os
 import re
@@ -20,19 +24,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from dv2_jax.parallel import hlo, hlo_text, hlo_traffic
 from dv2_jax.parallel.hlo import Costs, analyse
-
-GIB = 2**30
-# Bytes that the compiler may plan with, by device kind, as libtpu 0.0.42 states them when a program is too large.
-# A tpu7x chip is two devices, and so is a v4 chip here (on real machines its two cores act as one).
-HBM = {
-    "TPU v4": 15.25 * GIB,
-    "TPU v5 lite": 15.75 * GIB,
-    "TPU v5": 95.74 * GIB,
-    "TPU v6 lite": 31.25 * GIB,
-    "TPU7x": 94.75 * GIB,
-}
-
 
 class TopologyError(ValueError):
     """A topology that cannot be compiled for, and what can."""
@@ -80,18 +73,40 @@ def topology_devices(name: str) -> list[Any]:
         raise TopologyError(f"topology {name!r}: {error} (names look like v5p:2x4x4, v5e:4x8, v6e:8x8, tpu7x:2x2x2)") from None
 
 
-def memory_limit(device: Any) -> float:
-    """HBM of a device in bytes; infinite where it is not known."""
-    return HBM.get(device.device_kind, math.inf)
-
-
-def compile_for(function: Callable, arguments: Sequence[Any], text_file: Path | None = None) -> Compiled:
+def compile_for(
+    function: Callable, arguments: Sequence[Any], text_file: Path | None = None, cache: Path | None = None
+) -> Compiled:
     """Lower and compile a jitted function of abstract, placed arguments; its text goes to `text_file`.
 
-    A program that is too large is a result, not an error.
+    A program that is too large is a result, not an error. With a folder `cache`, what was compiled before, from the
+    same lowered program for the same devices by the same versions, is read from there (its text is not).
     """
     started = time.perf_counter()
     lowered = function.lower(*arguments)
+    kept = None if cache is None else cache / f"{_digest(lowered, arguments)}.json"
+    if kept is not None and kept.exists():
+        document = json.loads(kept.read_text())
+        costs = document.pop("costs")
+        return Compiled(**document, costs=costs and Costs(**costs))
+    done = _compile(lowered, started, text_file)
+    if kept is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+        unfinished = kept.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps(dataclasses.asdict(done)))
+        unfinished.replace(kept)
+    return done
+
+
+def _digest(lowered: Any, arguments: Sequence[Any]) -> str:
+    """Of everything that a result depends on: program, places, compiler, and how its text is read."""
+    place = next(x.sharding for x in jax.tree.leaves(arguments) if isinstance(x.sharding, NamedSharding))
+    devices = [(d.device_kind, getattr(d, "coords", None)) for d in place.mesh.devices.flat]
+    parts = [lowered.as_text(), repr(devices), jax.__version__, importlib.metadata.version("libtpu")]
+    parts += [Path(module.__file__).read_text() for module in (hlo, hlo_text, hlo_traffic)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _compile(lowered: Any, started: float, text_file: Path | None) -> Compiled:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

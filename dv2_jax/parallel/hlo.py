@@ -1,9 +1,10 @@
-"""What a compiled program computes and sends, read from its HLO text with loop bodies multiplied out.
+"""What a compiled program computes, moves and sends, read from its HLO text with loop bodies multiplied out.
 
 XLA's own cost analysis counts a loop's body once, so a scan over 28 layers is worth one of them. Here every
-computation is counted as often as it runs. Matrix products alone: attention kernels and element-wise work are not
-in the FLOPs. Bytes are those that one device sends in a ring: for n devices and a full array of b bytes an
-all-gather or reduce-scatter sends b (n-1)/n, an all-reduce twice that, a permutation what it holds.
+computation is counted as often as it runs. FLOPs are those of matrix products and of the attention kernel;
+element-wise work is in the bytes through HBM alone. Bytes sent are those that one device sends in a ring: for n
+devices and a full array of b bytes an all-gather or reduce-scatter sends b (n-1)/n, an all-reduce twice that, a
+permutation what it holds.
 """
 
 from __future__ import annotations
@@ -13,36 +14,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dv2_jax.parallel.hlo_text import Op, Shape, parse
+from dv2_jax.parallel.hlo_traffic import traffic
+
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "token": 0}
-_SHAPE = re.compile(r"([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
-_HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
-_OP = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*)$")
-
-
-@dataclass(frozen=True)
-class Shape:
-    dtype: str
-    dims: tuple[int, ...]
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.dims)
-
-    @property
-    def bytes(self) -> int:
-        bits = _BITS.get(self.dtype) or int(re.sub(r"\D", "", self.dtype.split("e")[0]) or 0)
-        return self.elements * max(bits, 8) // 8 if bits else 0
-
-
-@dataclass(frozen=True)
-class Op:
-    name: str
-    kind: str
-    shapes: tuple[Shape, ...]  # one; several for a tuple
-    operands: tuple[str, ...]
-    attributes: str
-    constant: int | None = None
+# Matrix products of the attention kernels, each of 2 T T hd operations per head: forward scores and values; backward
+# scores, gradients of probabilities, and the queries' or the keys' and values' own (splash_attention_kernel.py of JAX).
+KERNEL_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+CAUSAL = "causal_attention"  # scope under which a kernel that skips half of the scores is called
 
 
 @dataclass
@@ -50,19 +29,24 @@ class Costs:
     """Of one device, for one run of the program."""
 
     flops: float = 0.0
+    traffic: float = 0.0  # bytes between the core and its HBM
     sent: dict[str, int] = field(default_factory=dict)  # bytes by kind of collective
     calls: dict[str, int] = field(default_factory=dict)
+    largest: dict[str, int] = field(default_factory=dict)  # bytes of one call
     unknown_loops: int = 0  # whose length the text does not tell; their bodies are counted once
 
-    def add(self, other: Costs, times: int = 1) -> None:
+    def add(self, other: Costs, times: int = 1, *, moves: bool = True) -> None:
+        """Add a computation that runs so often; one inside a fusion moves nothing besides what the fusion does."""
         self.flops += times * other.flops
-        for name, sent in other.sent.items():
-            self.send(name, times * sent, times * other.calls[name])
+        self.traffic += times * other.traffic * moves
+        for kind, sent in other.sent.items():
+            self.sent[kind] = self.sent.get(kind, 0) + times * sent
+            self.calls[kind] = self.calls.get(kind, 0) + times * other.calls[kind]
+            self.largest[kind] = max(self.largest.get(kind, 0), other.largest[kind])
         self.unknown_loops += other.unknown_loops
 
-    def send(self, kind: str, sent: int, calls: int = 1) -> None:
-        self.sent[kind] = self.sent.get(kind, 0) + sent
-        self.calls[kind] = self.calls.get(kind, 0) + calls
+    def send(self, kind: str, sent: int) -> None:
+        self.add(Costs(sent={kind: sent}, calls={kind: 1}, largest={kind: sent}))
 
     @property
     def bytes_sent(self) -> int:
@@ -71,7 +55,7 @@ class Costs:
 
 def analyse(text: str) -> Costs:
     """Costs of an optimised module (`compiled.as_text()`)."""
-    computations, entry = _parse(text)
+    computations, entry = parse(text)
     devices = int(match[1]) if (match := re.search(r"num_partitions=(\d+)", text[:100_000])) else 1
     memo: dict[str, Costs] = {}
 
@@ -81,66 +65,20 @@ def analyse(text: str) -> Costs:
             ops = computations[name]
             for op in ops.values():
                 _count(op, ops, total, name, devices)
+                total.traffic += traffic(op, ops, computations)
                 if op.kind == "while":
                     length = _trip_count(op, computations, ops)
                     total.unknown_loops += length is None
-                    total.add(costs(_called(op, "body")[0]), 1 if length is None else length)
+                    total.add(costs(op.calls("body")[0]), 1 if length is None else length)
                 elif op.kind == "conditional":
-                    branches = [costs(b) for b in _called(op, "branch_computations", "true_computation", "false_computation")]
-                    total.add(max(branches, key=lambda c: (c.flops, c.bytes_sent)))
-                elif op.kind in ("fusion", "call", "async-start"):
-                    for called in _called(op, "calls", "to_apply"):
-                        total.add(costs(called))
+                    names = op.calls("branch_computations", "true_computation", "false_computation")
+                    total.add(max(map(costs, names), key=lambda c: (c.flops, c.bytes_sent)))
+                elif op.kind in ("fusion", "call", "call-start", "async-start"):
+                    for called in op.calls("calls", "to_apply"):
+                        total.add(costs(called), moves=op.kind != "fusion")
         return memo[name]
 
     return costs(entry)
-
-
-def _parse(text: str) -> tuple[dict[str, dict[str, Op]], str]:
-    computations: dict[str, dict[str, Op]] = {}
-    entry, current = "", None
-    for line in text.splitlines():
-        if current is None:
-            if line.endswith("{") and (header := _HEADER.match(line)):
-                current = computations.setdefault(header[1], {})
-                entry = header[1] if line.startswith("ENTRY") else entry
-        elif line == "}":  # alone: what a kernel says of itself runs over several lines, some of which begin so
-            current = None
-        elif match := _OP.match(line):
-            op = _op(match[1], match[2])
-            current[op.name] = op
-    if not entry:
-        raise ValueError("no entry computation in the HLO text")
-    return computations, entry
-
-
-def _op(name: str, rest: str) -> Op:
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    written, rest = rest[:end], rest[end:].lstrip()
-    kind, _, _ = rest.partition("(")
-    close = _closing(rest, len(kind))
-    inside, attributes = rest[len(kind) + 1 : close], rest[close + 1 :]
-    constant = int(inside) if kind == "constant" and re.fullmatch(r"-?\d+", inside) else None
-    shapes = tuple(Shape(d, tuple(int(n) for n in dims.split(",") if n)) for d, dims in _SHAPE.findall(written))
-    return Op(name, kind, shapes, tuple(re.findall(r"%([\w.\-]+)", inside)), attributes, constant)
-
-
-def _closing(text: str, start: int) -> int:
-    """Index of the parenthesis that closes the one at ``start``."""
-    depth = 0
-    for match in re.compile(r"[()]").finditer(text, start):
-        depth += 1 if match[0] == "(" else -1
-        if depth == 0:
-            return match.start()
-    raise ValueError(f"unbalanced parentheses: {text[:200]}")
-
-
-def _called(op: Op, *attributes: str) -> list[str]:
-    found: list[str] = []
-    for attribute in attributes:
-        if match := re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%[\w.\-]+)", op.attributes):
-            found += re.findall(r"%([\w.\-]+)", match[1])
-    return found
 
 
 def _trip_count(op: Op, computations: Mapping[str, Mapping[str, Op]], around: Mapping[str, Op]) -> int | None:
@@ -150,8 +88,8 @@ def _trip_count(op: Op, computations: Mapping[str, Mapping[str, Op]], around: Ma
     """
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', op.attributes):
         return int(known[1])
-    ops, body = (computations[_called(op, name)[0]] for name in ("condition", "body"))
-    inner = [o for called in ops.values() for name in _called(called, "calls") for o in computations[name].values()]
+    ops, body = (computations[op.calls(name)[0]] for name in ("condition", "body"))
+    inner = [o for called in ops.values() for name in called.calls("calls") for o in computations[name].values()]
     compared = [o for o in (*ops.values(), *inner) if o.kind == "compare"]
     bounds = [o.constant for o in ops.values() if o.constant is not None]
     counters = [o for o in ops.values() if o.kind == "get-tuple-element"]
@@ -203,6 +141,8 @@ def _count(op: Op, ops: Mapping[str, Op], total: Costs, computation: str, device
         shapes = [ops[name].shapes[0] for name in op.operands[:2] if name in ops]
         if len(shapes) == 2:
             total.flops += (_dot if op.kind == "dot" else _convolution)(op, *shapes)
+    elif op.kind == "custom-call" and "splash_mha" in op.attributes:
+        total.flops += _attention_kernel(op, [ops[name].shapes[0] for name in op.operands if name in ops])
 
 
 def _group_size(op: Op, devices: int) -> int:
@@ -267,3 +207,13 @@ def _positions(*, outputs: int, kernel: int, size: int, stride: int, low: int, b
         for k in range(kernel)
         if 0 <= (place := o * stride + k * dilate - low) <= end and place % base == 0
     )
+
+
+def _attention_kernel(op: Op, operands: list[Shape]) -> float:
+    """Of a causal one, the blocks that it visits: half of them and the diagonal."""
+    products = next(n for name, n in KERNEL_PRODUCTS.items() if name in op.attributes)
+    queries = max((s for s in operands if s.dtype in ("bf16", "f32") and len(s.dims) >= 3), key=lambda s: s.elements)
+    tokens, dim = queries.dims[-2:]
+    block = int(match[1]) if (match := re.search(r'block_q\\*": (\d+)', op.attributes)) else 0
+    share = (1 + block / tokens) / 2 if CAUSAL in op.attributes else 1.0
+    return 2.0 * products * queries.elements // dim * tokens * dim * share

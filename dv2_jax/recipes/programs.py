@@ -27,6 +27,7 @@ from dv2_jax.engine.programs import jitted
 from dv2_jax.engine.shapes import Shapes
 from dv2_jax.engine.stops import FINAL_STATES
 from dv2_jax.model.config import ModelConfig
+from dv2_jax.model.flops import forward_flops, text_flops, training_flops, vision_flops
 from dv2_jax.model.params import abstract_params, build, logical_axes
 from dv2_jax.model.vision_inputs import VisionBatch, VisionBucket, vision_batch
 from dv2_jax.ops.paged_attention import Pages, empty_pages
@@ -48,6 +49,8 @@ class Program:
     arguments: tuple[Any, ...]  # abstract arrays
     beside: int  # bytes per device that the run holds besides the arguments
     mesh: Mesh  # under which it is traced
+    useful: float = 0.0  # operations per device that the model's mathematics asks for
+    repeats: int = 0  # runs in one optimiser step; 0: it is no part of one
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def sft_programs(policy: Abstract) -> list[Program]:
         param_shardings=policy.shardings,
     )
     spec = _pack_spec(policy, sft.batch_rows // sft.microbatches, sft.row_tokens)
-    return _update_programs("SFT", policy, update, optimizer, trainable, spec, beside=0)
+    return _update_programs("SFT", policy, update, optimizer, trainable, spec, beside=0, microbatches=sft.microbatches)
 
 
 def rl_programs(policy: Abstract) -> list[Program]:
@@ -129,11 +132,17 @@ def rl_programs(policy: Abstract) -> list[Program]:
     )
     spec = _pack_spec(policy, rl.microbatch_rows, rl.row_tokens)
     pages = bytes_per_device(_engine_memory(policy))
-    programs = _update_programs("RL", policy, update, optimizer, trainable, spec, beside=pages)
+    # As many rows as trajectories: those of full length share no row.
+    microbatches = -(-rl.prompts_per_step * rl.group_size // rl.minibatches // rl.microbatch_rows)
+    programs = _update_programs(
+        "RL", policy, update, optimizer, trainable, spec, beside=pages, microbatches=microbatches
+    )
     score = make_scorer(policy.graphdef, temperature=temperature, forbidden=forbidden)
     batch = abstract_batch(spec, spec.image_buckets[0], policy.mesh)
     held = pages + bytes_per_device(policy.state(optimizer, trainable).opt_state)
-    return [*programs, Program("log-probs", _shape(spec, batch), score, (policy.params, batch), held, policy.mesh)]
+    useful = forward_flops(policy.model, **_size(spec, spec.image_buckets[0])) / policy.mesh.size
+    shape = _shape(spec, batch)
+    return [*programs, Program("log-probs", shape, score, (policy.params, batch), held, policy.mesh, useful)]
 
 
 def engine_programs(policy: Abstract) -> list[Program]:
@@ -172,14 +181,31 @@ def engine_programs(policy: Abstract) -> list[Program]:
     bucket = image_buckets(config.image, config.agent, model, rows=1, row_tokens=config.agent.max_total_tokens)[0]
     vision, places = on_every_device((_abstract_vision(bucket, model), jax.ShapeDtypeStruct((bucket.merged,), jnp.int32)))
     prefilled, decoded = (f"{x.shape[0]} × {{}} behind {x.shape[1] * engine.page_size:,}" for x in (piece.page_table, step.page_table))
+
+    def text(rows, tokens, logits):
+        rows, cached = rows.page_table.shape[0], rows.page_table.shape[1] * engine.page_size
+        return text_flops(model.text, rows=rows, tokens=tokens, cached=cached, logits=logits) / mesh.size
+
     described = [
-        ("prefill", prefilled.format(engine.prefill_tokens), (params, pages, pool, piece), 0),
-        ("decode", decoded.format(engine.decode_tokens), (params, pages, seed, table, forbidden, step), pool),
-        ("encode", f"{bucket.rows} × {bucket.length:,} patches", (params, pool, vision, places), pages),
+        (
+            *("prefill", prefilled.format(engine.prefill_tokens), (params, pages, pool, piece), 0),
+            text(piece, engine.prefill_tokens, 0),
+        ),
+        (
+            *("decode", decoded.format(engine.decode_tokens), (params, pages, seed, table, forbidden, step), pool),
+            text(step, engine.decode_tokens, engine.decode_tokens),
+        ),
     ]
+    if bucket.rows:
+        useful = vision_flops(model.vision, rows=bucket.rows, length=bucket.length) / mesh.size
+        shape = f"{bucket.rows} × {bucket.length:,} patches"
+        described.append(("encode", shape, (params, pool, vision, places), pages, useful))
     return [
-        Program(name, shape, functions[name], arguments, moments + (bytes_per_device(beside) if beside else 0), mesh)
-        for name, shape, arguments, beside in described
+        Program(
+            *(name, shape, functions[name], arguments, moments + (bytes_per_device(beside) if beside else 0), mesh),
+            useful=useful,
+        )
+        for name, shape, arguments, beside, useful in described
     ]
 
 
@@ -214,13 +240,14 @@ def _update_programs(
     trainable: tuple[str, ...],
     spec: PackSpec,
     beside: int,
+    microbatches: int,
 ) -> list[Program]:
     state = policy.state(optimizer, trainable)
     places = policy.shardings
     gradients = {n: jax.ShapeDtypeStruct(state.params[n].shape, jnp.float32, sharding=places[n]) for n in trainable}
     functions = update.jitted()
     programs = []
-    for bucket in spec.image_buckets:
+    for number, bucket in enumerate(spec.image_buckets):
         batch = abstract_batch(spec, bucket, policy.mesh)
         programs.append(
             Program(
@@ -230,9 +257,18 @@ def _update_programs(
                 (state.params, gradients, batch),
                 beside + bytes_per_device(state.opt_state),
                 policy.mesh,
+                useful=training_flops(policy.model, **_size(spec, bucket), freeze=policy.config.model.freeze)
+                / policy.mesh.size,
+                repeats=0 if number else microbatches,  # a step is reckoned with the common shape
             )
         )
-    return [*programs, Program(f"{name} optimiser", "", functions["apply"], (state, gradients), beside, policy.mesh)]
+    apply = Program(f"{name} optimiser", "", functions["apply"], (state, gradients), beside, policy.mesh, repeats=1)
+    return [*programs, apply]
+
+
+def _size(spec: PackSpec, bucket: VisionBucket) -> dict[str, Any]:
+    """A microbatch of full rows, each one trajectory, whose pictures fill the shape."""
+    return {"rows": spec.rows, "tokens": spec.row_tokens, "pictures": (spec.groups * bucket.rows, bucket.length)}
 
 
 def _learning(policy: Abstract, steps: int) -> tuple[Any, tuple[str, ...]]:

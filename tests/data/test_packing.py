@@ -163,6 +163,16 @@ def test_the_default_image_buckets_hold_the_fullest_trajectory():
     assert real[-1].rows * real[-1].length >= 2 * 4 * 24576 > real[0].rows * real[0].length
 
 
+def test_without_pictures_no_room_is_made_for_them():
+    """Sees: a text-only run that pays for an empty vision tower, and one that drops a picture silently."""
+    buckets = image_buckets(ImageConfig(), AgentConfig(max_images=0), MODEL, rows=8, row_tokens=1024)
+    spec = PackSpec(MODEL, 2, 96, buckets, groups=2)
+    [batch] = pack_step([example(0, 40), example(1, 40)], spec)
+    assert batch.vision.patches.shape[:2] == (2, 0) and batch.vision.merged_index.shape == (2, 0)
+    with pytest.raises(ValueError, match="fits none of image_buckets"):
+        pack_step([example(0, 40, [picture(0)])], spec)
+
+
 def same(a, b):
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 
 from dv2_jax.config import OptimConfig
 from dv2_jax.data.packing import build_batch, pack_step, share_denominator
+from dv2_jax.model.vision_inputs import VisionBucket
 from dv2_jax.recipes.optimizer import learning_rate, make_optimizer, trainable_names
 from dv2_jax.recipes.rl_step import make_scorer
 from dv2_jax.recipes.sft_step import make_sft_step, sft_loop
@@ -52,6 +54,17 @@ def test_packed_gradient_equals_that_of_examples_alone(tiny, spec, examples, ste
     batches = pack_step(examples, spec(rows, groups))
     assert len(batches) == {2: 2, 4: 1, 8: 1}[rows]
     assert_same(step.gradients(tiny[2], [place(b, None) for b in batches]), alone)
+
+
+def test_text_alone_needs_no_room_for_pictures(tiny, spec, examples, step):
+    """Sees: another loss or gradient where the vision tower is left out of the program."""
+    texts = [e for e in examples if not e.pictures]
+    [seen] = pack_step(texts, spec(rows=4))
+    [left_out] = pack_step(texts, replace(spec(rows=4), image_buckets=(VisionBucket(0, 64, 0),)))
+    (gradients, metrics), (expected, expected_metrics) = (step.gradients(tiny[2], [place(b, None)]) for b in (left_out, seen))
+    assert metrics == pytest.approx(expected_metrics, rel=1e-6)
+    for name, g in expected.items():
+        np.testing.assert_allclose(gradients[name], g, atol=1e-6 * (1 + float(np.abs(g).max())), err_msg=name)
 
 
 def test_every_parameter_gets_a_gradient(alone):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import math
 
 import jax
@@ -13,7 +14,9 @@ from dv2_jax.model import text
 from dv2_jax.model.params import abstract_params
 from dv2_jax.parallel.aot import Compiled, TopologyError, topology_devices
 from dv2_jax.parallel.hlo import Costs
-from dv2_jax.recipes.programs import Program, abstract_policy, engine_programs, rl_programs, sft_programs
+from dv2_jax.parallel.roofline import Chip
+from dv2_jax.recipes.compiled import HEAD, Row, step_cells, table
+from dv2_jax.recipes.programs import abstract_policy, engine_programs, rl_programs, sft_programs
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (pip install 'dv2_jax[tpu]')"
@@ -46,9 +49,8 @@ def recipe(name, *, rows, **fields):
 def test_supervised_learning_compiles_for_a_slice():
     """Sees a program that the TPU compiler refuses, weights that are not split, and activations that are sent."""
     config = recipe("sft", rows=4)
-    mesh, rows = compile_ahead.run(config, "v5e:2x2", ["gradient"])
-    assert mesh == {"data": 1, "fsdp": 4, "tensor": 1}
-    [row] = rows
+    place, total, [row] = compile_ahead.run(config, "v5e:2x2", ["gradient"])
+    assert total == 1 and place == "v5e:2x2, 4 devices of 15.75 GiB, mesh data 1, fsdp 4, tensor 1"
     assert row.fits and row.compiled.costs.unknown_loops == 0
     params = abstract_params(model(config))
     weights = 4 * sum(math.prod(p.shape) for p in params.values())
@@ -57,6 +59,9 @@ def test_supervised_learning_compiles_for_a_slice():
     tokens = 512  # one row per device; per token 2 for the forward pass, 4 for the backward one, 2 for the layers again
     matrices = sum(math.prod(p.shape) for name, p in params.items() if name.startswith("text.") and "norm" not in name)
     assert 6 * tokens * matrices < row.compiled.costs.flops < 9 * tokens * matrices
+    # What is asked of the model is less than what is computed, which recomputes, and takes at least its time.
+    assert row.useful < row.compiled.costs.flops
+    assert row.useful / row.chip.flops < row.seconds.at_best < row.seconds.in_turn
     # Every weight is gathered for the forward pass and again for the backward pass (bf16), its gradient is summed.
     assert 0 < row.compiled.costs.bytes_sent < 3 * weights
 
@@ -65,11 +70,11 @@ def test_supervised_learning_compiles_for_a_slice():
 def test_reinforcement_learning_and_the_engine_compile_for_another_slice():
     """Sees the same with replicas, and an engine program that the TPU compiler refuses."""
     config = recipe("rl", rows=4, mesh=MeshConfig(data=2, fsdp=2))
-    mesh, rows = compile_ahead.run(config, "v5p:2x2x1", ["log-probs", "prefill", "decode"])
-    assert mesh == {"data": 2, "fsdp": 2, "tensor": 1}
-    assert {row.program.name: row.fits for row in rows} == {"log-probs": True, "prefill": True, "decode": True}
-    shown = compile_ahead.table(rows)
-    assert len(shown.splitlines()) == 2 + len(rows)
+    place, total, rows = compile_ahead.run(config, "v5p:2x2x1", ["log-probs", "prefill", "decode"])
+    assert place.endswith("mesh data 2, fsdp 2, tensor 1") and total == 3
+    assert {row.name: row.fits for row in rows} == {"log-probs": True, "prefill": True, "decode": True}
+    assert [Row.from_dict(json.loads(json.dumps(row.to_dict()))) for row in rows] == rows
+    assert len(table(rows).splitlines()) == 2 + len(rows)
 
 
 @needs_libtpu
@@ -96,14 +101,48 @@ def test_every_program_lowers_for_cuda(name):
         assert "tpu_custom_call" not in lowered.as_text(), program.name
 
 
+CHIP = Chip(memory=100, flops=10.0, hbm=5.0, links=2.0)
+
+
+def row(compiled, **fields):
+    return Row("gradient", "", compiled, CHIP, **fields)
+
+
 def test_what_lies_beside_a_program_counts_against_the_memory():
     """Sees optimiser moments or KV pages that are forgotten because a program does not take them."""
-    program = Program("gradient", "", None, (), beside=30, mesh=None)
     done = Compiled(1.0, arguments=40, temporaries=30, peak=60, costs=Costs())
-    assert compile_ahead.Row(program, done, limit=100).fits
-    assert not compile_ahead.Row(program, done, limit=99).fits
-    refused = compile_ahead.Row(program, Compiled(1.0, error="Ran out of memory"), limit=1000)
-    assert not refused.fits and "Ran out of memory" in compile_ahead.table([refused])
+    assert row(done, beside=30).fits and not row(done, beside=31).fits
+    refused = row(Compiled(1.0, error="Ran out of memory"))
+    assert not refused.fits and "Ran out of memory" in table([refused])
+
+
+def test_an_optimiser_step_is_its_programs_as_often_as_they_run():
+    """Sees a step that takes the time of one microbatch, bounds added that overlap, utilisation of the wrong time."""
+    sums = Costs(flops=60.0, traffic=20.0, sent={"all-gather": 2}, calls={"all-gather": 1}, largest={"all-gather": 2})
+    gradient = row(Compiled(1.0, costs=sums), useful=45.0, repeats=4)
+    optimiser = row(Compiled(1.0, costs=Costs(traffic=30.0)), repeats=1)
+    assert (gradient.seconds.at_best, gradient.seconds.bound, gradient.seconds.in_turn) == (6.0, "arithmetic", 11.0)
+    cells = dict(zip(HEAD, step_cells([gradient, optimiser]), strict=True))
+    assert cells["shape"] == "4 × gradient + 1 × gradient" and cells["at best s"] == "24.00"
+    assert cells["MFU"] == "75%" and cells["in turn"] == f"{180 / 10 / (24 + 22 + 4):.0%}"
+    assert step_cells([gradient, row(Compiled(1.0, error="Ran out of memory"), repeats=1)]) is None
+
+
+@needs_libtpu
+def test_a_list_of_commands_becomes_a_report(tmp_path, capsys):
+    """Sees programs of a line that are left out, a second run that compiles again, and a failure that stops the rest."""
+    listed, report = tmp_path / "list.txt", tmp_path / "report.md"
+    laptop = "--topology v5e:2x2 --config=configs/sft.py --config.mesh.data=1 --config.mesh.fsdp=-1"
+    listed.write_text(f"# Small\n{laptop} --programs optimiser\n{laptop} --programs nothing\n")
+    call = ["--table", str(listed), "--output", str(report), "--cache", str(tmp_path / "cache")]
+    assert compile_ahead.main(call) == 1
+    first = report.read_text()
+    assert first.startswith("# Small\n```\npython -m dv2_jax.compile_ahead --topology v5e:2x2")
+    assert "| SFT optimiser |" in first and "--programs nothing: none of" in first
+    [kept] = (tmp_path / "cache").iterdir()
+    document = json.loads(kept.read_text())
+    kept.write_text(json.dumps(document | {"seconds": 12345.0}))
+    assert compile_ahead.main(call) == 1 and "12345" in report.read_text()
 
 
 def test_a_program_that_is_not_there_is_named():
