@@ -62,10 +62,8 @@ def _image(options: argparse.Namespace) -> int:
     from tools_service.search import embedding, pictures
 
     provider = embedding.load(options.embedding) if options.embedding else None
-    read = list(pictures.read_pictures(options.source))
-    table, rows = pictures.build(read)
-    vectors = embedding.Vectors.build(provider, [data for data, _, _ in read]) if provider else None
-    pictures.save(table, rows, options.output, vectors)
+    table, rows = pictures.build(pictures.read_pictures(options.source))
+    pictures.save(table, rows, options.output, pictures.embed(provider, options.source) if provider else None)
     return len(rows)
 
 

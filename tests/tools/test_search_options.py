@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import io
+import json
 import os
 import uuid
 
 import pytest
+from PIL import Image
 from search_site import Site, says
 
 from tools_service import options as command_line
 from tools_service.client import TextSearchRequest, ToolsClient, start_local_service
 from tools_service.options import BadOptions
+from tools_service.proto import tools_pb2 as pb
 from tools_service.search import lens, web
 from tools_service.search.providers import Providers
 
@@ -145,6 +151,54 @@ def test_help_names_every_provider_and_every_key(capsys):
 def test_what_cannot_be_opened_is_named(line, named, tmp_path):
     with pytest.raises(ValueError, match=named):
         Providers.open(parse(line.format(folder=tmp_path)))
+
+
+def test_lens_and_the_released_cache_come_before_the_picture_index(environment, tmp_path):
+    """The image chain as the command line makes it, recorded, and then offline."""
+    image = encode(Image.new("RGB", (64, 48), "teal"))
+    (tmp_path / "teal.png").write_bytes(image)
+    (tmp_path / "table.jsonl").write_text(json.dumps({"image": "teal.png", "title": "in the index", "url": "https://e.org/teal.png"}))
+    (tmp_path / "cache.json").write_text(
+        json.dumps({"fvqa_train_3": {"tool_returned_web_title": ["released"], "cached_images_path": ["teal.png"]}})
+    )
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"images": ["teal.png"], "extra_info": {"index": "fvqa_train_3"}}))
+    environment.setenv("SERPER_API_KEY", KEYS["SERPER_API_KEY"])
+    inline = "data:image/png;base64," + base64.b64encode(image).decode()
+    organic = [{"title": "on the web", "link": "https://example.org/teal", "thumbnailUrl": inline}]
+
+    def search(line: str, data: bytes = image) -> pb.Result:
+        async def ask():
+            providers = Providers.open(parse(line))
+            try:
+                return await providers.search(pb.SearchRequest(request_id="r", k=2, image=pb.ImageQuery(image=data)))
+            finally:
+                await providers.close()
+
+        return asyncio.run(ask())
+
+    index = f"--image-index {tmp_path}/table.jsonl"
+    released = f"--image-providers mmsearch-r1={tmp_path}/cache.json --mmsearch-rows {tmp_path}/rows.jsonl {index}"
+    recorded = f"--search-cache {tmp_path}/answers {index} --image-providers serper-lens"
+    with Site(says({"organic": organic}), says({}, 401)) as site:
+        live = search(f"{recorded}={site.url}/lens --picture-urls {tmp_path}/table.jsonl")
+        assert site.seen[0].json["url"] == "https://e.org/teal.png"
+    replayed = search(f"{recorded} --search-cache-mode replay")
+    other = encode(Image.new("RGB", (64, 48), "pink"))
+    assert [(r.provider.split(":")[0], r.items[0].title, r.degraded, r.cached) for r in (
+        live, replayed, search(f"{recorded} --search-cache-mode replay", other), search(released), search(released, other),
+    )] == [
+        ("serper-lens", "on the web", False, False), ("serper-lens", "on the web", False, True), ("image", "in the index", True, False),
+        ("mmsearch-r1", "released", False, False), ("image", "in the index", True, False),
+    ]  # fmt: skip
+    assert live.items[0].thumbnail == replayed.items[0].thumbnail
+    assert Image.open(io.BytesIO(live.items[0].thumbnail)).size == (64, 48)
+    assert search(f"{recorded} --search-cache-mode replay", b"no picture").status == pb.REFUSED
+
+
+def encode(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def answers(service, *queries: str):

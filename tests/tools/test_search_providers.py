@@ -98,7 +98,7 @@ CASES = {
     "serpapi": (SERPAPI, lambda r: (r.method, r.query) == ("GET", {
         "engine": "google", "q": "grey heron", "num": "3", "gl": "de", "hl": "fr", "api_key": KEY})),
     "brave": (BRAVE, lambda r: (r.method, r.query) == ("GET", {
-        "q": "grey heron", "count": "3", "country": "de", "search_lang": "fr", "text_decorations": "false",
+        "q": "grey heron", "count": "3", "country": "DE", "search_lang": "fr", "text_decorations": "false",
     }) and r.headers["x-subscription-token"] == KEY),
     "tavily": (TAVILY, lambda r: (
         (r.method, r.json) == ("POST", {"query": "grey heron", "max_results": 3}) and r.headers["authorization"] == f"Bearer {KEY}"
@@ -169,10 +169,12 @@ def test_nothing_found_is_told_from_a_search_that_failed():
             ask(name, site.url)
 
 
-@pytest.mark.parametrize(("name", "query"), [("brave", "x" * 401), ("brave", "a " * 51), ("tavily", "x" * 401)])
-def test_a_query_longer_than_the_provider_takes_is_the_callers_mistake(name, query):
+@pytest.mark.parametrize(("name", "query"), [
+    ("brave", "x" * 401), ("brave", "a " * 51), ("tavily", "x" * 401), ("serper", ""), ("retriever", " \n\u3000"),
+])  # fmt: skip
+def test_a_query_that_the_provider_would_not_take_is_the_callers_mistake(name, query):
     with Site(says(CASES[name][0])) as site:
-        with pytest.raises(BadQuery, match="400"):
+        with pytest.raises(BadQuery, match="400" if query.strip() else "empty"):
             ask(name, site.url, query)
         assert site.seen == []
 

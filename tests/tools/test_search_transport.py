@@ -56,10 +56,10 @@ def test_too_many_requests_are_asked_again_after_the_time_that_the_provider_name
 
 
 def test_a_date_in_retry_after_is_understood_and_one_in_the_past_does_not_wait():
-    soon = email.utils.formatdate(time.time() + 2, usegmt=True)  # whole seconds: at least one from now
-    with Site(says({}, 503, retry_after=soon), says(GOOD)) as site:
+    then = int(time.time()) + 3
+    with Site(says({}, 503, retry_after=email.utils.formatdate(then, usegmt=True)), says(GOOD)) as site:
         found, _ = search(site.url, "heron", attempts=2)
-    assert [item.title for item in found] == ["Heron"] and site.seen[1].at - site.seen[0].at >= 0.9
+    assert [item.title for item in found] == ["Heron"] and len(site.seen) == 2 and time.time() >= then
     with Site(says({}, 503, retry_after="Mon, 01 Jan 2001 00:00:00 GMT"), says(GOOD)) as site:
         assert search(site.url, "heron", attempts=2)[0] and len(site.seen) == 2
 
@@ -195,11 +195,11 @@ def test_proxies_and_credentials_of_the_environment_are_not_used(monkeypatch, tm
 
 def test_no_more_requests_leave_than_the_rate_allows():
     with Site(says(GOOD)) as site:
-        found, _ = search(site.url, *(f"query {i}" for i in range(30)), rate=20)
+        started = time.monotonic()
+        found, _ = search(site.url, *(f"query {i}" for i in range(25)), rate=10)
     assert all(len(items) == 1 for items in found)
-    times = sorted(request.at for request in site.seen)
-    # A burst of 20 at once, then 20 a second. The bound is a lower one: a slow machine only widens the gaps.
-    assert times[-1] - times[0] >= 0.4
+    # A burst of 10 at once, then 10 a second. The bound is a lower one: a slow machine only takes longer.
+    assert max(request.at for request in site.seen) - started >= 1.45
 
 
 def test_after_failures_in_a_row_the_provider_is_left_alone():
@@ -207,6 +207,13 @@ def test_after_failures_in_a_row_the_provider_is_left_alone():
         found, transport = search(site.url, *(f"query {i}" for i in range(12)), failures=3, concurrent=1)
     assert len(site.seen) == 3 and transport.breaker.state == "open"
     assert sum(isinstance(error, CircuitOpen) for error in found) == 9
+
+
+def test_requests_that_the_provider_rejects_do_not_keep_others_from_asking():
+    """Sees a policy that shuts search for everybody with a few queries that a provider does not take."""
+    with Site(*[says({}, 400)] * 8, says(GOOD)) as site:
+        found, transport = search(site.url, *(f"query {i}" for i in range(9)), failures=3, concurrent=1)
+    assert [isinstance(result, SearchError) for result in found] == [True] * 8 + [False] and transport.breaker.state == "closed"
 
 
 class Clock:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tools_service.search.provider import BadQuery, SearchError
+from tools_service.search.provider import BadQuery, Rejected, SearchError
 
 
 class CircuitOpen(SearchError):
@@ -40,7 +40,8 @@ class CircuitBreaker:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Around one call. A SearchError is a failure, unless it is a BadQuery; a cancelled call says nothing.
+        """Around one call. A SearchError is a failure, but after BadQuery and Rejected the provider is known to be there;
+        a cancelled call says nothing.
 
         Raises CircuitOpen instead of calling.
         """
@@ -48,7 +49,7 @@ class CircuitBreaker:
         trial = self._on_trial = self._opened_at is not None
         try:
             yield
-        except BadQuery:
+        except (BadQuery, Rejected):
             self._close()
             raise
         except SearchError:

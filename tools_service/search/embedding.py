@@ -7,7 +7,8 @@ another model mean nothing to an index, so an index keeps the model's name and r
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -25,7 +26,10 @@ class EmbeddingProvider(Protocol):
     dimensions: int
 
     def embed(self, images: Sequence[bytes]) -> Float32[np.ndarray, "N D"]:
-        """A vector for each encoded picture; length does not matter. Raises ValueError for what is no picture."""
+        """A vector for each encoded picture; its length does not matter. Searches call it from several threads.
+
+        Raises ValueError for what is no picture.
+        """
 
 
 class DescriptorEmbedding:
@@ -58,13 +62,13 @@ class Vectors:
         self.provider, self._index = provider, index
 
     @classmethod
-    def build(cls, provider: EmbeddingProvider, images: Sequence[bytes], batch: int = 32) -> Vectors:
-        """Raises ValueError for vectors of a wrong shape or without direction."""
+    def build(cls, provider: EmbeddingProvider, images: Iterable[bytes], batch: int = 32) -> Vectors:
+        """Embeds ``batch`` pictures at a time. Raises ValueError for vectors of a wrong shape or without direction."""
         index = _usearch().Index(ndim=provider.dimensions, metric="cos", dtype="f16")
-        for start in range(0, len(images), batch):
-            part = images[start : start + batch]
+        images = iter(images)
+        while part := list(itertools.islice(images, batch)):
             # One thread: the graph, and with it the answers, are then the same every time.
-            index.add(np.arange(start, start + len(part)), _checked(provider, part), threads=1)
+            index.add(np.arange(len(index), len(index) + len(part)), _checked(provider, part), threads=1)
         return cls(provider, index)
 
     def save(self, folder: str | Path) -> None:

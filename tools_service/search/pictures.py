@@ -94,8 +94,9 @@ def build(pictures: Iterable[tuple[bytes, str, str]]) -> tuple[Table, list[dict]
     return table, rows
 
 
-def _embed(provider: EmbeddingProvider | None, pictures: list[tuple[bytes, str, str]]) -> Vectors | None:
-    return Vectors.build(provider, [data for data, _, _ in pictures]) if provider else None
+def embed(provider: EmbeddingProvider, path: str | Path) -> Vectors:
+    """Vectors of the pictures that ``read_pictures`` reads; there may be more of them than memory holds. Raises ValueError."""
+    return Vectors.build(provider, (data for data, _, _ in read_pictures(path)))
 
 
 def save(table: Table, rows: list[dict], folder: str, vectors: Vectors | None = None) -> None:
@@ -127,8 +128,7 @@ class PictureIndex:
         if not os.path.exists(path):
             raise ValueError(f"{path} does not exist: give an image index, a folder of pictures, or a table (JSONL, Parquet)")
         if not os.path.isfile(meta):
-            pictures = list(read_pictures(path))
-            return cls(*build(pictures), _embed(provider, pictures))
+            return cls(*build(read_pictures(path)), embed(provider, path) if provider else None)
         described = json.loads(Path(meta).read_text())
         made_by = described.get("embedding")
         if made_by != (provider.name if provider else None):

@@ -17,6 +17,10 @@ class BadQuery(SearchError):
     """The query itself is wrong."""
 
 
+class Rejected(SearchError):
+    """The provider is there and does not take this one request."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One search result."""

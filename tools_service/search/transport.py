@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from tools_service.search.breaker import CircuitBreaker
 from tools_service.search.calls import Policy, Request
-from tools_service.search.provider import SearchError
+from tools_service.search.provider import Rejected, SearchError
 
 Reply = TypeVar("Reply", bound=BaseModel)
 
@@ -128,12 +128,12 @@ class Transport:
             raise SearchError(f"{self.name} refuses the key or its plan ({status})")
         if status in _RETRIED or status >= 500:
             raise Transient(f"{self.name} answers with status {status}", _retry_after_s(response))
-        raise SearchError(f"{self.name} answers with status {status}")
+        raise Rejected(f"{self.name} answers with status {status}")
 
     async def _read(self, response: httpx.Response) -> bytes:
         """The body, never more than the limit in memory, whatever it is packed from."""
         limit = self.policy.reply_bytes
-        encoding = response.headers.get("content-encoding", "identity").strip().lower()
+        encoding = response.headers.get("content-encoding", "").strip().lower() or "identity"
         if encoding not in ("identity", "gzip"):
             raise SearchError(f"{self.name} packs its reply in a way that was not asked for")
         unpack = zlib.decompressobj(wbits=31) if encoding == "gzip" else None

@@ -58,7 +58,7 @@ def _serpapi(url: str, query: str, k: int, locale: Locale, key: str) -> Request:
 
 
 def _brave(url: str, query: str, k: int, locale: Locale, key: str) -> Request:
-    asked = {"q": query, "count": k, "country": locale.country, "search_lang": locale.language, "text_decorations": "false"}
+    asked = {"q": query, "count": k, "country": locale.country.upper(), "search_lang": locale.language, "text_decorations": "false"}
     return Request("GET", url, params=asked, headers={"X-Subscription-Token": key})
 
 
@@ -101,6 +101,8 @@ class WebSearch:
 
     async def search(self, query: str, k: int) -> list[Item]:
         api, key = self._api, self._key.get_secret_value()
+        if not query.strip():
+            raise BadQuery("the query is empty")
         if len(query) > api.most_chars or len(query.split()) > api.most_words:
             raise BadQuery(
                 f"the query has {len(query)} characters and {len(query.split())} words; "
