@@ -186,7 +186,7 @@ def soak(service: LocalService, given: argparse.Namespace) -> tuple[list[str], d
     quiet = load.run(given.warm_cells, 0.0)
     prints = [load.settle()]
     loud = Stretch()
-    stretches = max(2, min(20, given.cells // 50))
+    stretches = max(2, min(20, given.cells // 1000))
     started = time.monotonic()
     for number in range(stretches):
         part = load.run(given.cells // stretches, given.hostile)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.hostile_cells import CELLS
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -25,11 +27,11 @@ def test_hostile_sessions_leave_nothing_behind_and_disturb_no_other(tier, tmp_pa
     """Sees a leaked descriptor, process, mount or folder, an answer lost or mixed up, and a session that was not alone.
     All kinds of hostile cell run; latencies are measured, not judged: this machine may be busy."""
     report = tmp_path / "soak.json"
-    run("benchmarks.tools_soak", "--cells", "256", "--sessions", "8", "--hostile", "0.125", "--warm-cells", "20", "--tier", tier,
-        "--latency-ratio", "0", "--packages", "numpy,pillow", "--output", str(report))  # fmt: skip
+    run("benchmarks.tools_soak", "--cells", str(4 * len(CELLS)), "--sessions", "12", "--hostile", "0.25", "--warm-cells", "18",
+        "--tier", tier, "--latency-ratio", "0", "--packages", "numpy,pillow", "--output", str(report))  # fmt: skip
     found = json.loads(report.read_text())
-    assert found["wrong"] == [] and sum(found["hostile"].values()) == 32 and len(found["hostile"]) >= 3
-    assert found["footprints"][-1]["processes"] >= 3 + 7
+    assert found["wrong"] == [] and sum(found["hostile"].values()) == len(CELLS) and len(found["hostile"]) >= 3
+    assert found["footprints"][-1]["processes"] >= 3 + 9
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the weaker tier is the only one here")
