@@ -182,6 +182,29 @@ def test_two_services_may_record_into_one_file(path):
     assert len(one) == len(two) == 50
 
 
+def test_services_that_ask_at_the_same_time_give_the_answer_that_is_replayed(path):
+    """Sees an answer that was given to a policy and is then recorded differently."""
+
+    async def race():
+        first, second = Counting(results=4), Counting(results=5)
+        first.gate, second.gate = asyncio.Event(), asyncio.Event()
+        one, two = (Recorded("p", live, Recordings(path), "record") for live in (first, second))
+        asking = [asyncio.create_task(one.search("q", 3)), asyncio.create_task(two.search("q", 2))]
+        while not (first.asked and second.asked):
+            await asyncio.sleep(0.001)
+        second.gate.set()
+        narrow = await asking[1]
+        first.gate.set()
+        wide = await asking[0]
+        late = await two.search("q", 3)
+        return narrow, wide, late
+
+    narrow, wide, late = run(race())
+    kept = list(Recordings(path).get("p", "", "q").items)
+    assert (len(narrow), len(wide), kept, late) == (2, 3, wide, wide)
+    assert Recordings(path).add(Answer("p", "", "q", 2, (Item("later, narrower"),), 9e9)).items == tuple(wide)
+
+
 def fill(path, *answers: tuple[str, str, float]):
     recordings = Recordings(path)
     for query, title, at in answers:

@@ -93,8 +93,17 @@ class Recordings:
 
     def put(self, answer: Answer) -> None:
         """Keeps the answer, in place of an earlier one."""
+        self._insert("INSERT OR REPLACE INTO answers", answer)
+
+    def add(self, answer: Answer) -> Answer:
+        """Keeps the answer unless there is one to as many results; returns the one that is kept now."""
+        self._insert("INSERT INTO answers", answer, "ON CONFLICT DO UPDATE SET k=excluded.k, items=excluded.items, "
+                     "recorded_at=excluded.recorded_at WHERE excluded.k > answers.k")  # fmt: skip
+        return self.get(answer.provider, answer.variant, answer.query)
+
+    def _insert(self, verb: str, answer: Answer, otherwise: str = "") -> None:
         with self._lock:
-            self._file.execute(f"INSERT OR REPLACE INTO answers VALUES ({','.join('?' * len(_COLUMNS))})", answer.row())
+            self._file.execute(f"{verb} VALUES ({','.join('?' * len(_COLUMNS))}) {otherwise}", answer.row())
 
     def __iter__(self) -> Iterator[Answer]:
         """All answers, in an order that their contents decide."""
@@ -154,11 +163,15 @@ class Recorded:
         items = await self._provider.search(query, k)
         answer = Answer(self.name, self._variant, key, k, tuple(items), time.time())
         try:
-            await asyncio.to_thread(self._recordings.put, answer)
+            if self._mode == "refresh":
+                await asyncio.to_thread(self._recordings.put, answer)
+            else:
+                # Where another service was quicker, its answer is also ours: what is given is what will be replayed.
+                answer = await asyncio.to_thread(self._recordings.add, answer)
         except sqlite3.Error as error:
             raise SearchError(f"the answer cannot be recorded: {error}") from None
         self.counters["recorded"] += 1
-        return items
+        return list(answer.items)
 
     def _finished(self, key: str, task: asyncio.Task) -> None:
         if self._asking.get(key, (0, None))[1] is task:
