@@ -1,0 +1,60 @@
+"""What `benchmarks.model` computes: one small Qwen2.5-VL, and inputs of three shapes, as files that every side reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dv2_jax.model import ModelConfig, merged_tokens, mrope_positions
+
+SHAPES = ("text", "picture", "packed")
+# 4 million parameters. Wide enough that matrix products and attention count as they do in larger models.
+CONFIG = ModelConfig.tiny(
+    1024, image_token_id=10, video_token_id=11, vision_start_token_id=12, vision_end_token_id=13, bos_token_id=14,
+    eos_token_id=15, pad_token_id=14, hidden_size=256, num_layers=4, num_heads=4, num_kv_heads=2, intermediate_size=512,
+    mrope_section=(8, 12, 12), tie_word_embeddings=False, rope_theta=1e6, vision_depth=4, vision_hidden_size=128,
+    vision_num_heads=4, vision_intermediate_size=256, fullatt_block_indexes=(1, 3), max_position_embeddings=8192,
+)  # fmt: skip
+
+
+def write_model(folder: Path) -> None:
+    """Random weights in the layout of transformers."""
+    import jax
+
+    from dv2_jax.checkpoint.hf import save_hf
+    from dv2_jax.model import init_params
+
+    save_hf(folder, init_params(CONFIG, jax.random.key(0)), CONFIG, "float32")
+
+
+def write_shape(file: Path, name: str, divide: int = 1) -> int:
+    """ids, segments [B T], positions [3 B T] and, with a picture, patches and grid. Returns the number of tokens.
+
+    text: 8 rows of 512. picture: one of 1,008 × 1,008 pixels, and 256 tokens. packed: one row of 4,096 tokens that
+    holds six conversations. ``divide`` makes rows (and the picture's sides) that many times shorter.
+    """
+    rng = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {}
+    if name == "text":
+        rows, length = 8, 512 // divide
+        ids = rng.integers(20, CONFIG.text.vocab_size, (rows, length))
+        positions = np.broadcast_to(np.arange(length), (3, rows, length))
+        segments = np.ones_like(ids)
+    elif name == "picture":
+        side = max(4, 72 // divide // 2 * 2)
+        grid = (1, side, side)
+        frame = rng.normal(size=(side * side, 3, 1, 14 * 14)).astype(np.float32)
+        arrays["patches"] = np.repeat(frame, 2, axis=2).reshape(side * side, -1)
+        arrays["grid"] = np.array(grid)
+        text = rng.integers(20, CONFIG.text.vocab_size, 256 // divide)
+        ids = np.array([[12, *[CONFIG.image_token_id] * merged_tokens(grid), 13, *text]])
+        positions = mrope_positions(ids[0], [grid], CONFIG)[0][:, None]
+        segments = np.ones_like(ids)
+    else:
+        lengths = np.array([1300, 400, 900, 200, 1000, 296]) // divide
+        ids = rng.integers(20, CONFIG.text.vocab_size, (1, lengths.sum()))
+        segments = np.repeat(np.arange(len(lengths)) + 1, lengths)[None]
+        positions = np.broadcast_to(np.concatenate([np.arange(n) for n in lengths]), (3, *ids.shape))
+    np.savez(file, ids=ids, positions=positions, segments=segments, **arrays)
+    return ids.size

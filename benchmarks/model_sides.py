@@ -1,0 +1,135 @@
+"""One side of `benchmarks.model`, in a process of its own: reads names of passes, answers with seconds and losses.
+
+    python -m benchmarks.model_sides ours|torch MODEL_FOLDER SHAPE_FILE DEVICES|THREADS
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+Pass = Callable[[], float]  # computes, waits for the result, returns the loss
+
+
+def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, Pass]:
+    """The forms of attention and log-probs that training uses; rows split over ``devices``."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", devices)
+    import jax.numpy as jnp
+
+    from benchmarks.model_shapes import CONFIG
+    from dv2_jax.checkpoint.hf import load_hf
+    from dv2_jax.config import MeshConfig
+    from dv2_jax.model import VisionBucket, build, logical_axes, merge, vision_batch
+    from dv2_jax.ops.attention import causal_segment_attention
+    from dv2_jax.ops.logprobs import row_logprobs
+    from dv2_jax.parallel.mesh import ROWS, make_mesh, param_shardings, under
+
+    mesh = make_mesh(MeshConfig(data=devices, fsdp=1, tensor=1)) if devices > 1 else None
+    params = load_hf(folder, CONFIG, param_shardings(mesh, logical_axes(CONFIG)) if mesh else None)
+    graphdef, _ = build(CONFIG)
+    ids, segments, positions = (np.asarray(shape[name], np.int32) for name in ("ids", "segments", "positions"))
+    targets = np.roll(ids, -1, axis=1)
+    weight = (segments == np.roll(segments, -1, axis=1)).astype(np.float32)
+    weight[:, -1] = 0
+    index = np.where(ids == CONFIG.image_token_id, np.cumsum(ids == CONFIG.image_token_id, axis=1) - 1, -1)
+    vision = None
+    if "patches" in shape:
+        grid = tuple(int(n) for n in shape["grid"])
+        bucket = VisionBucket.of(1, len(shape["patches"]))
+        vision = vision_batch([(shape["patches"], grid)], [bucket], CONFIG.vision)
+    rows = jax.NamedSharding(mesh, jax.P(ROWS)) if mesh else None
+    batch = jax.device_put((ids, targets, weight, segments, index.astype(np.int32)), rows)
+    places = jax.device_put(np.moveaxis(positions, 0, -1), rows)
+    vision = jax.device_put(vision)
+
+    def loss(params, vision, batch, places):
+        ids, targets, weight, segments, index = batch
+        model = merge(graphdef, params)
+        embeds = model.embed(ids) if vision is None else model.embed(ids, model.encode_images(vision), index)
+        attend = lambda q, k, v, cache: (causal_segment_attention(q, k, v, segments), cache)  # noqa: E731
+        hidden, _ = model.hidden(embeds, jnp.moveaxis(places, -1, 0), attend)
+        logprobs, _ = row_logprobs(hidden, model.head_kernel(), targets)
+        return -(logprobs * weight).sum() / weight.sum()
+
+    forward, gradient = jax.jit(loss), jax.jit(jax.value_and_grad(loss))
+
+    def run(function) -> float:
+        with under(mesh):
+            found = jax.block_until_ready(function(params, vision, batch, places))
+        return float(found[0] if isinstance(found, tuple) else found)
+
+    return {"forward": lambda: run(forward), "gradient": lambda: run(gradient)}
+
+
+def torch(folder: Path, shape: dict[str, np.ndarray], threads: int) -> dict[str, Pass]:
+    """transformers with torch's fused attention; packed rows through position ids that start anew."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(threads)
+    model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    ids, segments, positions = (torch.tensor(shape[name], dtype=torch.long) for name in ("ids", "segments", "positions"))
+    inputs = {"input_ids": ids, "use_cache": False, "position_ids": positions}
+    if len(segments.unique()) > 1:  # four rows: the first tells the conversations of a row apart
+        inputs["position_ids"] = torch.cat([positions[:1], positions])
+    if "patches" in shape:
+        inputs["pixel_values"] = torch.tensor(shape["patches"])
+        inputs["image_grid_thw"] = torch.tensor(shape["grid"])[None]
+        inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+    targets = torch.where(segments[:, 1:] == segments[:, :-1], ids[:, 1:], -100)
+
+    def loss():
+        logits = model(**inputs).logits[:, :-1]
+        return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
+
+    def forward() -> float:
+        with torch.inference_mode():
+            return float(loss())
+
+    def gradient() -> float:
+        model.zero_grad(set_to_none=True)
+        value = loss()
+        value.backward()
+        return float(value)
+
+    return {"forward": forward, "gradient": gradient}
+
+
+def peak_bytes() -> int:
+    """Largest resident size since the last reset (Linux)."""
+    [line] = [row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
+
+
+def serve(passes: dict[str, Pass]) -> None:
+    """Answers each line of standard input until it ends."""
+    for line in sys.stdin:
+        word = line.strip()
+        if word == "reset":
+            Path("/proc/self/clear_refs").write_text("5")
+            answer = {}
+        elif word == "memory":
+            answer = {"bytes": peak_bytes()}
+        else:
+            started = time.perf_counter()
+            loss = passes[word]()
+            answer = {"seconds": time.perf_counter() - started, "loss": loss}
+        print(json.dumps(answer), flush=True)
+
+
+def main(side: str, folder: str, shape: str, count: str) -> None:
+    arrays = dict(np.load(shape))
+    serve({"ours": ours, "torch": torch}[side](Path(folder), arrays, int(count)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
