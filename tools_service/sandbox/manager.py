@@ -271,6 +271,8 @@ class Manager:
 
     def _look_after(self) -> None:
         """Kills sessions over a limit that nothing in the kernel holds here, and stops idle ones that burn CPU."""
+        if not self._watch.due():  # with hundreds of sessions, listing them takes longer than what woke us up
+            return
         granted = {
             worker.pid: watch.Watched(worker.quiet and not worker.stopped, self._folder(worker))
             for worker in self._workers.values()

@@ -60,14 +60,18 @@ class Watch:
         """Learns what memory sessions share with this zygote."""
         self._inherited = _resident(pid, "Anon")
 
+    def due(self) -> bool:
+        """Whether it is time for another look."""
+        return time.monotonic() >= self._next
+
     def look(self, sessions: dict[int, Watched]) -> list[Verdict]:
-        """Verdicts on sessions, by the pid of their first process. Cheap when called too often."""
+        """Verdicts on sessions, by the pid of their first process."""
         now = time.monotonic()
+        self._next = now + PERIOD_S
         limited = self._plan.cgroups == "none"
         cpu = now >= self._next_cpu and any(session.quiet for session in sessions.values())
-        if now < self._next or not sessions or not (limited or cpu):
+        if not sessions or not (limited or cpu):
             return []
-        self._next = now + PERIOD_S
         usage = self._usages(set(sessions))
         verdicts = [
             v for pid, session in sessions.items() if limited and (v := self._over(pid, usage[pid], session.folder))
