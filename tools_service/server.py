@@ -112,23 +112,23 @@ class Tools(tools_pb2_grpc.ToolsServicer):
             "search": self._providers.state(),
             "runtime_dir": plan.get("runtime_dir", ""),
             "max_sessions": self._options.max_sessions,
-            "sessions": len(self._sessions) if self._sessions else 0,
+            "sessions": 0 if self._sessions is None else len(self._sessions),
             "running": self._lanes.running,
-            "waiting": self._sessions.waiting if self._sessions else 0,
+            "waiting": 0 if self._sessions is None else self._sessions.waiting,
             "draining": self.draining,
             "counters": self._counters(),
             "uptime_s": time.time() - self._started,
         }
 
     def _counters(self) -> dict[str, int]:
-        return (self._sessions.counters if self._sessions else {}) | {"abandoned": self._abandoned}
+        return ({} if self._sessions is None else self._sessions.counters) | {"abandoned": self._abandoned}
 
     def _measure(self) -> Metrics:
         metrics = Metrics()
-        metrics.gauge("tools_sessions", "Sessions that live", lambda: len(self._sessions) if self._sessions else 0)
+        metrics.gauge("tools_sessions", "Sessions that live", lambda: 0 if self._sessions is None else len(self._sessions))
         metrics.gauge("tools_cells_running", "Cells that run", lambda: self._lanes.running)
         metrics.gauge(
-            "tools_cells_waiting", "Cells that wait or run", lambda: self._sessions.waiting if self._sessions else 0
+            "tools_cells_waiting", "Cells that wait or run", lambda: 0 if self._sessions is None else self._sessions.waiting
         )
         events = ("cells", "opened", "expired", "evicted", "killed", "abandoned")
         metrics.counters("tools_events", "What happened since the start", self._counters, events)

@@ -23,6 +23,7 @@ from tools_service.sandbox.plan import Limits
 
 _FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _MAX_REPR = 200_000
+_RECURSION = sys.getrecursionlimit()
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
@@ -146,6 +147,8 @@ class Shell:
         """Undoes what a cell may have left in the interpreter and would break the next one."""
         sys.settrace(None)
         sys.setprofile(None)
+        if sys.getrecursionlimit() < _RECURSION:
+            sys.setrecursionlimit(_RECURSION)
         threading.settrace(None)
         threading.setprofile(None)
         sys.excepthook, sys.displayhook = sys.__excepthook__, sys.__displayhook__

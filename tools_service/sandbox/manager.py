@@ -32,7 +32,7 @@ from tools_service.sandbox.plan import Limits, Plan
 _FOLDER = "tools-sandbox-"
 _AHEAD = 4  # forks under way at once
 _FAILURES = 5  # in a row, after which the manager gives up
-_ZYGOTE_PATIENCE_S = 60.0
+_ZYGOTE_PATIENCE_S = 20.0  # for one fork; less than callers wait for a session
 _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from tools_service.sandbox.zygote import main; main()"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import io
 import os
 import signal
@@ -14,6 +15,7 @@ from tools_service.sandbox.cell import BadPicture, Shell
 from tools_service.sandbox.plan import Limits
 
 CHANNEL = 3
+_KEPT = 100  # descriptors of our own lie from here on
 _SWITCH_S = 0.005  # between threads: the interpreter's own default
 
 
@@ -24,6 +26,8 @@ class Streams:
     def __init__(self, text_bytes: int):
         self._limit = text_bytes
         self._libc = ctypes.CDLL(None)
+        # Copies that outlast a cell which closes or replaces descriptors 1 and 2.
+        self._kept = {n: fcntl.fcntl(n, fcntl.F_DUPFD_CLOEXEC, _KEPT) for n in (1, 2)}
         self._open()
 
     def _open(self) -> None:
@@ -42,7 +46,9 @@ class Streams:
         sys.stdout = sys.__stdout__ = self.out
         sys.stderr = sys.__stderr__ = self.err
         sys.stdin = sys.__stdin__ = self._input
-        for descriptor in (1, 2):
+        for descriptor, kept in self._kept.items():
+            os.dup2(kept, descriptor)
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, 0)  # no O_APPEND: the files are as long as they may be
             os.lseek(descriptor, 0, os.SEEK_SET)
 
     def write_out(self, text: str) -> None:
@@ -58,7 +64,7 @@ class Streams:
             except (OSError, ValueError):  # full, or closed by the cell
                 pass
         self._libc.fflush(None)
-        return read_output(1, self._limit), read_output(2, self._limit)
+        return read_output(self._kept[1], self._limit), read_output(self._kept[2], self._limit)
 
 
 def read_output(descriptor: int, limit: int) -> bytes:

@@ -16,7 +16,7 @@ from tools_service.sandbox.plan import Plan
 
 PERIOD_S = 0.25
 _CPU_PERIOD_S = 2.0
-_BUSY_SHARE = 0.1  # of a core, used between cells
+_BUSY_SHARE = 0.03  # of a core, used between cells: on a busy machine a spinning thread may get no more
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 

@@ -25,7 +25,7 @@ import traceback
 from tools_service.sandbox import cell, frames, linux, packages, root, seccomp, worker
 from tools_service.sandbox.plan import Plan
 
-_F_ADD_SEALS, _F_SEAL_SEAL, _F_SEAL_GROW = 1033, 1, 4
+_F_ADD_SEALS, _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1033, 1, 2, 4
 _MAX_HANDLES = 16
 
 
@@ -144,10 +144,10 @@ def _serve(plan: Plan, manager: socket.socket, shell: cell.Shell, readable: list
 
 
 def _output_file(size: int) -> int:
-    """A file in memory that cannot grow: writing past its end fails, and costs the supervisor nothing."""
+    """A file in memory that cannot change its size: writing past its end fails, and costs the supervisor nothing."""
     handle = os.memfd_create("output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(handle, size)
-    fcntl.fcntl(handle, _F_ADD_SEALS, _F_SEAL_GROW | _F_SEAL_SEAL)
+    fcntl.fcntl(handle, _F_ADD_SEALS, _F_SEAL_GROW | _F_SEAL_SHRINK | _F_SEAL_SEAL)
     return handle
 
 
