@@ -123,6 +123,22 @@ def test_lens_shows_no_picture_to_the_world_unless_told_how(environment):
         parse("--image-providers serper-lens")
 
 
+@pytest.mark.parametrize(("provider", "advice"), [("searxng", "json under search.formats"), ("serper", "check its key and plan")])
+def test_a_refused_access_says_what_the_operator_can_do(environment, provider, advice):
+    environment.setenv("SERPER_API_KEY", KEYS["SERPER_API_KEY"])
+
+    async def ask(url: str) -> pb.Result:
+        providers = Providers.open(parse(f"--text-providers {provider}={url}/search"))
+        try:
+            return await providers.search(pb.SearchRequest(request_id="r", k=2, text=pb.TextQuery(query="heron")))
+        finally:
+            await providers.close()
+
+    with Site(says(b"<html>forbidden", 403)) as site:
+        result = asyncio.run(ask(site.url))
+    assert result.status == pb.UNAVAILABLE and "403" in result.message and advice in result.message
+
+
 @pytest.mark.parametrize("content", ["", "\n", "two words", "schlüssel", "a\x00b"])
 def test_what_is_no_key_is_refused_without_showing_it(tmp_path, content):
     (tmp_path / "key").write_text(content)

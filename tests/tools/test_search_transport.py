@@ -202,11 +202,31 @@ def test_no_more_requests_leave_than_the_rate_allows():
     assert max(request.at for request in site.seen) - started >= 1.45
 
 
+class Kept(logging.Handler):
+    """Log records of the service, however its logging is set up."""
+
+    def __init__(self):
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    def __enter__(self) -> Kept:
+        logging.getLogger("tools_service").addHandler(self)
+        return self
+
+    def __exit__(self, *_) -> None:
+        logging.getLogger("tools_service").removeHandler(self)
+
+
 def test_after_failures_in_a_row_the_provider_is_left_alone():
-    with Site(says({}, 500)) as site:
+    with Site(says({}, 500)) as site, Kept() as log:
         found, transport = search(site.url, *(f"query {i}" for i in range(12)), failures=3, concurrent=1)
     assert len(site.seen) == 3 and transport.breaker.state == "open"
     assert sum(isinstance(error, CircuitOpen) for error in found) == 9
+    (told,) = (record for record in log.records if record.getMessage() == "circuit opened")
+    assert told.levelname == "WARNING" and told.fields == {"provider": "serper", "failures": 3}
 
 
 def test_requests_that_the_provider_rejects_do_not_keep_others_from_asking():
@@ -277,9 +297,9 @@ def test_the_key_is_in_no_log_no_error_and_no_result(answer, name, caplog):
         return f"{result!r} {provider!r} {vars(provider)!r} {transport.counters!r} {getattr(result[0], '__context__', '')!r}"
 
     caplog.set_level(logging.DEBUG)
-    with Site(answer) as site:
+    with Site(answer) as site, Kept() as log:
         shown = asyncio.run(ask(site.url))
         assert KEY in str(site.seen)  # it did go where it belongs
     assert KEY not in shown
-    logged = "\n".join(f"{record.getMessage()} {vars(record)}" for record in caplog.records if record.name != "asyncio")
+    logged = "\n".join(f"{record.getMessage()} {vars(record)}" for record in [*caplog.records, *log.records] if record.name != "asyncio")
     assert KEY not in logged

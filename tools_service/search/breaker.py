@@ -7,10 +7,12 @@ an outcome, or let every caller in after the pause.)
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tools_service import logs
 from tools_service.search.provider import BadQuery, Rejected, SearchError
 
 
@@ -56,6 +58,7 @@ class CircuitBreaker:
             self._failures += 1
             if trial or self._failures >= self._most:
                 self._opened_at = self._clock()
+                logs.event("circuit opened", logging.WARNING, provider=self._name, failures=self._failures)
             raise
         else:
             self._close()
@@ -64,4 +67,6 @@ class CircuitBreaker:
                 self._on_trial = False
 
     def _close(self) -> None:
+        if self._opened_at is not None:
+            logs.event("circuit closed", provider=self._name)
         self._failures, self._opened_at = 0, None

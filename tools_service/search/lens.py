@@ -31,6 +31,7 @@ class LensApi:
     reply: type
     url: str
     key: str  # environment variable of its key
+    if_refused: str = "check its key and plan"  # what to do about status 401, 402 or 403
     rate: float = 5.0  # requests a second unless told otherwise
 
 

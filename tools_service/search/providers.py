@@ -122,7 +122,7 @@ class _Builder:
     def text(self, name: str, url: str):
         if self._replays:
             return self._recorded(name, None)
-        search = web.WebSearch(name, self._transport(name), self._key(web.APIS[name].key), url, self._options.locale)
+        search = web.WebSearch(name, self._transport(name, web.APIS[name].if_refused), self._key(web.APIS[name].key), url, self._options.locale)
         return search if self.recordings is None else self._recorded(name, search)
 
     def image(self, name: str, where: str):
@@ -133,7 +133,7 @@ class _Builder:
         if self._replays:
             return self._recorded(name, None)
         search = lens.LensSearch(
-            name, self._transport(name), self._key(lens.APIS[name].key), self._pictures, self.thumbnails, where, self._options.locale,
+            name, self._transport(name, lens.APIS[name].if_refused), self._key(lens.APIS[name].key), self._pictures, self.thumbnails, where, self._options.locale,
         )  # fmt: skip
         return search if self.recordings is None else self._recorded(name, search)
 
@@ -141,8 +141,9 @@ class _Builder:
         locale = self._options.locale
         return Recorded(name, provider, self.recordings, self._options.cache_mode, f"{locale.country}-{locale.language}")
 
-    def _transport(self, name: str) -> Transport:
-        self.transports.append(Transport(name, self._options.policies.get(name, Policy()), self._options.proxy))
+    def _transport(self, name: str, if_refused: str) -> Transport:
+        policy = self._options.policies.get(name, Policy())
+        self.transports.append(Transport(name, policy, self._options.proxy, if_refused))
         return self.transports[-1]
 
     def _key(self, variable: str) -> SecretStr:

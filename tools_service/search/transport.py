@@ -26,7 +26,7 @@ from tools_service.search.provider import Rejected, SearchError
 Reply = TypeVar("Reply", bound=BaseModel)
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-_KEY_REFUSED = frozenset({401, 402, 403})
+_REFUSED = frozenset({401, 402, 403})
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 8.0
 # They log addresses and headers, and both hold keys; a filter on a logger does not reach those below it.
 _TALKATIVE = ("httpx", *(f"httpcore.{part}" for part in ("connection", "http11", "http2", "proxy", "socks")))
@@ -44,9 +44,10 @@ class Transient(SearchError):
 class Transport:
     """The one way to a provider; for one event loop. ``counters`` say how often what happened."""
 
-    def __init__(self, name: str, policy: Policy, proxy: str = ""):
-        """``name`` is what messages call the provider; ``proxy`` the URL of an HTTP proxy, or empty."""
-        self.name, self.policy = name, policy
+    def __init__(self, name: str, policy: Policy, proxy: str = "", if_refused: str = "check its key and plan"):
+        """``name`` is what messages call the provider; ``proxy`` the URL of an HTTP proxy, or empty; ``if_refused`` what
+        an operator can do about status 401, 402 or 403."""
+        self.name, self.policy, self._if_refused = name, policy, if_refused
         self.counters: Counter[str] = Counter()
         self.breaker = CircuitBreaker(name, policy.failures, policy.pause_s)
         # At least one a period: a rate below one a second is one in a longer time.
@@ -124,8 +125,8 @@ class Transport:
         self.counters[f"status {status}"] += 1
         if response.is_redirect:
             raise SearchError(f"{self.name} answers with a redirect ({status}), which is not followed: give its final URL")
-        if status in _KEY_REFUSED:
-            raise SearchError(f"{self.name} refuses the key or its plan ({status})")
+        if status in _REFUSED:
+            raise SearchError(f"{self.name} refuses access ({status}): {self._if_refused}")
         if status in _RETRIED or status >= 500:
             raise Transient(f"{self.name} answers with status {status}", _retry_after_s(response))
         raise Rejected(f"{self.name} answers with status {status}")

@@ -41,6 +41,7 @@ class Api:
     reply: type
     url: str = ""  # empty: the operator's own, to be given
     key: str = ""  # environment variable of its key; empty: it takes none
+    if_refused: str = "check its key and plan"  # what to do about status 401, 402 or 403
     rate: float = 5.0  # requests a second unless told otherwise
     most_results: int = 100
     most_chars: int = 4096
@@ -85,8 +86,10 @@ APIS = {
     "tavily": Api(
         _tavily, replies.TavilyReply, "https://api.tavily.com/search", "TAVILY_API_KEY", rate=1.5, most_results=20, most_chars=400,
     ),
-    "searxng": Api(_searxng, replies.SearxngReply),
-    "retriever": Api(_retriever, replies.RetrieverReply, rate=100),
+    "searxng": Api(
+        _searxng, replies.SearxngReply, if_refused="its settings must list json under search.formats, and let this service in",
+    ),
+    "retriever": Api(_retriever, replies.RetrieverReply, if_refused="it must let this service in", rate=100),
 }  # fmt: skip
 
 
