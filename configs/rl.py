@@ -90,7 +90,7 @@ def accelerator(size: str) -> Config:
             slots=64,
             page_size=64,
             pages=24_576,
-            prefill_rows=4,
+            prefill_rows=8,  # rows are split evenly over the devices of `fsdp`, like slots and pages
             prefill_tokens=1_024,
             decode_tokens=16,
             picture_tokens=32_768,  # two of the largest pictures
@@ -139,7 +139,7 @@ def rl_7b_v5p_32() -> Config:
         config,
         run=replace(config.run, name="rl-7b-v5p-32"),
         mesh=MeshConfig(data=1, fsdp=16, tensor=1),
-        engine=replace(config.engine, slots=256, pages=98_304),  # 336 GiB of KV pages, 21 per chip
+        engine=replace(config.engine, slots=256, pages=98_304, prefill_rows=16),  # 336 GiB of KV pages, 21 per chip
         rl=replace(config.rl, microbatch_rows=16),
     )
 

@@ -75,7 +75,8 @@ def run(
         print(f"compiling {program.name} {program.shape} ...", file=sys.stderr, flush=True)
         text = Path(hlo, f"{place}-{program.name.replace(' ', '-')}.hlo.txt") if hlo else None
         with under(program.mesh):
-            compiled = compile_for(program.function, program.arguments, text, Path(cache) if cache else None)
+            kept = Path(cache) if cache else None
+            compiled = compile_for(program.function, program.arguments, text, kept, program.loops)
         rows.append(
             Row(program.name, program.shape, compiled, chip, program.beside, program.useful, program.repeats)
         )

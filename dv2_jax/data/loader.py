@@ -9,6 +9,7 @@ run in a background thread, `prefetch` steps ahead, and the state is always that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from dv2_jax.model.config import ModelConfig
 from dv2_jax.model.vision_inputs import VisionBucket
 
 R = TypeVar("R")
+TPU_LANES = 128  # a TPU's attention kernel takes rows of multiples of it
 MAX_SKIPPED = 10_000  # records left out in a row before that is an error
 
 
@@ -33,14 +35,16 @@ def image_buckets(
     Where no trajectory may have pictures (`agent.max_images` 0) there is one shape, with room for none.
     """
     vision = model.vision
-    unit = vision.window_patches
+    window = vision.window_patches
     if not agent.max_images:
-        return (VisionBucket(0, unit, 0),)
-    picture = -(-image.max_pixels // (vision.patch_size**2 * unit)) * unit  # patches of the largest
+        return (VisionBucket(0, window, 0),)
+    largest = -(-image.max_pixels // vision.patch_size**2)  # patches
+    unit = window if largest <= window else math.lcm(window, TPU_LANES)
+    picture = -(-largest // unit) * unit
 
     def bucket(patches: int) -> VisionBucket:
         length = min(picture, -(-patches // unit) * unit)
-        return VisionBucket.of(-(-patches // length), length, unit)
+        return VisionBucket.of(-(-patches // length), length, window)
 
     merge = vision.spatial_merge_size**2
     common = bucket(rows * row_tokens * merge // 16)

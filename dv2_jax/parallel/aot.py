@@ -27,6 +27,7 @@ from jax.sharding import NamedSharding
 from dv2_jax.parallel import hlo, hlo_text, hlo_traffic
 from dv2_jax.parallel.hlo import Costs, analyse
 
+
 class TopologyError(ValueError):
     """A topology that cannot be compiled for, and what can."""
 
@@ -74,21 +75,26 @@ def topology_devices(name: str) -> list[Any]:
 
 
 def compile_for(
-    function: Callable, arguments: Sequence[Any], text_file: Path | None = None, cache: Path | None = None
+    function: Callable,
+    arguments: Sequence[Any],
+    text_file: Path | None = None,
+    cache: Path | None = None,
+    loops: int = 0,
 ) -> Compiled:
-    """Lower and compile a jitted function of abstract, placed arguments; its text goes to `text_file`.
+    """Lower and compile a jitted function of abstract, placed arguments; its text goes to `text_file`, and `loops` to
+    `hlo.analyse`.
 
     A program that is too large is a result, not an error. With a folder `cache`, what was compiled before, from the
     same lowered program for the same devices by the same versions, is read from there (its text is not).
     """
     started = time.perf_counter()
     lowered = function.lower(*arguments)
-    kept = None if cache is None else cache / f"{_digest(lowered, arguments)}.json"
+    kept = None if cache is None else cache / f"{_digest(lowered, arguments, loops)}.json"
     if kept is not None and kept.exists():
         document = json.loads(kept.read_text())
         costs = document.pop("costs")
         return Compiled(**document, costs=costs and Costs(**costs))
-    done = _compile(lowered, started, text_file)
+    done = _compile(lowered, started, text_file, loops)
     if kept is not None:
         cache.mkdir(parents=True, exist_ok=True)
         unfinished = kept.with_suffix(f".{os.getpid()}")
@@ -97,16 +103,16 @@ def compile_for(
     return done
 
 
-def _digest(lowered: Any, arguments: Sequence[Any]) -> str:
+def _digest(lowered: Any, arguments: Sequence[Any], loops: int) -> str:
     """Of everything that a result depends on: program, places, compiler, and how its text is read."""
     place = next(x.sharding for x in jax.tree.leaves(arguments) if isinstance(x.sharding, NamedSharding))
     devices = [(d.device_kind, getattr(d, "coords", None)) for d in place.mesh.devices.flat]
-    parts = [lowered.as_text(), repr(devices), jax.__version__, importlib.metadata.version("libtpu")]
+    parts = [lowered.as_text(), f"{devices} {loops}", jax.__version__, importlib.metadata.version("libtpu")]
     parts += [Path(module.__file__).read_text() for module in (hlo, hlo_text, hlo_traffic)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _compile(lowered: Any, started: float, text_file: Path | None) -> Compiled:
+def _compile(lowered: Any, started: float, text_file: Path | None, loops: int) -> Compiled:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -122,11 +128,11 @@ def _compile(lowered: Any, started: float, text_file: Path | None) -> Compiled:
         outputs=outputs,
         temporaries=memory.temp_size_in_bytes,
         peak=getattr(memory, "peak_memory_in_bytes", 0),  # jax 0.10.1 and later
-        costs=_costs(compiled, text_file),
+        costs=_costs(compiled, text_file, loops),
     )
 
 
-def _costs(compiled: Any, text_file: Path | None) -> Costs | None:
+def _costs(compiled: Any, text_file: Path | None, loops: int) -> Costs | None:
     try:
         text = compiled.as_text()
     except Exception:  # some pairs of jaxlib and libtpu cannot print each other's programs
@@ -134,7 +140,7 @@ def _costs(compiled: Any, text_file: Path | None) -> Costs | None:
     if text and text_file is not None:
         text_file.parent.mkdir(parents=True, exist_ok=True)
         text_file.write_text(text, encoding="utf-8")
-    return analyse(text) if text else None
+    return analyse(text, loops) if text else None
 
 
 def _shortage(message: str) -> str:

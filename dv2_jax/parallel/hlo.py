@@ -53,8 +53,12 @@ class Costs:
         return sum(self.sent.values())
 
 
-def analyse(text: str) -> Costs:
-    """Costs of an optimised module (`compiled.as_text()`)."""
+def analyse(text: str, loops: int = 0) -> Costs:
+    """Costs of an optimised module (`compiled.as_text()`).
+
+    ``loops``: how often a loop runs whose length the text does not tell, because data end it; 0: count its body once and
+    say so in `unknown_loops`.
+    """
     computations, entry = parse(text)
     devices = int(match[1]) if (match := re.search(r"num_partitions=(\d+)", text[:100_000])) else 1
     memo: dict[str, Costs] = {}
@@ -68,8 +72,8 @@ def analyse(text: str) -> Costs:
                 total.traffic += traffic(op, ops, computations)
                 if op.kind == "while":
                     length = _trip_count(op, computations, ops)
-                    total.unknown_loops += length is None
-                    total.add(costs(op.calls("body")[0]), 1 if length is None else length)
+                    total.unknown_loops += length is None and not loops
+                    total.add(costs(op.calls("body")[0]), (loops or 1) if length is None else length)
                 elif op.kind == "conditional":
                     names = op.calls("branch_computations", "true_computation", "false_computation")
                     total.add(max(map(costs, names), key=lambda c: (c.flops, c.bytes_sent)))

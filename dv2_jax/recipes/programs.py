@@ -51,6 +51,7 @@ class Program:
     mesh: Mesh  # under which it is traced
     useful: float = 0.0  # operations per device that the model's mathematics asks for
     repeats: int = 0  # runs in one optimiser step; 0: it is no part of one
+    loops: int = 0  # runs at most of a loop that its data end
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,7 @@ def engine_programs(policy: Abstract) -> list[Program]:
         Program(
             *(name, shape, functions[name], arguments, moments + (bytes_per_device(beside) if beside else 0), mesh),
             useful=useful,
+            loops=engine.decode_tokens if name == "decode" else 0,
         )
         for name, shape, arguments, beside, useful in described
     ]

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-
 import pytest
 
 from dv2_jax.parallel.hlo import analyse
@@ -181,3 +180,5 @@ def test_a_loop_of_unknown_length_is_said_to_be_one():
     unknown = MODULE.replace("compare(%i.2, %bound.1), direction=LT", "compare(%i.2, %bound.1), direction=NE")
     costs = analyse(unknown)
     assert costs.unknown_loops == 1 and costs.calls["all-gather"] == 1
+    told = analyse(unknown, loops=5)
+    assert told.unknown_loops == 0 and told.calls["all-gather"] == 5
