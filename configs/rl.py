@@ -34,8 +34,8 @@ def laptop() -> Config:
         recipe="rl",
         run=RunConfig(name="rl"),
         mesh=MeshConfig(data=-1, fsdp=1, cpu_devices=2),  # half of every batch for each core; both hold all weights
-        optim=OptimConfig(learning_rate=3e-4, warmup_ratio=0.05, schedule="constant", b2=0.99, weight_decay=0.0),
-        rl=RLConfig(steps=30, prompts_per_step=16, group_size=8, microbatch_rows=8, row_tokens=1_024),
+        optim=OptimConfig(learning_rate=3e-4, warmup_ratio=0.05, schedule="cosine", b2=0.99, weight_decay=0.0),
+        rl=RLConfig(steps=50, prompts_per_step=16, group_size=8, microbatch_rows=8, row_tokens=1_024),
     )
 
 
