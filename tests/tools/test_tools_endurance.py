@@ -39,3 +39,13 @@ def test_fuzzing_finds_no_crash_and_no_hang(tmp_path):
     """Every kind of attack several times; ``python -m benchmarks.tools_fuzz --minutes 10`` is the long version."""
     said = run("benchmarks.tools_fuzz", "--attacks", "42", "--seed", "1")
     assert said.startswith("42 attacks (7 requests, 7 messages, 7 connections, 7 answers, 7 pictures, 7 parsers)")
+
+
+def test_the_benchmark_measures_both_sides(tmp_path):
+    """Sees a side that does not run the cells any more; what is fast or slow is not judged here."""
+    report = tmp_path / "tools.json"
+    run("benchmarks.tools", "--rounds", "1", "--opens", "2", "--cells", "2", "--sessions", "2", "--live", "3", "--output", str(report))
+    found = {each["name"]: each for each in json.loads(report.read_text())["results"]}
+    assert len(found) == 8 and all(each["service"] for each in found.values())
+    both = [name for name, each in found.items() if each["kernels"]]
+    assert len(both) == 6 and all(min(found[name]["service"] + found[name]["kernels"]) > 0 for name in both)

@@ -159,3 +159,20 @@ def test_all_at_once_while_cells_wait_and_run(tmp_path):
     client.close()
     service.stop()
     assert processes.left_behind(processes.Roles(roles.server, roles.manager, roles.zygote, roles.others)) == []
+
+
+def test_a_manager_that_is_killed_again_while_it_starts_is_started_again(traffic):
+    """Sees a service that answers UNAVAILABLE for ever, because its sandbox failed once more on the way up."""
+    flow, (service,) = traffic
+    assert _statuses(flow.flow(SESSIONS)) == {Status.OK}
+    killed: set[int] = set()
+    deadline = time.monotonic() + _HUNG_S
+    while len(killed) < 3:
+        assert time.monotonic() < deadline
+        for process in psutil.Process(service.process.pid).children():
+            if process.pid not in killed and process.is_running():
+                killed.add(process.pid)
+                _kill(process.pid)
+        time.sleep(0.01)
+    while (last := _statuses(flow.flow(SESSIONS)[-SESSIONS:])) != {Status.OK}:
+        assert time.monotonic() < deadline, last

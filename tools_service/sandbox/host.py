@@ -19,6 +19,7 @@ from tools_service.sandbox import frames
 from tools_service.sandbox.plan import Limits
 
 _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from tools_service.sandbox.manager import main; main()"
+_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0  # before a manager that did not get ready is started again
 
 
 class SandboxUnavailable(Exception):
@@ -78,6 +79,7 @@ class Host:
         self._workers: dict[int, asyncio.Future] = {}  # by number: why it ended
         self._asked = 0
         self._closing = False
+        self._failures = 0  # starts in a row that came to nothing
         self.info: dict = {}  # the manager's ready message: plan, summary, packages
 
     async def start(self) -> None:
@@ -102,7 +104,8 @@ class Host:
         ours.setblocking(False)
         self._socket = ours
         loop = asyncio.get_running_loop()
-        self._ready = loop.create_future()
+        if self._ready is None:
+            self._ready = loop.create_future()
         loop.add_reader(ours, self._on_message)
 
     def _on_message(self) -> None:
@@ -158,11 +161,22 @@ class Host:
             if not ended.done():
                 ended.set_result("manager lost")
         self._workers.clear()
-        was_ready = self._ready.done() and self._ready.exception() is None
-        if not self._ready.done():
-            self._ready.set_exception(SandboxUnavailable(reason))
-        if was_ready and not self._closing:
-            print(f"{reason}; starting another", file=sys.stderr, flush=True)
+        if self._ready.done() and self._ready.exception() is None:
+            self._failures = 0
+        else:
+            self._failures += 1
+        if self._closing or not self.info:  # at the very first start, whoever asked for it is told
+            if not self._ready.done():
+                self._ready.set_exception(SandboxUnavailable(reason))
+            return
+        if self._ready.done():  # those who ask now wait for the next one
+            self._ready = loop.create_future()
+        pause = min(_LONGEST_PAUSE_S, _PAUSE_S * 2 ** min(self._failures - 1, 10)) if self._failures else 0.0
+        print(f"{reason}; starting another in {pause:g} s", file=sys.stderr, flush=True)
+        loop.call_later(pause, self._start_again)
+
+    def _start_again(self) -> None:
+        if not self._closing:
             self._launch()
 
     def _send(self, message: dict) -> None:
