@@ -22,6 +22,7 @@ from dv2_jax.model.text import unroll_of
 from dv2_jax.model.vision_inputs import VisionBatch
 from dv2_jax.ops.attention import segment_attention
 from dv2_jax.ops.gather import move_rows
+from dv2_jax.parallel.mesh import undivided
 
 NORM_EPS = 1e-6  # fixed in the published tower, whatever the text tower's is
 
@@ -91,7 +92,7 @@ class VisionTower(nnx.Module):
         periods = config.depth // _period(full)
         stacked = jax.tree.map(lambda w: w.reshape(periods, -1, *w.shape[1:]), stacked)
         x, _ = jax.lax.scan(period, x, stacked, unroll=unroll_of(config.depth))
-        return x.reshape(rows * length, -1)
+        return undivided(x).reshape(rows * length, -1)
 
     def _embed(self, patches: Float[Array, "R P half"]) -> Float[Array, "R P C"]:
         # A still picture's frames are equal, so the batch carries one of them and the kernel's frames are summed.
@@ -104,7 +105,7 @@ class VisionTower(nnx.Module):
 
     def _scan(self, graph: nnx.GraphDef, stacked: nnx.State, x: Array, turn: Turn, segments: Array) -> Array:
         def body(x, params):
-            return nnx.merge(graph, params)(x, turn, segments), None
+            return nnx.merge(graph, params)(undivided(x), turn, segments), None
 
         if self.remat:
             body = jax.checkpoint(body)
@@ -128,6 +129,6 @@ class Projector(nnx.Module):
         self.out = Linear(init, (merged,), (config.out_hidden_size,), ("merged_mlp", "embed"), bias=True)
 
     def __call__(self, x: Float[Array, "P C"]) -> Float[Array, "M D"]:
-        x = self.norm(x)
+        x = self.norm(undivided(x))
         x = x.reshape(-1, self.hidden.inputs[0])
         return self.out(jax.nn.gelu(self.hidden(x), approximate=False))

@@ -114,6 +114,12 @@ def split_rows(x: Array) -> Array:
     return x if row_axes() is None else jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS))
 
 
+def undivided(x: Array) -> Array:
+    """Keeps an activation whole on every device that works on it. Under ``vmap(..., spmd_axis_name=ROWS)`` that leaves
+    it split by the mapped dimension and nothing else, for the reason of `split_rows`."""
+    return x if row_axes() is None else jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * x.ndim))
+
+
 def gathered(x: Array, *axes: str | None) -> Array:
     """A weight with logical `axes`, whole on every device of `data` and `fsdp`; for one that a loop uses each time."""
     if row_axes() is None:
