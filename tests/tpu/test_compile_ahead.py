@@ -9,7 +9,8 @@ import jax
 import pytest
 
 from dv2_jax import compile_ahead
-from dv2_jax.config import Config, ConfigError, ImageConfig, MeshConfig, ModelSource, RLConfig, SFTConfig
+from dv2_jax.config import Config, ConfigError, ImageConfig, MeshConfig, ModelSource, RLConfig, SFTConfig, load
+from dv2_jax.engine.shapes import Shapes
 from dv2_jax.model import text
 from dv2_jax.model.params import abstract_params
 from dv2_jax.parallel.aot import Compiled, TopologyError, topology_devices
@@ -143,6 +144,21 @@ def test_a_list_of_commands_becomes_a_report(tmp_path, capsys):
     document = json.loads(kept.read_text())
     kept.write_text(json.dumps(document | {"seconds": 12345.0}))
     assert compile_ahead.main(call) == 1 and "12345" in report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("preset", "devices"), [("3b", 8), ("7b", 8), ("7b_released", 8), ("7b_v5p_32", 16), ("32b", 32)]
+)
+def test_the_rows_and_pages_of_a_preset_are_split_evenly_over_its_devices(preset, devices):
+    """Sees a preset that starts on no slice: dispatches, pages or microbatches that its devices cannot share."""
+    config = load([f"--config=configs/rl.py:{preset}"])
+    mesh = config.mesh
+    shards = devices // mesh.tensor if mesh.fsdp == -1 else mesh.data * mesh.fsdp
+    assert shards * mesh.tensor == devices
+    Shapes.of(config.engine, config.agent.max_total_tokens, shards)
+    assert config.rl.microbatch_rows % shards == 0
+    per_step = config.rl.prompts_per_step * config.rl.group_size // config.rl.minibatches
+    assert per_step == 512 and config.rl.row_tokens == 24_576, "the released batch and length"
 
 
 def test_a_program_that_is_not_there_is_named():
