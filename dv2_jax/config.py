@@ -88,8 +88,11 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class ToolsConfig:
-    address: str = ""  # host:port; empty: start a service on loopback
+    address: str = ""  # host:port, several replicas with commas between; empty: start a service on loopback
     token_file: str = ""  # holds the secret of the service at address
+    tls_ca: str = ""  # PEM file: authority of the service's certificate; empty: no TLS
+    tls_cert: str = ""  # PEM file: certificate of this trainer, for a service that asks for one
+    tls_key: str = ""  # PEM file: its private key
     text_index: str = ""  # index for the service that we start; empty: the facts of the default tasks
     image_index: str = ""  # likewise, of pictures
     cell_timeout_s: float = 10.0  # seconds one code block may run

@@ -153,10 +153,6 @@ class Tools(tools_pb2_grpc.ToolsServicer):
     def _cell(self, request: pb.ExecRequest, caller: Caller) -> Callable[[], Coroutine[None, None, pb.Result]]:
         async def execute() -> pb.Result:
             self._check_cell(request)
-            _, at, replica = request.session_id.partition("@")
-            if at and replica != self.replica:
-                message = "the session belongs to another replica, or to this one before it was restarted"
-                return pb.Result(request_id=request.request_id, status=pb.SESSION_LOST, message=message)
             held = [self._pictures.get(caller.principal, digest) for digest in request.image_digests]
             missing = [d for d, data in zip(request.image_digests, held, strict=True) if data is None]
             if missing:
@@ -216,7 +212,12 @@ class Tools(tools_pb2_grpc.ToolsServicer):
             logs.event(kind, items=len(tasks), abandoned=left, statuses=dict(statuses), seconds=seconds)
 
     async def _once(self, kind: str, item: pb.ExecRequest | pb.SearchRequest, execute: Callable, caller: Caller) -> pb.Result:
-        result = await self._answer(item.request_id, execute, caller)
+        if isinstance(item, pb.ExecRequest) and item.session_id.partition("@")[2] not in ("", self.replica):
+            # Not kept as this request's answer: its caller may ask again with a session of ours.
+            message = "the session belongs to another replica, or to this one before it was restarted"
+            result = pb.Result(request_id=item.request_id, status=pb.SESSION_LOST, message=message)
+        else:
+            result = await self._answer(item.request_id, execute, caller)
         self.metrics.answered(kind, result)
         return result
 

@@ -222,8 +222,8 @@ class RolloutScheduler:
             self._observe(batch, running, result)
 
     def _expire(self, batch: _Batch) -> None:
-        """Ends requests that the client should have ended: nothing ever waits for ever."""
-        limit = time.perf_counter() - 2 * self.tools_config.request_timeout_s
+        """Ends requests whose time is over: nothing ever waits for ever. A result that comes later is ignored."""
+        limit = time.perf_counter() - self.tools_config.request_timeout_s
         for request_id in [id_ for id_, running in batch.waiting.items() if running.asked_at < limit]:
             running = batch.waiting.pop(request_id)
             batch.expired.add(request_id)

@@ -14,24 +14,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from dv2_jax.config import Config, ConfigError
+from dv2_jax.config import Config, ConfigError, ToolsConfig
 from dv2_jax.data import tasks
-from tools_service.client import ToolsClient, start_local_service
+from tools_service.client import Tls, ToolsClient, start_local_service
 
 LOG = "tools_service.log"  # of our own service, in the run directory
 
 
 @contextlib.contextmanager
 def open_tools(config: Config, run_dir: str | Path) -> Iterator[ToolsClient]:
-    """A client of ``tools.address``, or of a service that is started here and ends with the block.
+    """A client of the replicas at ``tools.address``, or of a service that is started here and ends with the block.
 
     Our own service searches ``tools.text_index`` and ``tools.image_index``; where they are empty, the facts and
     pictures of the embedded tasks.
     """
     tools = config.tools
     if tools.address:
-        token = _token(tools.token_file)
-        client = ToolsClient(tools.address, token)
+        client = _connect(tools)
         try:
             yield client
         finally:
@@ -43,13 +42,25 @@ def open_tools(config: Config, run_dir: str | Path) -> Iterator[ToolsClient]:
         log_path=Path(run_dir) / LOG,
     )
     try:
-        client = ToolsClient(service.address)
+        client = ToolsClient(service.address, request_timeout_s=tools.request_timeout_s)
         try:
             yield client
         finally:
             client.close()
     finally:
         service.stop()
+
+
+def _connect(tools: ToolsConfig) -> ToolsClient:
+    if bool(tools.tls_cert) != bool(tools.tls_key) or (tools.tls_cert and not tools.tls_ca):
+        raise ConfigError("tools.tls_cert and tools.tls_key belong together, and to tools.tls_ca: give all or only tls_ca")
+    tls = Tls(tools.tls_ca, tools.tls_cert or None, tools.tls_key or None) if tools.tls_ca else None
+    try:
+        return ToolsClient(tools.address, _token(tools.token_file), tls, request_timeout_s=tools.request_timeout_s)
+    except ValueError as error:
+        raise ConfigError(f"tools.address = {tools.address!r}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"tools.tls_ca, tls_cert or tls_key: {error}") from None
 
 
 def _token(path: str) -> str | None:

@@ -100,7 +100,7 @@ def test_what_the_policy_did_wrong_in_code_is_told_and_not_fatal(agent):
 
 
 @pytest.mark.parametrize("kind", ["code", "search", "image_search"])
-@pytest.mark.parametrize("status", ["UNAVAILABLE", "SESSION_LOST"])
+@pytest.mark.parametrize("status", ["UNAVAILABLE", "SESSION_LOST", "CANCELLED"])
 def test_a_failure_of_the_infrastructure_never_becomes_an_observation(agent, kind, status):
     with pytest.raises(ValueError, match="infrastructure"):
         render(Turn(kind, "x"), Result(status=status, message="gone"), agent)

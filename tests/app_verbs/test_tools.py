@@ -51,3 +51,18 @@ def test_a_token_file_that_is_not_there_is_named(tmp_path):
         open_tools(dataclasses.replace(Config(), tools=tools), tmp_path),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"address": "somewhere"}, "tools.address = 'somewhere'.*host:port"),
+        ({"tls_ca": "/nowhere/ca.pem"}, "/nowhere/ca.pem"),
+        ({"tls_ca": "ca", "tls_cert": "cert"}, "tools.tls_key"),
+        ({"tls_cert": "cert", "tls_key": "key"}, "tools.tls_ca"),
+    ],
+)
+def test_an_address_or_certificate_that_cannot_be_used_is_named(tmp_path, given, named):
+    tools = ToolsConfig(**{"address": "127.0.0.1:1", **given})
+    with pytest.raises(ConfigError, match=named), open_tools(dataclasses.replace(Config(), tools=tools), tmp_path):
+        pass

@@ -7,11 +7,14 @@ that is not kept, sessions that stay open.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from rollout_cases import AGENT, ANSWER, IMAGE_SEARCH, TOOLS, code, question, requests, scheduler, search
 from scripted_engine import Doubling, Failing, Passing, Swallowing, replaced
 
 from dv2_jax.agent.trajectory import Finish
+from dv2_jax.rollout import scheduler as rollout_scheduler
 from dv2_jax.rollout.scheduler import RolloutRequest
 from tools_service.client import Status
 
@@ -76,7 +79,7 @@ def test_the_engine_was_given_exactly_the_ids_of_the_trajectory(tokenizer, clien
         assert trajectory.sampled_tokens == sum(logprob == -0.5 for logprob in trajectory.logprobs)
 
 
-@pytest.mark.parametrize("status", [Status.UNAVAILABLE, Status.SESSION_LOST])
+@pytest.mark.parametrize("status", [Status.UNAVAILABLE, Status.SESSION_LOST, Status.CANCELLED])
 def test_what_the_infrastructure_failed_is_begun_afresh_and_never_shown(tokenizer, client, status):
     tools = Failing(client, {"calculates", "searches"}, TOOLS.retries, status)
     rollout = scheduler(tokenizer, tools, script)
@@ -105,6 +108,25 @@ def test_a_result_that_does_not_come_in_time_ends_its_request_and_is_ignored_whe
     (trajectory,) = rollout.run(requests("calculates"))
     assert trajectory.finish is Finish.ANSWER
     assert rollout.stats["expired"] == rollout.stats["retries"] == 1
+
+
+def test_a_request_is_lost_after_its_time_and_not_later(tokenizer, client, monkeypatch):
+    """Sees a limit that is applied twice, one after the other."""
+    now, sent = [0.0], []
+
+    class Ticking(Swallowing):
+        def submit(self, requests):
+            sent.append(now[0])
+            super().submit(requests)
+
+        def poll(self, timeout_s=0.0):
+            now[0] += 1.0 if not self.done and len(sent) == 1 else 0.0
+            return super().poll(timeout_s)
+
+    rollout = scheduler(tokenizer, Ticking(client), script, tools=replaced(TOOLS, request_timeout_s=60.0))
+    monkeypatch.setattr(rollout_scheduler, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    rollout.run(requests("calculates"))
+    assert rollout.stats["expired"] == 1 and sent[0] == 0 and 60 < sent[1] <= 62
 
 
 def test_a_request_that_is_answered_twice_is_an_error(tokenizer, client):
