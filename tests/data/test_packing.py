@@ -104,7 +104,7 @@ def test_a_placeholder_reads_the_patches_of_its_own_picture(groups):
             )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 6), st.integers(0, 10))
 def test_first_fit_places_all_it_can(lengths, rows, urgent):
     """Sees: rows over their capacity, items lost or placed twice, an item refused although a row has room."""
