@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from tools_service.proto import tools_pb2 as pb
-from tools_service.sandbox import frames, png
+from tools_service.sandbox import frames, png, webp
 
 _FORMATS = ("PNG", "PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _MAX_PIXELS = 1e6
@@ -182,6 +182,26 @@ def parse_picture(dice: random.Random) -> None:
         raise Accepted(f"passed on, but PIL says {type(error).__name__} ({error}): {data!r}") from None
     if image.size != (width, height) or width * height > _MAX_PIXELS:
         raise Accepted(f"said to be {width} x {height}, but is {image.size}: {data!r}")
+
+
+def parse_webp(dice: random.Random) -> None:
+    """Whatever passes as a WebP and opens in PIL must be one still picture of the size found."""
+    buffer = io.BytesIO()
+    good_picture(dice, "WEBP").save(buffer, "WEBP", lossless=dice.random() < 0.8, quality=50)
+    data = bytearray(damaged(dice, buffer.getvalue()) if dice.random() < 0.8 else buffer.getvalue())
+    if dice.random() < 0.7 and len(data) > 8:
+        data[4:8] = struct.pack("<I", len(data) - 8)
+    try:
+        passed, width, height = webp.check(bytes(data), _MAX_PIXELS)
+    except png.BadPicture:
+        return
+    try:
+        image = Image.open(io.BytesIO(passed))
+        image.load()
+    except Exception:  # what lies behind a right header is for the decoder to refuse
+        return
+    if image.size != (width, height) or getattr(image, "n_frames", 1) != 1:
+        raise Accepted(f"said to be {width} x {height}, but is {image.size}: {bytes(data)!r}")
 
 
 def _checksums_mended(data: bytes) -> bytes:

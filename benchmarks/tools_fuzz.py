@@ -154,6 +154,7 @@ def parsers(target: Target, dice: random.Random) -> None:
         try:
             fuzz_inputs.parse_frame(dice)
             fuzz_inputs.parse_picture(dice)
+            fuzz_inputs.parse_webp(dice)
         except fuzz_inputs.Accepted as error:
             raise Broken(str(error)) from None
 
