@@ -13,6 +13,7 @@ fresh namespace is seen. Exits with 1 and says what was wrong.
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import io
 import itertools
@@ -57,14 +58,17 @@ class Stretch:
 
 
 class Load:
-    """A closed loop: a bounded number of cells in flight, at most one in a session."""
+    """Cells at a steady rate, whatever the service makes of them, at most one at a time in a session.
 
-    def __init__(self, service: LocalService, sessions: int, hostile: int, in_flight: int, hostile_in_flight: int, seed: int):
+    A cell's latency counts from when it was due: a service that falls behind cannot hide it.
+    """
+
+    def __init__(self, service: LocalService, sessions: int, hostile: int, rate: float, hostile_at_once: int, seed: int):
         self._service, self._client = service, ToolsClient(service.address)
         self._counts = {f"good-{i}": 0 for i in range(sessions - hostile)}
         self._hostile = [f"hostile-{i}" for i in range(hostile)]
         self._kinds = itertools.cycle(CELLS.items())
-        self._in_flight, self._hostile_in_flight = in_flight, hostile_in_flight
+        self._rate, self._hostile_at_once = rate, hostile_at_once
         self._random, self._ids = random.Random(seed), itertools.count()
         noise = io.BytesIO()
         Image.frombytes("RGB", (640, 640), self._random.randbytes(3 * 640 * 640)).save(noise, "PNG", compress_level=0)
@@ -72,82 +76,79 @@ class Load:
 
     def open_all(self) -> Stretch:
         """One cell in every well-behaved session."""
-        return self._drive(list(self._counts), 0)
+        return self._drive(list(self._counts))
 
     def run(self, cells: int, hostile_share: float) -> Stretch:
         """``cells`` cells in random sessions, of which ``hostile_share`` are hostile."""
         bad = round(cells * hostile_share)
-        return self._drive(self._random.choices(list(self._counts), k=cells - bad), bad)
+        order = [*self._random.choices(list(self._counts), k=cells - bad), *[""] * bad]
+        self._random.shuffle(order)
+        return self._drive(order)
 
-    def _drive(self, order: list[str], bad: int) -> Stretch:
-        stretch, good = Stretch(), len(order)
-        waiting = list(reversed(order))
-        busy: dict[str, tuple[str, float, str]] = {}  # request id → session, when sent, kind of hostile cell
-        inside: set[str] = set()  # sessions with a cell in flight
-        sent_bad = 0
-        heard = time.monotonic()
-        with Progress(transient=True) as bar:
-            task = bar.add_task("cells", total=good + bad)
-            while waiting or sent_bad < bad or busy:
-                requests = []
-                bad_now = sum(1 for _, _, kind in busy.values() if kind)
-                # Hostile cells keep their share all along: the others wait for them.
-                while waiting and len(busy) - bad_now + len(requests) < self._in_flight and (
-                    (good - len(waiting)) * bad <= (sent_bad + 1) * good
-                ):
-                    session = self._next_free(waiting, inside)
-                    if session is None:
-                        break
-                    requests.append(self._cell(session, busy, inside))
-                while sent_bad < bad and bad_now < self._hostile_in_flight and sent_bad * good <= (good - len(waiting)) * bad:
-                    free = [name for name in self._hostile if name not in inside]
-                    if not free:
-                        break
-                    requests.append(self._hostile_cell(self._random.choice(free), busy, inside))
-                    bad_now, sent_bad = bad_now + 1, sent_bad + 1
+    def _drive(self, order: list[str]) -> Stretch:
+        """Runs a cell in each session of ``order``; an empty name stands for a hostile cell in some hostile session."""
+        stretch = Stretch()
+        started = heard = time.monotonic()
+        coming = collections.deque((started + i / self._rate, name) for i, name in enumerate(order))
+        late: collections.deque[tuple[float, str]] = collections.deque()  # due, but their session is still busy
+        busy: dict[str, tuple[str, float, str]] = {}  # request id → session, when due, kind of hostile cell
+        with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
+            task = bar.add_task("cells", total=len(order))
+            while coming or late or busy:
+                while coming and coming[0][0] <= time.monotonic():
+                    late.append(coming.popleft())
+                requests = self._startable(late, busy)
                 if requests:
                     self._client.submit(requests)
-                for result in self._client.poll(0.5):
+                pause = coming[0][0] - time.monotonic() if coming else 0.5
+                for result in self._client.poll(min(0.5, max(0.001, pause))):
                     heard = time.monotonic()
-                    self._take(result, busy, inside, stretch)
+                    self._take(result, busy, stretch)
                     bar.advance(task)
-                if time.monotonic() - heard > _HUNG_S:
+                if busy and time.monotonic() - heard > _HUNG_S:
                     stretch.wrong.append(f"no answer for {_HUNG_S:g} s to {len(busy)} cells: {sorted(busy.values())[:5]}")
                     return stretch
         return stretch
 
-    def _next_free(self, waiting: list[str], inside: set[str]) -> str | None:
-        for place in range(len(waiting) - 1, max(-1, len(waiting) - 64), -1):
-            if waiting[place] not in inside:
-                return waiting.pop(place)
-        return None
+    def _startable(self, late: collections.deque, busy: dict) -> list[ExecRequest]:
+        """Requests for those cells whose session is free; the others stay in ``late``."""
+        inside = {session for session, _, _ in busy.values()}
+        hostile = sum(1 for _, _, kind in busy.values() if kind)
+        requests, left = [], []
+        for due, name in late:
+            free = [h for h in self._hostile if h not in inside] if not name else [name] if name not in inside else []
+            if not free or (not name and hostile >= self._hostile_at_once):
+                left.append((due, name))
+                continue
+            session = self._random.choice(free)
+            kind, code, timeout_s = "", _COUNT, 60.0
+            if not name:
+                hostile += 1
+                (kind, code), timeout_s = next(self._kinds), 1.0
+            elif self._counts[session] % 2:
+                code += _CROP
+            requests.append(self._send(session, due, code, timeout_s, kind, busy))
+            inside.add(session)
+        late.clear()
+        late.extend(left)
+        return requests
 
-    def _cell(self, session: str, busy: dict, inside: set[str]) -> ExecRequest:
-        code = _COUNT + (_CROP if self._counts[session] % 2 else "")
-        return self._send(session, code, 60.0, "", busy, inside)
-
-    def _hostile_cell(self, session: str, busy: dict, inside: set[str]) -> ExecRequest:
-        kind, code = next(self._kinds)
-        return self._send(session, code, 1.0, kind, busy, inside)
-
-    def _send(self, session: str, code: str, timeout_s: float, kind: str, busy: dict, inside: set[str]) -> ExecRequest:
+    def _send(self, session: str, due: float, code: str, timeout_s: float, kind: str, busy: dict) -> ExecRequest:
         request = ExecRequest(f"soak-{next(self._ids)}", session, code, timeout_s, () if kind else (self._image,))
-        busy[request.request_id] = (session, time.monotonic(), kind)
-        inside.add(session)
+        busy[request.request_id] = (session, due, kind)
         return request
 
-    def _take(self, result: ToolResult, busy: dict, inside: set[str], stretch: Stretch) -> None:
+    def _take(self, result: ToolResult, busy: dict, stretch: Stretch) -> None:
         if result.request_id not in busy:
             stretch.wrong.append(f"an answer too many to {result.request_id}: {result.status.name}")
             return
-        session, sent, kind = busy.pop(result.request_id)
-        inside.discard(session)
+        session, due, kind = busy.pop(result.request_id)
         if kind:
             stretch.hostile[result.status.name] += 1
             if result.status in (Status.UNAVAILABLE, Status.REFUSED):
                 stretch.wrong.append(f"hostile cell ({kind}): {result.status.name}, {result.message}")
             return
-        stretch.latencies.append((time.monotonic() - sent) * 1e3)
+        stretch.latencies.append((time.monotonic() - due) * 1e3)
         self._counts[session] += 1
         expected = f"{self._counts[session]}\n"
         pictures = 0 if self._counts[session] % 2 else 1
@@ -181,7 +182,7 @@ class Load:
 def soak(service: LocalService, given: argparse.Namespace) -> tuple[list[str], dict]:
     """What was wrong, and the numbers."""
     hostile = max(1, round(given.sessions * given.hostile))
-    load = Load(service, given.sessions, hostile, given.in_flight, given.hostile_in_flight, given.seed)
+    load = Load(service, given.sessions, hostile, given.rate, given.hostile_at_once, given.seed)
     opened = load.open_all()
     quiet = load.run(given.warm_cells, 0.0)
     prints = [load.settle()]
@@ -229,8 +230,8 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=500)
     parser.add_argument("--hostile", type=float, default=0.05, help="share of cells, and of sessions")
     parser.add_argument("--warm-cells", type=int, default=2000, help="of the quiet run")
-    parser.add_argument("--in-flight", type=int, default=16, help="well-behaved cells at once")
-    parser.add_argument("--hostile-in-flight", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=40.0, help="cells a second, quiet and under attack")
+    parser.add_argument("--hostile-at-once", type=int, default=4, help="hostile cells that run at the same time, at most")
     parser.add_argument("--latency-ratio", type=float, default=3.0, help="p99 under attack over p99 of the quiet run; 0: not judged")
     parser.add_argument("--tier", default="root", help="strongest confinement that the service may use")
     parser.add_argument("--packages", default="", help="distributions that sessions may import, comma-separated; default: the service's")
