@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,24 @@ from jaxtyping import PyTree
 
 _BYTES = "$bytes"  # marks base64 text in the JSON of extra
 
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Orbax warns of what is done here on purpose: a handler that takes another's place, options of a reader."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 # Replicas would each write a slice of an array that all of them hold, by programs compiled at every shape.
-_log = logging.getLogger("absl")
-_level = _log.level
-_log.setLevel(logging.ERROR)  # Orbax warns of every handler that takes another's place
-ocp.type_handlers.register_type_handler(
-    jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
-)
-_log.setLevel(_level)
+with _without_warnings():
+    ocp.type_handlers.register_type_handler(
+        jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
+    )
 
 
 @dataclass(frozen=True)
@@ -49,21 +60,22 @@ class CheckpointStore:
     def __init__(self, directory: str | Path, *, keep: int = 3, asynchronous: bool = False, read_only: bool = False):
         path = str(directory)
         self.directory = path if "://" in path else str(Path(path).absolute())
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            item_handlers={  # named here so that a process which has saved nothing can read the metadata
-                "params": ocp.StandardCheckpointHandler(),
-                "opt_state": ocp.StandardCheckpointHandler(),
-                "extra": ocp.JsonCheckpointHandler(),
-            },
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
-                create=not read_only,
-                cleanup_tmp_directories=not read_only,
-                enable_async_checkpointing=asynchronous,
-                read_only=read_only,
-            ),
-        )
+        with _without_warnings() if read_only else nullcontext():
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                item_handlers={  # named here so that a process which has saved nothing can read the metadata
+                    "params": ocp.StandardCheckpointHandler(),
+                    "opt_state": ocp.StandardCheckpointHandler(),
+                    "extra": ocp.JsonCheckpointHandler(),
+                },
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep,
+                    create=not read_only,
+                    cleanup_tmp_directories=not read_only,
+                    enable_async_checkpointing=asynchronous,
+                    read_only=read_only,
+                ),
+            )
 
     def save(self, step: int, params: Mapping[str, jax.Array], opt_state: PyTree, extra: Mapping[str, Any]) -> None:
         """Writes ``step``. ``extra`` holds what JSON can, and bytes (a data iterator's state) at any depth.
