@@ -40,7 +40,7 @@ def laptop() -> Config:
 
 
 def smol() -> Config:
-    """SmolLM2-135M from what configs/sft.py:smol leaves in runs/sft-smol; hours on two cores."""
+    """SmolLM2-135M from what configs/sft.py:smol leaves in runs/sft-smol; two CPU cores."""
     return Config(
         recipe="rl",
         run=RunConfig(name="rl-smol"),

@@ -52,7 +52,7 @@ def pretrain() -> Config:
 
 
 def smol() -> Config:
-    """SmolLM2-135M with a fresh vision tower, on the scripted solver's trajectories; about an hour on two cores."""
+    """SmolLM2-135M with a fresh vision tower, on the scripted solver's trajectories; two CPU cores."""
     return Config(
         recipe="sft",
         run=RunConfig(name="sft-smol"),
