@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dv2_jax.model import ModelConfig, merged_tokens, mrope_positions
+from dv2_jax.checkpoint.hf import save_hf
+from dv2_jax.model import ModelConfig, abstract_params, merged_tokens, mrope_positions
 
 SHAPES = ("text", "picture", "packed")
 # 4 million parameters. Wide enough that matrix products and attention count as they do in larger models.
@@ -20,12 +21,14 @@ CONFIG = ModelConfig.tiny(
 
 def write_model(folder: Path) -> None:
     """Random weights in the layout of transformers."""
-    import jax
-
-    from dv2_jax.checkpoint.hf import save_hf
-    from dv2_jax.model import init_params
-
-    save_hf(folder, init_params(CONFIG, jax.random.key(0)), CONFIG, "float32")
+    rng = np.random.default_rng(1)
+    params = {
+        name: np.ones(p.shape, np.float32)
+        if name.endswith("scale")
+        else 0.05 * rng.standard_normal(p.shape, np.float32)
+        for name, p in abstract_params(CONFIG).items()
+    }
+    save_hf(folder, params, CONFIG, "float32")
 
 
 def write_shape(file: Path, name: str, divide: int = 1) -> int:

@@ -31,7 +31,7 @@ def test_sides_that_differ_are_an_error():
             self.name, self.loss = name, loss
 
         def ask(self, word):
-            return {"loss": self.loss, "seconds": 1.0, "bytes": 1}
+            return {"loss": self.loss, "wall": 1.0, "bytes": 1}
 
     with pytest.raises(RuntimeError, match="not the same computation"):
         model.measure([Fake("ours", 5.0), Fake("torch", 5.1)], rounds=1)
