@@ -133,7 +133,7 @@ def test_every_imported_distribution_is_declared():
     """Sees a package that is here only because another one needs it today."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {normal(re.split(r"[\[<>=!~; ]", line)[0]) for line in
-                [*project["dependencies"], *(line for extra in ("wandb", "smol", "vectors") for line in project["optional-dependencies"][extra])]}
+                [*project["dependencies"], *(line for extra in ("wandb", "smol", "traces", "vectors") for line in project["optional-dependencies"][extra])]}
     owners = packages_distributions()
     missing = set()
     for path in sources("dv2_jax", "tools_service", "configs"):

@@ -33,6 +33,7 @@ class Options:
     reflection: bool
     replica: str
     metrics_port: int
+    traces: str  # file, or otlp; empty: none
     search: SearchOptions
     max_sessions: int
     sessions_per_client: int
@@ -69,6 +70,7 @@ def parse(argv: list[str] | None = None) -> Options:
     parser.add_argument("--reflection", action="store_true", help="gRPC server reflection, for exploring by hand")
     parser.add_argument("--replica", default="tools", help="name among replicas; a random part is added at every start")
     parser.add_argument("--metrics-port", type=int, default=0, help="Prometheus metrics over HTTP; 0: none")
+    parser.add_argument("--traces", default="", help="OpenTelemetry spans: a file, or otlp (OTEL_EXPORTER_OTLP_ENDPOINT)")
     parser.add_argument("--tier", choices=TIERS, default=TIERS[0], help="strongest confinement to try")
     parser.add_argument("--insecure", action="store_true", help="run sessions unconfined where nothing better works")
     parser.add_argument("--no-sandbox", action="store_true", help="search only")

@@ -27,6 +27,7 @@ from tools_service.proto import tools_pb2_grpc
 from tools_service.sandbox.host import Host
 from tools_service.search.providers import Providers
 from tools_service.sessions import Caller, Sessions
+from tools_service.tracing import Tracing
 
 MAX_MESSAGE = 64 << 20
 _NAME = pb.DESCRIPTOR.services_by_name["Tools"].full_name
@@ -49,7 +50,7 @@ class Tools(tools_pb2_grpc.ToolsServicer):
         self._options, self._host, self._sessions, self._providers = options, host, sessions, providers
         self._answers, self._pictures, self._lanes = Answers(), PictureStore(), lanes
         self.replica = f"{options.replica}-{secrets.token_hex(4)}"
-        self.metrics = self._measure()
+        self.metrics, self.tracing = self._measure(), Tracing.open(options.traces)
         self._started = time.time()
         self._abandoned = 0
         self._stopping: set[asyncio.Task] = set()
@@ -58,7 +59,7 @@ class Tools(tools_pb2_grpc.ToolsServicer):
     async def Exec(self, request: pb.ExecRequest, context: grpc.aio.ServicerContext) -> pb.Result:
         caller = _caller(context)
         self._learn(request.images, caller)
-        async for result in self._stream("exec", [request], self._cell, caller):
+        async for result in self._stream("exec", [request], self._cell, caller, context):
             return result
 
     async def BatchExec(
@@ -69,14 +70,14 @@ class Tools(tools_pb2_grpc.ToolsServicer):
         self._learn(request.images, caller)
         for item in request.items:
             self._learn(item.images, caller)
-        async for result in self._stream("exec", request.items, self._cell, caller):
+        async for result in self._stream("exec", request.items, self._cell, caller, context):
             yield result
 
     async def BatchSearch(
         self, request: pb.BatchSearchRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.Result]:
         await self._check_size(len(request.items), context)
-        async for result in self._stream("search", request.items, self._search, _caller(context)):
+        async for result in self._stream("search", request.items, self._search, _caller(context), context):
             yield result
 
     async def Interrupt(self, request: pb.InterruptRequest, context: grpc.aio.ServicerContext) -> pb.InterruptReply:
@@ -145,8 +146,9 @@ class Tools(tools_pb2_grpc.ToolsServicer):
         await self._answers.drain(self._options.drain_s)
 
     async def close(self) -> None:
-        """Ends the connections of search providers."""
+        """Ends the connections of search providers, and sends the last spans."""
         await self._providers.close()
+        await asyncio.to_thread(self.tracing.close)
 
     # One item
 
@@ -191,25 +193,29 @@ class Tools(tools_pb2_grpc.ToolsServicer):
 
     # Batches
 
-    async def _stream(self, kind: str, items, make: Callable, caller: Caller) -> AsyncIterator[pb.Result]:
+    async def _stream(
+        self, kind: str, items, make: Callable, caller: Caller, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.Result]:
         """Answers in order of completion; cells whose caller vanished are stopped after a while."""
         started, statuses = time.monotonic(), collections.Counter()
-        tasks = [asyncio.create_task(self._once(kind, item, make(item, caller), caller)) for item in items]
-        try:
-            for next_done in asyncio.as_completed(tasks):
-                result = await next_done
-                statuses[pb.Status.Name(result.status)] += 1
-                yield result
-        finally:
-            left = sum(not task.done() for task in tasks)
-            if left:
-                for task in tasks:
-                    task.cancel()
-                loop = asyncio.get_running_loop()
-                for item in items:
-                    loop.call_later(_ABANDONED_S, self._abandon, item, caller)
-            seconds = round(time.monotonic() - started, 4)
-            logs.event(kind, items=len(tasks), abandoned=left, statuses=dict(statuses), seconds=seconds)
+        with self.tracing.span(kind, context.invocation_metadata()) as attributes:
+            tasks = [asyncio.create_task(self._once(kind, item, make(item, caller), caller)) for item in items]
+            try:
+                for next_done in asyncio.as_completed(tasks):
+                    result = await next_done
+                    statuses[pb.Status.Name(result.status)] += 1
+                    yield result
+            finally:
+                left = sum(not task.done() for task in tasks)
+                if left:
+                    for task in tasks:
+                        task.cancel()
+                    loop = asyncio.get_running_loop()
+                    for item in items:
+                        loop.call_later(_ABANDONED_S, self._abandon, item, caller)
+                attributes.update(items=len(tasks), abandoned=left, **statuses)
+                seconds = round(time.monotonic() - started, 4)
+                logs.event(kind, items=len(tasks), abandoned=left, statuses=dict(statuses), seconds=seconds)
 
     async def _once(self, kind: str, item: pb.ExecRequest | pb.SearchRequest, execute: Callable, caller: Caller) -> pb.Result:
         if isinstance(item, pb.ExecRequest) and item.session_id.partition("@")[2] not in ("", self.replica):

@@ -21,6 +21,7 @@ from tools_service.sandbox.runner import read_output
 _QUEUE = 16  # cells waiting in one session
 _QUIET_S = 1.0  # a session without a cell for so long should use no CPU
 _AGAIN_S = (0.5, 2.0)  # after an interrupt that did not end the cell
+_REMEMBERED = 100_000  # sessions that ended by themselves
 _EVICTIONS = 8  # for memory, at one look
 _REPLY_S = 0.2  # kept of a caller's deadline for the way back
 
@@ -65,6 +66,7 @@ class Sessions:
         self._sessions: OrderedDict[tuple[str, str], Session] = OrderedDict()  # by principal and id, idlest first
         self.waiting = 0
         self._insisting: set[asyncio.Task] = set()
+        self._ended: OrderedDict[tuple[str, str], tuple[int, str]] = OrderedDict()  # generation, and why it ended
         self.counters = {"cells": 0, "opened": 0, "expired": 0, "evicted": 0, "killed": 0}
 
     def __len__(self) -> int:
@@ -110,7 +112,8 @@ class Sessions:
             if reason := self._make_room(principal):
                 _fill(result, pb.UNAVAILABLE, reason)
                 return None
-            session = self._sessions[key] = Session(request.session_id, principal)
+            generation, lost = self._ended.pop(key, (0, ""))  # a caller that counted on nothing hears of it all the same
+            session = self._sessions[key] = Session(request.session_id, principal, generation=generation, lost=lost)
         elif session.waiting >= _QUEUE:
             _fill(result, pb.UNAVAILABLE, f"{session.waiting} cells are already waiting in this session")
             return None
@@ -131,7 +134,7 @@ class Sessions:
         longest = time.monotonic() - self._options.evict_after_s
         for session in self._sessions.values():
             if session.waiting == 0 and session.used < longest and principal in (None, session.principal):
-                self._end(session)
+                self._end(session, "the former one was evicted to make room")
                 self.counters["evicted"] += 1
                 return True
         return False
@@ -149,7 +152,7 @@ class Sessions:
             cause = session.worker.ended.result()
             self._drop_worker(session, f"its process ended between cells ({cause})")
             if cause == "manager lost":
-                self._end(session)
+                self._end(session, "the sandbox was restarted")
                 _fill(result, pb.SESSION_LOST, "the sandbox was restarted and the session with it")
                 return
         async with self._lanes.enter() as lane:
@@ -272,7 +275,7 @@ class Sessions:
             cause = "unknown"
         self._partial_output(worker, result)
         if cause == "manager lost":
-            self._end(session)
+            self._end(session, "the sandbox was restarted")
             _fill(result, pb.SESSION_LOST, "the sandbox was restarted and the session with it")
             return
         if cause == "oom":
@@ -295,9 +298,14 @@ class Sessions:
             session.worker.close()
         session.worker, session.lost, session.quiet = None, reason, False
 
-    def _end(self, session: Session) -> None:
-        """Forgets the session and kills its process."""
-        self._sessions.pop((session.principal, session.id), None)
+    def _end(self, session: Session, lost: str = "") -> None:
+        """Kills the session's process and forgets it, but, if it was ``lost``, not that it was there."""
+        key = session.principal, session.id
+        self._sessions.pop(key, None)
+        if lost and session.generation:
+            self._ended[key] = session.generation, lost
+            while len(self._ended) > _REMEMBERED:
+                self._ended.popitem(last=False)
         if session.worker is not None:
             self._host.kill(session.worker)
             self._drop_worker(session, "closed")
@@ -337,7 +345,7 @@ class Sessions:
             now = time.monotonic()
             for session in [s for s in self._sessions.values() if s.waiting == 0]:
                 if session.used < now - self._options.idle_s:
-                    self._end(session)
+                    self._end(session, "the former one expired")
                     self.counters["expired"] += 1
                 elif session.worker is not None and not session.quiet and session.used < now - _QUIET_S:
                     self._host.quiet(session.worker)

@@ -8,9 +8,9 @@ import threading
 import time
 
 import pytest
-from tools_bench import alive, descendants
+from tools_bench import Bench, alive, descendants, start_as_nobody
 
-from tools_service.client import ExecRequest, Status
+from tools_service.client import ExecRequest, Status, start_local_service
 
 _SYSCALLS = """
 import ctypes
@@ -201,6 +201,27 @@ def test_eating_memory_bit_by_bit_ends_that_session_alone(bench, session):
         assert bench.run(session, "1").restarted is True
     assert bench.run(other, "x").stdout == "7\n"
     bench.client.close_sessions([other])
+
+
+@pytest.mark.parametrize("tier", ["best", "plain"])
+def test_all_sessions_together_stay_within_their_memory(tier, tmp_path):
+    limits = ["--memory-mb", "600", "--all-memory-mb", "800", "--packages", "numpy,pillow", "--warm", "2"]
+    if tier == "best":
+        bench = Bench(start_local_service(log_path=tmp_path / "log.txt", extra_args=limits))
+    elif os.geteuid() != 0:
+        pytest.skip("becoming an unprivileged user needs root")
+    else:
+        bench = Bench(start_as_nobody(tmp_path / "log.txt", "--tier", "plain", *limits))
+    try:
+        code = "b = bytearray(b'x') * (450 << 20)\nimport time\ntime.sleep(15)\nlen(b) >> 20"
+        names = ["greedy-0", "greedy-1", "greedy-2"]
+        bench.run("modest", "x = 1")
+        bench.client.submit([ExecRequest(f"r-{n}", n, code, 60.0) for n in names])
+        statuses = [result.status for result in bench.results(3)]
+        assert statuses.count(Status.OK) <= 1 and Status.OOM in statuses, statuses
+        assert bench.run("modest", "x").stdout == "1\n"
+    finally:
+        bench.close()
 
 
 def test_a_fork_bomb_is_bounded_killed_and_leaves_others_alone(bench, session):

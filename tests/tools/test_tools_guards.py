@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 import time
 import urllib.request
 
@@ -19,6 +20,7 @@ from tools_service import messages
 from tools_service.client import ExecRequest, Status, TextSearchRequest, ToolsClient, start_local_service
 from tools_service.proto import tools_pb2 as pb
 from tools_service.proto import tools_pb2_grpc
+from tools_service.tracing import Tracing
 
 LIGHT = ["--packages", "numpy,pillow", "--warm", "2"]
 _ALICE, _BOB = "alice-has-a-long-token", "bob-has-another-one-here"
@@ -39,6 +41,7 @@ class Guarded:
         (folder / "corpus.jsonl").write_text('{"title": "Iron", "text": "Iron melts at 1538 °C."}\n')
         arguments = ["--token-file", str(folder / "tokens"), "--max-sessions", "12", "--sessions-per-client", "6"]
         arguments += ["--evict-after-s", "3600", "--metrics-port", str(self.metrics_port), "--reflection", *LIGHT]
+        arguments += ["--traces", str(folder / "spans.jsonl")]
         self.service = start_local_service(
             text_index=folder / "corpus.jsonl", log_path=folder / "log.txt", extra_args=arguments
         )
@@ -191,6 +194,30 @@ def test_names_chosen_by_callers_reach_neither_log_nor_metrics(guarded):
     guarded.close(_ALICE, "plain-canary")
 
 
+def test_a_call_leaves_a_span_below_its_callers_and_no_contents(guarded):
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    metadata = (*bearer(_ALICE), ("traceparent", f"00-{trace}-{parent}-01"))
+    request = pb.ExecRequest(request_id="span-canary", session_id="span-session", code="'code-canary'")
+    assert guarded.stub.Exec(request, metadata=metadata, timeout=60).status == pb.OK
+    path, spans = guarded.folder / "spans.jsonl", []
+    deadline = time.monotonic() + 60
+    while not spans and time.monotonic() < deadline:  # they are written in batches
+        time.sleep(0.5)
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        spans = [span for span in lines if span["context"]["trace_id"] == f"0x{trace}"]
+    (span,) = spans
+    assert span["parent_id"] == f"0x{parent}" and span["name"] == "tools/exec"
+    assert span["attributes"] == {"tools.items": 1, "tools.abandoned": 0, "tools.OK": 1}
+    assert "canary" not in path.read_text()
+    guarded.close(_ALICE, "span-session")
+
+
+def test_traces_without_their_package_are_refused_with_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
+    with pytest.raises(ValueError, match=r"dv2_jax\[traces\]"):
+        Tracing.open("otlp")
+
+
 def _frame(kind: int, flags: int, stream: int, body: bytes = b"") -> bytes:
     return struct.pack(">I", len(body))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + body
 
@@ -247,6 +274,7 @@ def test_reflection_lists_the_service_where_it_was_asked_for(guarded):
     assert "tools.v1.Tools" in {service.name for service in reply.list_services_response.service}
 
 
+@pytest.mark.slow
 def test_a_zygote_that_hangs_is_replaced_and_costs_no_session(tmp_path):
     service = start_local_service(log_path=tmp_path / "log.txt", extra_args=[*LIGHT, "--warm", "1"])
     bench = Bench(service)
@@ -288,6 +316,11 @@ def test_idle_sessions_make_room_when_memory_runs_short_and_busy_ones_do_not(tmp
             time.sleep(0.2)
         lost = bench.run("idle", "x")
         assert lost.status is Status.SESSION_LOST and "evicted" in lost.message
+        with grpc.insecure_channel(service.address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+            stub = tools_pb2_grpc.ToolsStub(channel)  # a caller that does not say that it counts on state
+            name = bench.client.info()["replica"]
+            anew = stub.Exec(pb.ExecRequest(request_id="anew", session_id=f"idle@{name}", code="1"), timeout=60)
+        assert (anew.status, anew.restarted, anew.generation) == (pb.OK, True, 2) and "evicted" in anew.message
         assert bench.results(1)[0].stdout == "'done'\n"
     finally:
         bench.close()

@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from tools_service.client import Status
+from tools_service.client import ExecRequest, Status, ToolsClient
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -119,6 +119,28 @@ def test_modes_that_png_lacks_are_converted_and_16_bit_is_kept(bench, session):
     result = bench.run(session, code)
     assert result.stderr == ""
     assert [Image.open(io.BytesIO(png)).mode for png in result.images] == ["RGB", "RGB", "L", "RGB", "1", "LA", "I;16"]
+
+
+def test_pictures_come_as_webp_where_the_client_asks_for_it_pixel_for_pixel_and_with_their_sizes(bench, session):
+    client = ToolsClient(bench.service.address, image_format="webp")
+    code = """
+import matplotlib.pyplot as plt, numpy as np
+from PIL import Image
+display(image_1, Image.new('RGBA', (3, 4), (9, 8, 7, 6)), Image.new('I;16', (5, 6)), Image.new('L', (20_000, 1)))
+plt.plot([1, 2])
+"""
+    picture = noise(90, 70)
+    client.submit([ExecRequest(f"{session}-webp", session, code, 60.0, (encode(picture),))])
+    while not (results := client.poll(1.0)):
+        pass
+    client.close()
+    result = results[0]
+    kinds = ["WEBP" if data[:4] == b"RIFF" else "PNG" for data in result.images]
+    assert kinds == ["WEBP", "WEBP", "PNG", "PNG", "WEBP"], result  # neither 16 bits nor 20,000 pixels fit into WebP
+    assert [Image.open(io.BytesIO(data)).size for data in result.images] == list(result.image_sizes)
+    assert list(result.image_sizes[:4]) == [(90, 70), (3, 4), (5, 6), (20_000, 1)]
+    np.testing.assert_array_equal(pixels(result.images[0]), np.asarray(picture))
+    np.testing.assert_array_equal(pixels(result.images[1])[0, 0], [9, 8, 7, 6])
 
 
 def test_too_many_and_too_large_pictures_are_dropped_with_a_note(bench, session):

@@ -7,6 +7,7 @@ They are nested in the group that the service itself runs in: limits set from ou
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import Literal
 
@@ -71,11 +72,23 @@ class Groups:
         if "memory" not in _read(f"{parent}/cgroup.controllers").split():
             raise OSError("no memory controller")
         _remove_stale(parent)
-        _write(f"{parent}/cgroup.subtree_control", "+memory +pids +cpu")
-        self._bases[""] = f"{parent}/{name}"
-        os.mkdir(self._bases[""])
-        _write(f"{self._bases['']}/cgroup.subtree_control", "+memory +pids +cpu")
-        _write(f"{self._bases['']}/memory.max", str(_all_sessions_bytes()))
+        try:
+            _write(f"{parent}/cgroup.subtree_control", "+memory +pids +cpu")
+        except OSError as error:
+            if error.errno != errno.EBUSY or own != "/":
+                raise
+            # The root of a container's group holds processes, which v2 forbids above other groups.
+            _move_processes(parent, f"{parent}/tools-service")
+            _write(f"{parent}/cgroup.subtree_control", "+memory +pids +cpu")
+        base = self._bases[""] = f"{parent}/{name}"
+        os.mkdir(base)
+        _write(f"{base}/cgroup.subtree_control", "+memory +pids +cpu")
+        limits = self.limits
+        _write(f"{base}/memory.max", str(limits.all_memory_bytes))
+        if limits.all_cores:
+            _write(f"{base}/cpu.max", f"{int(limits.all_cores * _CPU_PERIOD_US)} {_CPU_PERIOD_US}")
+        if limits.all_processes:
+            _write(f"{base}/pids.max", str(limits.all_processes))
 
     def _try_v1(self, name: str) -> None:
         mounts, own = _mounts(), _own_groups()
@@ -86,11 +99,15 @@ class Groups:
             _remove_stale(parent)
             self._bases[controller] = f"{parent}/{name}"
             os.mkdir(self._bases[controller])
-        _write(f"{self._bases['memory']}/memory.limit_in_bytes", str(_all_sessions_bytes()))
+        _write(f"{self._bases['memory']}/memory.limit_in_bytes", str(self.limits.all_memory_bytes))
+        if self.limits.all_cores:
+            _write(f"{self._bases['cpu']}/cpu.cfs_quota_us", str(int(self.limits.all_cores * _CPU_PERIOD_US)))
 
     def _prepare(self, slot: int) -> None:
         limits = self.limits
-        memory, quota = str(limits.memory_mb << 20), int(limits.cpu_cores * _CPU_PERIOD_US)
+        # v1 refuses a share larger than that of all together.
+        memory, cores = str(limits.memory_mb << 20), min(limits.cpu_cores, limits.all_cores or limits.cpu_cores)
+        quota = int(cores * _CPU_PERIOD_US)
         for controller, base in self._bases.items():
             folder = f"{base}/{slot}"
             os.makedirs(folder, exist_ok=True)
@@ -136,9 +153,13 @@ class Groups:
                 _remove_stale(os.path.dirname(base))
 
 
-def _all_sessions_bytes() -> int:
-    """Memory of all sessions together: three quarters of the machine's."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 3 // 4
+def _move_processes(source: str, target: str) -> None:
+    """Moves every process of one group to another, made for them; those that start meanwhile included."""
+    os.makedirs(target, exist_ok=True)
+    while pids := _read(f"{source}/cgroup.procs").split():
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                _write(f"{target}/cgroup.procs", pid)
 
 
 def _remove_stale(parent: str) -> None:

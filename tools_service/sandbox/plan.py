@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +34,15 @@ class Limits:
     timeout_s: float = 10.0  # wall time of a cell that names none
     max_timeout_s: float = 300.0
     grace_s: float = 1.0  # between the soft interrupt and the kill
+    all_memory_mb: int = 0  # of all sessions together; 0: three quarters of the machine's
+    all_cores: float = 0.0  # of all sessions together, where cgroups can say so; 0: all of them
+    all_processes: int = 0  # of all sessions together, with cgroups v2; 0: no other limit than each session's
+
+    @property
+    def all_memory_bytes(self) -> int:
+        if self.all_memory_mb:
+            return self.all_memory_mb << 20
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 3 // 4
 
     @property
     def reply_bytes(self) -> int:

@@ -31,6 +31,21 @@ class Usage:
     unnamed: dict[tuple[int, int], int] = field(default_factory=dict)  # (device, inode) of open nameless files → bytes
     cpu_s: float = 0.0
 
+    @property
+    def counted_bytes(self) -> int:
+        """Memory, shared mappings left out."""
+        return self.private_bytes + sum(self.unnamed.values())
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Of one process, at a time at which it had used so much CPU: without using any it takes no memory either."""
+
+    ticks: int
+    private_bytes: int
+    shared_bytes: int
+    unnamed: dict[tuple[int, int], int]
+
 
 @dataclass(frozen=True)
 class Watched:
@@ -55,6 +70,8 @@ class Watch:
         self._next = self._next_cpu = time.monotonic()
         self._cpu: dict[int, float] = {}  # at the last look, of quiet sessions
         self._inherited = 0  # bytes that every fork has from the zygote
+        self._seen: dict[int, _Seen] = {}
+        self._folders: dict[int, float] = {}  # CPU that a session had used when its folder was found within limits
 
     def zygote(self, pid: int) -> None:
         """Learns what memory sessions share with this zygote."""
@@ -73,9 +90,11 @@ class Watch:
         if not sessions or not (limited or cpu):
             return []
         usage = self._usages(set(sessions))
-        verdicts = [
-            v for pid, session in sessions.items() if limited and (v := self._over(pid, usage[pid], session.folder))
-        ]
+        verdicts = []
+        if limited:
+            verdicts = [v for pid, session in sessions.items() if (v := self._over(pid, usage[pid], session.folder))]
+            verdicts += self._over_all(usage, {verdict.pid for verdict in verdicts})
+            self._folders = {pid: used for pid, used in self._folders.items() if pid in sessions}
         if cpu:
             self._next_cpu = now + _CPU_PERIOD_S
             quiet = {pid: usage[pid].cpu_s for pid, session in sessions.items() if session.quiet}
@@ -87,19 +106,30 @@ class Watch:
 
     def _over(self, pid: int, usage: Usage, folder: str) -> Verdict | None:
         limits = self._plan.limits
-        space, unnamed = limits.memory_mb << 20, sum(usage.unnamed.values())
+        space, counted = limits.memory_mb << 20, usage.counted_bytes
         reason = ""
-        if usage.private_bytes + unnamed > space:
-            reason = "oom"
-        elif usage.private_bytes + unnamed + usage.shared_bytes > space and (
-            usage.private_bytes + unnamed + sum(map(_shared_part, usage.pids)) > space
+        if counted > space or (
+            counted + usage.shared_bytes > space and counted + sum(map(_shared_part, usage.pids)) > space
         ):
             reason = "oom"
         elif usage.tasks > limits.processes + 8:
             reason = f"more than {limits.processes} processes"
-        elif folder:
+        elif folder and self._folders.get(pid) != usage.cpu_s:
             reason = self._disk(folder)
+            self._folders[pid] = usage.cpu_s
         return Verdict(pid, reason, usage.pids) if reason else None
+
+    def _over_all(self, usage: dict[int, Usage], ending: set[int]) -> list[Verdict]:
+        """The largest sessions, as many as must end for the others to stay within the memory of all."""
+        left = {pid: used for pid, used in usage.items() if pid not in ending}
+        total = sum(used.counted_bytes for used in left.values())
+        verdicts = []
+        for pid, used in sorted(left.items(), key=lambda item: -item[1].counted_bytes):
+            if total <= self._plan.limits.all_memory_bytes:
+                break
+            total -= used.counted_bytes
+            verdicts.append(Verdict(pid, "oom", used.pids))
+        return verdicts
 
     def _disk(self, folder: str) -> str:
         limits = self._plan.limits
@@ -126,6 +156,7 @@ class Watch:
                         rows[int(name)] = file.read().rpartition(b")")[2].split()
                 except OSError:
                     continue
+        seen, self._seen = self._seen, {}
         for pid, row in rows.items():
             owner = _session_of(pid, rows, sessions) if self._plan.namespaces else int(row[2])
             if owner not in found:
@@ -133,12 +164,20 @@ class Watch:
             usage = found[owner]
             usage.pids.append(pid)
             usage.tasks += int(row[17])
-            usage.cpu_s += (int(row[11]) + int(row[12])) / _TICKS
+            ticks = int(row[11]) + int(row[12])
+            usage.cpu_s += ticks / _TICKS
             if self._plan.cgroups == "none":
-                usage.private_bytes += max(0, _resident(pid, "Anon") - self._inherited)
-                usage.shared_bytes += _resident(pid, "Shmem")
-                _add_unnamed(pid, usage.unnamed)
+                known = seen.get(pid)
+                process = known if known is not None and known.ticks == ticks else self._process(pid, ticks)
+                self._seen[pid] = process
+                usage.private_bytes += process.private_bytes
+                usage.shared_bytes += process.shared_bytes
+                usage.unnamed |= process.unnamed
         return found
+
+    def _process(self, pid: int, ticks: int) -> _Seen:
+        private = max(0, _resident(pid, "Anon") - self._inherited)
+        return _Seen(ticks, private, _resident(pid, "Shmem"), _unnamed(pid))
 
 
 def _session_of(pid: int, rows: dict[int, list[bytes]], sessions: set[int]) -> int:
@@ -168,15 +207,16 @@ def _kilobytes(path: str, name: str) -> int:
     return 0
 
 
-def _add_unnamed(pid: int, found: dict[tuple[int, int], int]) -> None:
-    """Notes the open files of a process that no name leads to, by where they lie, so that each counts once.
+def _unnamed(pid: int) -> dict[tuple[int, int], int]:
+    """The open files of a process that no name leads to, by where they lie, so that each counts once.
 
     The two output files are among them, whose size is limited.
     """
+    found: dict[tuple[int, int], int] = {}
     try:
         handles = os.listdir(f"/proc/{pid}/fd")
     except OSError:
-        return
+        return found
     for handle in handles:
         try:
             status = os.stat(f"/proc/{pid}/fd/{handle}")
@@ -184,3 +224,4 @@ def _add_unnamed(pid: int, found: dict[tuple[int, int], int]) -> None:
             continue
         if status.st_nlink == 0 and status.st_mode & 0o170000 == 0o100000:
             found[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return found
