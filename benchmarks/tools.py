@@ -85,34 +85,44 @@ def picture() -> bytes:
 def ready_and_idle(service: Service, kernels: Kernels, rounds: int, opens: int) -> list[Measure]:
     ready = Measure("session ready with imports", "ms", limit=15.0, factor=50.0)
     idle = Measure("private memory of an idle session", "MB", limit=5.0)
+    spent = Measure("processor time of a session's start", "ms")
     for _ in track(range(rounds), "sessions and kernels", transient=True):
-        sessions = []
+        sessions, before = [], service.cpu_ms()
         for _ in range(opens):
             took, session = _timed(service.open)
             ready.service.append(took)
             sessions.append(session)
             time.sleep(0.1)  # the pool of warm processes fills up again
+        spent.service.append((service.cpu_ms() - before) / opens)
+        before = kernels.cpu_ms()
         took, kernel = _timed(kernels.open)
         ready.kernels.append(took)
+        spent.kernels.append(kernels.cpu_ms() - before)
         idle.service.append(service.private_mb(sessions))
         idle.kernels.append(kernels.private_mb([kernel]))
-    return [ready, idle]
+    return [ready, spent, idle]
 
 
 def warm_cells(service: Service, kernels: Kernels, rounds: int, cells: int) -> list[Measure]:
     warm = Measure("warm cell, one after the other", "ms", limit=2.0, factor=3.0)
+    spent = Measure("processor time of a warm cell", "ms")
     session, kernel = service.open(), kernels.open()
     for side, handle in ((service, session), (kernels, kernel)):
         side.run(handle, "x = 0")
         for _ in range(20):
             side.run(handle, "x += 0")
     for _ in track(range(rounds), "warm cells", transient=True):
-        for side, handle, samples in ((service, session, warm.service), (kernels, kernel, warm.kernels)):
-            samples += [_timed(lambda side=side, handle=handle: side.run(handle, "x += 1"))[0] for _ in range(cells)]
+        for side, handle, times, work in (
+            (service, session, warm.service, spent.service),
+            (kernels, kernel, warm.kernels, spent.kernels),
+        ):
+            before = side.cpu_ms()
+            times += [_timed(lambda side=side, handle=handle: side.run(handle, "x += 1"))[0] for _ in range(cells)]
+            work.append((side.cpu_ms() - before) / cells)
     for side, handle in ((service, session), (kernels, kernel)):
         assert side.run(handle, "print(x)").stdout == f"{rounds * cells}\n", side.name
         side.close([handle])
-    return [warm]
+    return [warm, spent]
 
 
 def many_sessions(service: Service, kernels: Kernels, count: int, rounds: int, cells: int) -> list[Measure]:
@@ -210,7 +220,7 @@ def main() -> None:
             measures += warm_cells(service, kernels, given.rounds, given.cells)
             measures += crops(service, kernels, min(8, given.sessions), several, 8)
             measures += many_sessions(service, kernels, given.sessions, several, 8)
-            measures += live(service, given.live, statistics.median(measures[1].kernels))
+            measures += live(service, given.live, statistics.median(measures[2].kernels))
         finally:
             service.stop()
             kernels.stop()

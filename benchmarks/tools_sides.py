@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+import os
 import subprocess
 import time
 from collections.abc import Sequence
@@ -86,6 +87,11 @@ class Service:
         if wrong := [result for result in results if result.status is not Status.OK]:
             raise Failed(f"{wrong[0].status.name}: {wrong[0].message or wrong[0].stderr}")
         return [Cell(result.stdout, result.images) for result in results]
+
+    def cpu_ms(self) -> float:
+        """Processor time so far, of the service, its sessions, and of us, who ask."""
+        found = processes.roles(self._server)
+        return processes.cpu_ms((found.server, found.manager, found.zygote, *found.others, os.getpid()))
 
     def private_mb(self, sessions: Sequence[str]) -> float:
         """Mean private memory of these sessions, 10⁶ bytes. Ends them: their processes are those that vanish."""
@@ -185,6 +191,10 @@ class Kernels:
             return await asyncio.gather(*(row(k, c) for k, c in zip(kernels, codes, strict=True)))
 
         return [cell for cells in self._loop.run_until_complete(everything()) for cell in cells]
+
+    def cpu_ms(self) -> float:
+        """Processor time so far, of all kernels that run, and of us, who ask."""
+        return processes.cpu_ms([*(kernel.manager.provisioner.pid for kernel in self._open), os.getpid()])
 
     def private_mb(self, kernels: Sequence[Kernel]) -> float:
         """Mean private memory, 10⁶ bytes. Ends them."""
