@@ -141,6 +141,7 @@ def many_sessions(service: Service, kernels: Kernels, count: int, rounds: int, c
 
 def crops(service: Service, kernels: Kernels, count: int, rounds: int, cells: int) -> list[Measure]:
     rate = Measure("1-megapixel crop and return", "cells/s", higher_is_better=True)
+    spent = Measure("processor time of a crop and return", "ms")
     photograph = picture()
     sessions = [f"crops-{i}" for i in range(count)]
     started = kernels.open_many(count)
@@ -152,13 +153,18 @@ def crops(service: Service, kernels: Kernels, count: int, rounds: int, cells: in
         for s in range(count)
     ]
     for _ in track(range(rounds), "crops", transient=True):
-        for side, handles, samples in ((service, sessions, rate.service), (kernels, started, rate.kernels)):
+        for side, handles, rates, work in (
+            (service, sessions, rate.service, spent.service),
+            (kernels, started, rate.kernels, spent.kernels),
+        ):
+            before = side.cpu_ms()
             took, answers = _timed(lambda side=side, handles=handles: side.run_all(handles, codes))
+            work.append((side.cpu_ms() - before) / (count * cells))
+            rates.append(count * cells / took * 1e3)
             assert all(Image.open(io.BytesIO(a.images[0])).size == (_CROP, _CROP) for a in answers), side.name
-            samples.append(count * cells / took * 1e3)
     service.close(sessions)
     kernels.close(started)
-    return [rate]
+    return [rate, spent]
 
 
 def live(service: Service, count: int, kernel_mb: float) -> list[Measure]:

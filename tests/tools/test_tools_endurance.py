@@ -46,6 +46,6 @@ def test_the_benchmark_measures_both_sides(tmp_path):
     report = tmp_path / "tools.json"
     run("benchmarks.tools", "--rounds", "1", "--opens", "2", "--cells", "2", "--sessions", "2", "--live", "3", "--output", str(report))
     found = {each["name"]: each for each in json.loads(report.read_text())["results"]}
-    assert len(found) == 10 and all(each["service"] for each in found.values())
+    assert len(found) == 11 and all(each["service"] for each in found.values())
     both = [name for name, each in found.items() if each["kernels"]]
-    assert len(both) == 8 and all(min(found[name]["service"] + found[name]["kernels"]) > 0 for name in both)
+    assert len(both) == 9 and all(min(found[name]["service"] + found[name]["kernels"]) > 0 for name in both)

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from tools_service.sandbox import png as png_format
+from tools_service.sandbox import png_encoder
 from tools_service.sandbox.plan import Limits
 
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
@@ -118,6 +119,8 @@ def encode(image: Image.Image, format: str) -> bytes:
         image = array_to_image(np.asarray(image), any_size=True)
     elif image.mode not in _PNG_MODES:
         image = image.convert("RGBA" if image.mode in ("RGBa", "PA") else "RGB")
+    if png_encoder.can_encode(image):
+        return png_encoder.png(image)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
