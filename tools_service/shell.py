@@ -15,6 +15,7 @@ import ast
 import codeop
 import itertools
 import json
+import signal
 import sys
 import tempfile
 import uuid
@@ -195,6 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     shell = Shell(client, images, folder, options.timeout_s, print)
     try:
         if sys.stdin.isatty():
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # also where our parent ignores it
             import readline  # noqa: F401  (history and editing of what is typed)
 
             print(f"pictures go to {folder}; :help says what else there is", file=sys.stderr)

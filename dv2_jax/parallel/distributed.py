@@ -7,6 +7,7 @@ All functions but ``is_main`` and ``process_index`` are collective: every proces
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import importlib.util
 import json
@@ -32,7 +33,8 @@ def initialize(environ: dict[str, str] | None = None, cpu_devices: int = 1) -> N
     """
     environ = os.environ if environ is None else environ
     if cpu_devices > 1 and "xla_force_host_platform_device_count" not in environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", cpu_devices)
+        with contextlib.suppress(RuntimeError):  # a program that used JAX before keeps the devices it has
+            jax.config.update("jax_num_cpu_devices", cpu_devices)
     given = [name for name in (COORDINATOR, COUNT, INDEX) if environ.get(name)]
     if given:
         missing = [name for name in (COORDINATOR, COUNT, INDEX) if name not in given]

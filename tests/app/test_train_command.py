@@ -18,7 +18,7 @@ from dv2_jax.config import Config, load
 ROOT = Path(__file__).resolve().parent.parent.parent
 # The whole tiny model, on short rows.
 SMALL = [
-    "--config=configs/sft.py", "--config.model.init=random", "--config.sft.steps=500", "--config.sft.batch_rows=1",
+    "--config=configs/sft.py", "--config.model.init=random", "--config.sft.steps=500", "--config.sft.batch_rows=2",
     "--config.sft.row_tokens=512", "--config.task.skills=reasoning,plain", "--config.run.tensorboard=false",
 ]  # fmt: skip
 

@@ -35,7 +35,7 @@ def test_help_is_quick_complete_and_loads_nothing_heavy(verb):
     ("verb", "arguments", "message"),
     [
         ("dv2_jax.export", ["--checkpoint=/nowhere", "--output=out"], "/nowhere"),
-        ("dv2_jax.export", ["--checkpoint=package:bse", "--output=out"], "ships base, cold_start"),
+        ("dv2_jax.export", ["--checkpoint=package:bse", "--output=out"], "there are base, cold_start, smol"),
         ("dv2_jax.evaluate", ["--config.task.eval_sise=3"], "eval_size"),
         ("dv2_jax.evaluate", ["--config.eval.baselines=gessing"], "guessing, no_tools"),
         ("dv2_jax.evaluate", ["--config.task.source=/nowhere.parquet"], "/nowhere.parquet"),

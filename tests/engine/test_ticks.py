@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 from small_world import BUCKETS, SMALL, finish_turns, png, roll_out
 
 from dv2_jax.engine import StopAutomaton
+from dv2_jax.telemetry.recompilation import RecompilationCounter
 
 
 def test_a_turn_ends_at_the_token_that_completes_a_stop_string(world):
@@ -71,22 +71,16 @@ def test_after_warm_up_nothing_is_compiled_whatever_comes(world):
     engine = world.engine(slots=4, prefill_rows=1)
     engine.warmup()
     programs = engine.compiled_programs()
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
-    )
-    try:
-        names = [f"s{i}" for i in range(7)]
-        roll_out(world, engine, names, [1.0, 0.0])
-        for name in names:
-            engine.release(name)
-        engine.set_params({name: value + 0 for name, value in world.params.items()}, 4)
-        compiled_outside = len(compiled)  # the additions above
-        roll_out(world, engine, names[:2], [0.7])
-    finally:
-        jax.monitoring.clear_event_listeners()
+    names = [f"s{i}" for i in range(7)]
+    compiled = RecompilationCounter()
+    roll_out(world, engine, names, [1.0, 0.0])
+    for name in names:
+        engine.release(name)
+    engine.set_params({name: value + 0 for name, value in world.params.items()}, 4)
+    compiled.reset()  # the additions above
+    roll_out(world, engine, names[:2], [0.7])
     assert engine.compiled_programs() == programs and engine.recompilations == 0
-    assert len(compiled) == compiled_outside
+    assert not compiled.count
     assert programs == len(engine.shapes.decode_rows) * len(engine.shapes.decode_widths) + len(
         engine.shapes.prefill_rows
     ) * len(engine.shapes.prefill_widths) + len(BUCKETS) + 1

@@ -183,7 +183,8 @@ def test_the_image_installs_what_the_service_imports_in_the_ranges_of_the_projec
     lines = [line for line in (DEPLOY / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
     installs = _requirements(lines)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = _requirements([*project["dependencies"], *project["optional-dependencies"]["vectors"]])
+    extras = project["optional-dependencies"]
+    declared = _requirements([*project["dependencies"], *extras["vectors"], *extras["traces"]])
     assert {name: declared.get(name) for name in installs} == installs
     owners, missing = packages_distributions(), set()
     for path in (ROOT / "tools_service").rglob("*.py"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import subprocess
 import sys
 import time
@@ -70,18 +71,21 @@ image_1
     assert Image.open(tmp_path / "out" / "picture_002.webp").getpixel((5, 5)) == (1, 2, 3)
 
 
-def test_typing_interrupting_and_leaving(address, tmp_path):
+def test_typing_interrupting_and_leaving(address, tmp_path, request):
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "tools_service.shell", "--address", address, "--output", str(tmp_path)]
     shell = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=False,
                              preexec_fn=lambda: (os.setsid(), _take_terminal()))  # fmt: skip
     os.close(slave)
+    request.addfinalizer(shell.kill)
     seen = b""
 
     def until(text: bytes) -> None:
         nonlocal seen
         deadline = time.monotonic() + 120
         while text not in seen and time.monotonic() < deadline:
+            if not select.select([master], [], [], 1)[0]:
+                continue
             try:
                 seen += os.read(master, 4096)
             except OSError:
