@@ -7,11 +7,11 @@ All functions but ``is_main`` and ``process_index`` are collective: every proces
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import importlib.util
 import json
 import os
+import warnings
 from typing import Any
 
 import jax
@@ -33,8 +33,10 @@ def initialize(environ: dict[str, str] | None = None, cpu_devices: int = 1) -> N
     """
     environ = os.environ if environ is None else environ
     if cpu_devices > 1 and "xla_force_host_platform_device_count" not in environ.get("XLA_FLAGS", ""):
-        with contextlib.suppress(RuntimeError):  # a program that used JAX before keeps the devices it has
+        try:
             jax.config.update("jax_num_cpu_devices", cpu_devices)
+        except RuntimeError:  # a program that used JAX before keeps the devices it has
+            warnings.warn(f"JAX runs already: mesh.cpu_devices = {cpu_devices} changes nothing", stacklevel=2)
     given = [name for name in (COORDINATOR, COUNT, INDEX) if environ.get(name)]
     if given:
         missing = [name for name in (COORDINATOR, COUNT, INDEX) if name not in given]
