@@ -196,7 +196,7 @@ class Sessions:
         if session.quiet:
             self._host.busy(worker)
             session.quiet = False
-        timed_out = False
+        timed_out, begun = False, time.clock_gettime(time.CLOCK_BOOTTIME)
         try:
             done, _ = await asyncio.wait({reply}, timeout=timeout)
             if not done:
@@ -209,6 +209,8 @@ class Sessions:
                 )
                 return
             answer = reply.result()
+            if (timed_out or session.interrupts) and answer.status != "refused":  # its children were not asked to stop, and may be many
+                await self._host.clear(worker, begun)
         except exchange.BadReply as error:
             await self._give_up(session, worker, result, f"bad reply ({error})", pb.CRASHED)
             return

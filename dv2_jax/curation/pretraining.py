@@ -14,7 +14,7 @@ from PIL import Image
 
 from dv2_jax.agent.prompts import messages
 from dv2_jax.config import AgentConfig
-from dv2_jax.curation.styles import TIGHT, WIDE
+from dv2_jax.curation.styles import TIGHT
 from dv2_jax.data.chat import ChatEncoder, PictureInput
 from dv2_jax.data.packing import Example
 from dv2_jax.data.question import Question
@@ -48,6 +48,7 @@ PHASES = (
         },
     ),
 )
+LOOSE = (49, 63, 77)  # half sides of crops with some surroundings, in pixels
 GALLERY_POOL = 3000  # pictures kept per kind and drawn again; each is shown in many contexts
 WRAPPINGS = (" {}", '"{}"', "[{}]", "({})", "<answer>{}</answer>")  # a copy begins with another token in each
 _SYLLABLES = [c + v + e for c in "bdfgklmnprstvz" for v in "aeiou" for e in ("", "n", "r", "s", "l")]
@@ -247,7 +248,7 @@ class Curriculum:
             task = str(self.rng.choice(kind.phrases)).format(**values)
             code = (kind.hasty if kind.hasty and self.rng.random() < 0.5 else kind.code).format(**values)
         elif draw < 8:
-            x, y, half = self.rng.integers(100, 1100), self.rng.integers(100, 900), self.rng.choice((TIGHT, *WIDE))
+            x, y, half = self.rng.integers(100, 1100), self.rng.integers(100, 900), self.rng.choice((TIGHT, *LOOSE))
             task = f"Crop the picture around x={x}, y={y}."
             code = f"x, y, r = {x}, {y}, {half}\ndisplay(image_1.crop((x - r, y - r, x + r, y + r)))"
         else:
@@ -262,7 +263,7 @@ def draw_picture(rng: np.random.Generator, kind: str) -> tuple[Image.Image, str]
         colour = str(rng.choice(list(pictures.COLOURS)))
         image, label = pictures.plate(rng, "train", pictures.COLOURS[colour])
         return image, f"{label} {colour}"
-    half = TIGHT + int(rng.integers(-2, 3)) if kind == "tight" else int(rng.choice(WIDE)) + int(rng.integers(-6, 7))
+    half = TIGHT + int(rng.integers(-2, 3)) if kind == "tight" else int(rng.choice(LOOSE)) + int(rng.integers(-6, 7))
     side = 2 * half
     scale = 3  # scenes are photographs enlarged about threefold
     image = pictures.background(rng, "train", (side // scale + 1, side // scale + 1)).resize((side, side), Image.Resampling.BILINEAR)

@@ -27,7 +27,7 @@ class Habits:
 CAREFUL = Habits(wide_crop=0.0, hasty_code=0.0, vague_query=0.0, needless_search=0.0, slip=0.0)
 
 TIGHT = 18  # half side of a careful crop, in pixels: the tag itself
-WIDE = (49, 63, 77)  # of a wide one: the digit is 10 to 16 pixels wide in the capped view
+WIDE = 126  # of a wide one: the digit is 6 pixels wide in the capped view, and now and then misread
 
 
 @dataclass(frozen=True)
@@ -49,4 +49,4 @@ class Mood:
             habits.needless_search,
             habits.slip,
         )
-        return cls(int(rng.choice(WIDE)) if wide else TIGHT, bool(hasty), bool(vague), bool(needless), bool(slip))
+        return cls(WIDE if wide else TIGHT, bool(hasty), bool(vague), bool(needless), bool(slip))

@@ -88,7 +88,7 @@ def test_a_careful_trajectory_earns_the_whole_reward(careful, codec):
 
 def test_perception_is_solved_with_tight_and_with_wide_crops(habitual):
     halves = [int(found[1]) for t in habitual["perception"] if (found := HALF.search(first(t)))]
-    assert {half == TIGHT for half in halves} == {True, False} and set(halves) <= {TIGHT, *WIDE}
+    assert {half == TIGHT for half in halves} == {True, False} and set(halves) <= {TIGHT, WIDE}
 
 
 def test_reasoning_is_solved_with_careful_and_with_hasty_code(habitual):

@@ -244,10 +244,23 @@ def test_a_fork_bomb_is_bounded_killed_and_leaves_others_alone(bench, session):
     assert max(peak, default=0) - before < 2500
     assert bench.run(other, "x").stdout == "7\n"
     deadline = time.monotonic() + 120
-    while len(descendants(bench.service.process.pid)) > before + 24 and time.monotonic() < deadline:
+    while len(alive(descendants(bench.service.process.pid))) > before + 24 and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert len(descendants(bench.service.process.pid)) <= before + 24
+    assert len(alive(descendants(bench.service.process.pid))) <= before + 24
+    assert bench.run(session, "import subprocess; subprocess.run(['/bin/true']).returncode").stdout == "0\n"
     bench.client.close_sessions([other])
+
+
+def test_what_an_interrupted_cell_began_ends_with_it(bench, session):
+    """The bombs in a session that survived its interrupt would hold all its places, for good."""
+    bench.run(session, "import os, subprocess, time\nearlier, x = subprocess.Popen(['/bin/sleep', '300']), 7; time.sleep(0.1)")
+    before = len(alive(descendants(bench.service.process.pid)))
+    bomb = "children = []\nfor _ in range(30):\n    children.append(os.fork())\n    while not children[-1]: time.sleep(0.01)\ntime.sleep(60)"
+    result = bench.run(session, bomb, timeout_s=2)
+    assert result.status is Status.TIMEOUT and not result.restarted
+    many = "print(x, earlier.poll(), [subprocess.run(['/bin/true']).returncode for _ in range(3)])"
+    assert bench.run(session, many).stdout == "7 None [0, 0, 0]\n"
+    assert len(alive(descendants(bench.service.process.pid))) < before + 24
 
 
 def test_processes_left_behind_die_with_the_session(bench, session):

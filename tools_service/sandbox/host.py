@@ -77,6 +77,7 @@ class Host:
         self._ready: asyncio.Future | None = None
         self._waiting: dict[int, asyncio.Future] = {}
         self._workers: dict[int, asyncio.Future] = {}  # by number: why it ended
+        self._clearing: dict[int, asyncio.Future] = {}  # by number of the worker
         self._asked = 0
         self._closing = False
         self._failures = 0  # starts in a row that came to nothing
@@ -140,6 +141,9 @@ class Host:
                 ended = self._workers.pop(message["worker"], None)
                 if ended is not None and not ended.done():
                     ended.set_result(message["cause"])
+            case "cleared":
+                if (cleared := self._clearing.pop(message["worker"], None)) and not cleared.done():
+                    cleared.set_result(None)
             case "failed":
                 error = SandboxUnavailable(message["message"])
                 for future in [self._ready, *self._waiting.values()]:
@@ -161,6 +165,10 @@ class Host:
             if not ended.done():
                 ended.set_result("manager lost")
         self._workers.clear()
+        for cleared in self._clearing.values():
+            if not cleared.done():
+                cleared.set_result(None)
+        self._clearing.clear()
         if self._ready.done() and self._ready.exception() is None:
             self._failures = 0
         else:
@@ -212,6 +220,13 @@ class Host:
 
     def interrupt(self, worker: Worker) -> None:
         self._send({"op": "interrupt", "worker": worker.number})
+
+    async def clear(self, worker: Worker, since: float, timeout_s: float = 5.0) -> None:
+        """Ends the processes that the session began since then, in seconds of CLOCK_BOOTTIME, and waits for it."""
+        cleared = self._clearing[worker.number] = asyncio.get_running_loop().create_future()
+        self._send({"op": "clear", "worker": worker.number, "since": since})
+        await asyncio.wait({cleared, worker.ended}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        self._clearing.pop(worker.number, None)
 
     def quiet(self, worker: Worker) -> None:
         """No cell of this session has run for a while: it may be stopped if it burns CPU."""

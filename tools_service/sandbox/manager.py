@@ -2,7 +2,8 @@
 
 One thread, standard library only. It talks to the server over a socket (SEQPACKET, JSON):
 
-- from the server: ``{"op": "acquire", "id"}``, ``{"op": "interrupt"|"kill"|"busy"|"quiet", "worker"}``;
+- from the server: ``{"op": "acquire", "id"}``, ``{"op": "interrupt"|"kill"|"busy"|"quiet", "worker"}``,
+  ``{"op": "clear", "worker", "since"}``, which ``{"op": "cleared", "worker"}`` answers;
 - to the server: ``{"op": "ready", ...}``, ``{"op": "granted", "id", "worker", "pid"}`` with the session's
   three descriptors, ``{"op": "exited", "worker", "cause"}``, ``{"op": "failed", "message"}``.
 
@@ -31,6 +32,7 @@ from tools_service.sandbox.plan import Limits, Plan
 
 _FOLDER = "tools-sandbox-"
 _AHEAD = 4  # forks under way at once
+_ROUNDS = 100  # of stopping what a cell left behind; a fork bomb needs as many as it has places, at worst
 _FAILURES = 5  # in a row, after which the manager gives up
 _ZYGOTE_PATIENCE_S = 20.0  # for one fork; less than callers wait for a session
 _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from tools_service.sandbox.zygote import main; main()"
@@ -167,6 +169,9 @@ class Manager:
             self._workers[pid].quiet = True
         elif message["op"] == "kill":
             self._kill(pid)
+        elif message["op"] == "clear":
+            self._clear(pid, message["since"])
+            self._tell({"op": "cleared", "worker": message["worker"]})
 
     def _tell(self, message: dict, handles: list[int] | None = None) -> None:
         zygote.send(self._server, message, handles or [])
@@ -299,6 +304,20 @@ class Manager:
         if worker.stopped:
             worker.stopped = False
             self._signal(self._watch.members(worker.pid), signal.SIGCONT)
+
+    def _clear(self, pid: int, since: float) -> None:
+        """Ends what a session began since ``since`` (seconds of CLOCK_BOOTTIME); its first process stays.
+
+        All of it stands still before any of it dies: places that become free are not taken by more forks.
+        """
+        stopped: list[int] = []
+        for _ in range(_ROUNDS):
+            found = [p for p in self._watch.members(pid, since) if p != pid and p not in stopped]
+            if not found:
+                break
+            self._signal(found, signal.SIGSTOP)
+            stopped += found
+        self._signal(stopped, signal.SIGKILL)
 
     def _signal(self, pids: list[int], number: int) -> None:
         for pid in pids:

@@ -103,6 +103,7 @@ def serve(shell: Shell, limits: Limits) -> None:
             leave(0)
         header, blobs, pictures = request
         nonce = header["nonce"]
+        processes.bury()  # what ended since the last cell
         try:
             streams.start()
             shell.bind_images(pictures)

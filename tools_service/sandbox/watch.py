@@ -140,9 +140,10 @@ class Watch:
             return f"more than {limits.inodes} files and folders"
         return f"more than {folders.MAX_DEPTH} folders inside each other" if used.too_deep else ""
 
-    def members(self, pid: int) -> list[int]:
-        """The processes of one session."""
-        return self._usages({pid})[pid].pids
+    def members(self, pid: int, since: float = 0.0) -> list[int]:
+        """The processes of one session, or those that were begun since then, in seconds of CLOCK_BOOTTIME."""
+        found = self._usages({pid})[pid].pids
+        return [p for p in found if _begun(p) >= int(since * _TICKS)] if since else found
 
     def _usages(self, sessions: set[int]) -> dict[int, Usage]:
         """Adds up the process list per session: by ancestry in pid namespaces, where orphans go to the first
@@ -178,6 +179,15 @@ class Watch:
     def _process(self, pid: int, ticks: int) -> _Seen:
         private = max(0, _resident(pid, "Anon") - self._inherited)
         return _Seen(ticks, private, _resident(pid, "Shmem"), _unnamed(pid))
+
+
+def _begun(pid: int) -> int:
+    """When a process was begun, in clock ticks of CLOCK_BOOTTIME; 0 for one that is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except OSError:
+        return 0
 
 
 def _session_of(pid: int, rows: dict[int, list[bytes]], sessions: set[int]) -> int:
