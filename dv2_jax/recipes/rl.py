@@ -159,6 +159,7 @@ class Training:
         after_first = () if self._counter is None else self._counter.names
         for name in after_first[self._told :]:
             self.run.display.line(f"compiled after the first step: {name}")
+            self.run.spans.instant("compiled", program=name)
         self._told = len(after_first)
         # The engine's are counted by itself as well, from before the first step on.
         return max(len(after_first), self.session.recompilations())

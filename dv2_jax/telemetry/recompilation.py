@@ -7,16 +7,10 @@ persistent cache answers counts as well: in the next process it would have been 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import jax
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
-
-
-class RecompilationError(RuntimeError):
-    """Something compiled where nothing should have."""
 
 
 @functools.cache  # a listener cannot be taken off again, so there is one per process
@@ -50,12 +44,3 @@ class RecompilationCounter:
     @property
     def count(self) -> int:
         return len(self._all) - self._start
-
-
-@contextmanager
-def no_recompilation(where: str) -> Iterator[None]:
-    """Raises RecompilationError, naming the programs, when anything compiles inside."""
-    counter = RecompilationCounter()
-    yield
-    if counter.count:
-        raise RecompilationError(f"{where}: {counter.count} programs were compiled: {', '.join(counter.names)}")

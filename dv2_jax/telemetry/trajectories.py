@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -226,30 +227,28 @@ def read_trajectories(directory: str | Path, stage: str) -> Iterator[dict]:
     """The records of one stage, in order of first appearance; the newest wins where (step, id) repeats.
 
     A step repeats when a run is killed after it wrote trajectories and before its checkpoint. Torn lines are
-    skipped; :func:`torn_lines` counts them.
+    skipped, with a warning that counts them: one for each time a writer was killed mid-line.
     """
     path = Path(directory) / f"{stage}.jsonl"
     newest: dict[tuple, int] = {}
     order: list[tuple] = []
+    torn = offset = 0
     with open(path, "rb") as file:
-        offset = 0
         for line in file:
             record = _parse(line)
-            if record is not None:
+            if record is None:
+                torn += 1
+            else:
                 key = (record.get("step"), record["id"])
                 if key not in newest:
                     order.append(key)
                 newest[key] = offset
             offset += len(line)
+        if torn:
+            warnings.warn(f"{path}: {torn} lines are not whole and were left out", stacklevel=2)
         for key in order:
             file.seek(newest[key])
             yield json.loads(file.readline())
-
-
-def torn_lines(directory: str | Path, stage: str) -> int:
-    """How many lines of a stage's file do not parse: one for each time its writer was killed mid-line."""
-    with open(Path(directory) / f"{stage}.jsonl", "rb") as file:
-        return sum(_parse(line) is None for line in file)
 
 
 def _parse(line: bytes) -> dict | None:
