@@ -1,7 +1,7 @@
 """The backbone against transformers on torch (and tunix, where its environment is named): tokens per second and memory.
 
     python -m benchmarks.model                                  # some five minutes on two cores
-    python -m benchmarks.model --shapes text --rounds 15 --devices 2
+    python -m benchmarks.model --shapes text --rounds 15 --devices 1
     python -m benchmarks.model --tunix /path/to/venv/bin/python # text alone; that environment needs google-tunix
 
 Every side is a process of its own that stays; they take turns, round by round, on the same cores, and medians count.
@@ -87,7 +87,7 @@ def measure(sides: Sequence[Side], rounds: int, clock: str = "wall") -> dict[str
 def commands(folder: Path, shape: Path, name: str, arguments: argparse.Namespace) -> dict[str, list[str]]:
     here = [sys.executable, "-m", "benchmarks.model_sides"]
     found = {
-        "ours": [*here, "ours", str(folder), str(shape), str(arguments.devices if name == "text" else 1)],
+        "ours": [*here, "ours", str(folder), str(shape), str(arguments.devices)],
         "torch": [*here, "torch", str(folder), str(shape), str(arguments.threads)],
     }
     if arguments.tunix and name == "text":
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2, help="cores that every side may use")
-    parser.add_argument("--devices", type=int, default=1, help="CPU devices that we split the rows of `text` over")
+    parser.add_argument("--devices", type=int, default=2, help="CPU devices that we split heads and features over (mesh.tensor)")
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),

@@ -17,11 +17,10 @@ Pass = Callable[[], float]  # computes, waits for the result, returns the loss
 
 
 def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, Pass]:
-    """The forms of attention and log-probs that training uses; rows split over ``devices``."""
+    """The forms of attention and log-probs that training uses; heads and features split over ``devices``."""
     import jax
 
     jax.config.update("jax_num_cpu_devices", devices)
-    import jax.numpy as jnp
 
     from benchmarks.model_shapes import CONFIG
     from dv2_jax.checkpoint.hf import load_hf
@@ -29,9 +28,9 @@ def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, 
     from dv2_jax.model import VisionBucket, build, logical_axes, merge, vision_batch
     from dv2_jax.ops.attention import causal_segment_attention
     from dv2_jax.ops.logprobs import row_logprobs
-    from dv2_jax.parallel.mesh import ROWS, make_mesh, param_shardings, under
+    from dv2_jax.parallel.mesh import make_mesh, param_shardings, under
 
-    mesh = make_mesh(MeshConfig(data=devices, fsdp=1, tensor=1)) if devices > 1 else None
+    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=devices)) if devices > 1 else None
     params = load_hf(folder, CONFIG, param_shardings(mesh, logical_axes(CONFIG)) if mesh else None)
     graphdef, _ = build(CONFIG)
     ids, segments, positions = (np.asarray(shape[name], np.int32) for name in ("ids", "segments", "positions"))
@@ -44,17 +43,16 @@ def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, 
         grid = tuple(int(n) for n in shape["grid"])
         bucket = VisionBucket.of(1, len(shape["patches"]))
         vision = vision_batch([(shape["patches"], grid)], [bucket], CONFIG.vision)
-    rows = jax.NamedSharding(mesh, jax.P(ROWS)) if mesh else None
-    batch = jax.device_put((ids, targets, weight, segments, index.astype(np.int32)), rows)
-    places = jax.device_put(np.moveaxis(positions, 0, -1), rows)
-    vision = jax.device_put(vision)
+    everywhere = jax.NamedSharding(mesh, jax.P()) if mesh else None
+    batch = jax.device_put((ids, targets, weight, segments, positions, index.astype(np.int32)), everywhere)
+    vision = jax.device_put(vision, everywhere)
 
-    def loss(params, vision, batch, places):
-        ids, targets, weight, segments, index = batch
+    def loss(params, vision, batch):
+        ids, targets, weight, segments, positions, index = batch
         model = merge(graphdef, params)
         embeds = model.embed(ids) if vision is None else model.embed(ids, model.encode_images(vision), index)
         attend = lambda q, k, v, cache: (causal_segment_attention(q, k, v, segments), cache)  # noqa: E731
-        hidden, _ = model.hidden(embeds, jnp.moveaxis(places, -1, 0), attend)
+        hidden, _ = model.hidden(embeds, positions, attend)
         logprobs, _ = row_logprobs(hidden, model.head_kernel(), targets)
         return -(logprobs * weight).sum() / weight.sum()
 
@@ -62,7 +60,7 @@ def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, 
 
     def run(function) -> float:
         with under(mesh):
-            found = jax.block_until_ready(function(params, vision, batch, places))
+            found = jax.block_until_ready(function(params, vision, batch))
         return float(found[0] if isinstance(found, tuple) else found)
 
     return {"forward": lambda: run(forward), "gradient": lambda: run(gradient)}
