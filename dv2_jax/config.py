@@ -77,6 +77,8 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
+    """Slots, pages and prefill rows count all devices together, those of all hosts."""
+
     slots: int = 64  # sequences decoding at once
     page_size: int = 32  # tokens per KV page
     pages: int = 2560  # KV pages in all
@@ -163,7 +165,7 @@ class RLConfig:
     max_sampling_rounds: int = 4  # of dynamic sampling
     kl_coefficient: float = 0.0  # weight of the divergence from the starting policy; 0: none
     checkpoint_every: int = 10  # steps
-    keep_trajectories: int = 64  # written per step with pictures
+    keep_trajectories: int = 64  # written per step with pictures; of several hosts, by the first
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,8 @@ class Engine:
         max_tokens_per_sequence: prompt, sampled tokens and observations together.
         seed: of the run; with a sequence's key and a position it names a token's random number.
         forbidden: ids that are never sampled, over the model's vocabulary (`sampling.forbidden_ids`).
-        mesh: of several devices. Rows and pages are split over ``data`` and ``fsdp``, heads over ``tensor``;
-            slots, prefill rows and pages count all devices together.
+        mesh: of several devices, all of this process. Rows and pages are split over ``data`` and ``fsdp``, heads over
+            ``tensor``; slots, prefill rows and pages count all devices together.
     """
 
     def __init__(
@@ -90,9 +90,8 @@ class Engine:
         compute_dtype: jnp.dtype = jnp.float32,
         mesh: jax.sharding.Mesh | None = None,
     ):
-        if jax.process_count() > 1:
-            raise NotImplementedError("the engine runs on the devices of one process; there are several")
         text = model_config.text
+        mesh = mesh if mesh is not None and mesh.size > 1 else None
         groups = groups_of(mesh)
         self._mesh, self._groups = mesh, groups
         self._placement = Placement.on(mesh, text.num_kv_heads)
@@ -127,8 +126,8 @@ class Engine:
         )
         self._programs = CompiledPrograms(programs.jitted(graphdef, self._placement), mesh)
 
-    def set_params(self, params: Params, version: int) -> None:
-        """Takes new weights. What older weights have cached is never used again.
+    def set_params(self, params: Params | None, version: int) -> None:
+        """Takes new weights; None lets go of the old ones. What older weights have cached is never used again.
 
         Raises:
             RuntimeError: while sequences are open; half of their keys and values would be of the old weights.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dv2_jax.config import EngineConfig
+from dv2_jax.config import ConfigError, EngineConfig
+
+DIVIDED = ("slots", "prefill_rows", "pages")  # fields that count all devices together
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Shapes:
         Raises:
             ValueError: when rows or pages cannot be split over the groups of devices.
         """
-        for name in ("slots", "prefill_rows", "pages"):
+        for name in DIVIDED:
             if getattr(config, name) % groups:
                 raise ValueError(f"engine.{name} {getattr(config, name)} is no multiple of {groups} groups of devices")
         longest = pages_of(max_tokens, config.page_size)
@@ -35,6 +37,16 @@ class Shapes:
             decode_widths=widths,
             prefill_widths=(0, *widths),
         )
+
+
+def of_one_host(config: EngineConfig, hosts: int) -> EngineConfig:
+    """The sizes of the engine that each of several hosts has."""
+    for name in DIVIDED:
+        if getattr(config, name) % hosts:
+            raise ConfigError(
+                f"engine.{name} = {getattr(config, name)} does not divide among {hosts} hosts; use a multiple of {hosts}"
+            )
+    return replace(config, **{name: getattr(config, name) // hosts for name in DIVIDED})
 
 
 def pages_of(tokens: int, page_size: int) -> int:

@@ -9,7 +9,7 @@ Policy, engine, protocol and tools, as the RL recipe, ``evaluate`` and ``chat`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +26,11 @@ from dv2_jax.data.loader import image_buckets
 from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.engine.engine import Engine
 from dv2_jax.engine.sampling import forbidden_ids
+from dv2_jax.engine.shapes import of_one_host
 from dv2_jax.engine.stops import StopAutomaton
-from dv2_jax.model.params import GraphDef, Params, build
+from dv2_jax.model.params import GraphDef, Params, build, logical_axes
+from dv2_jax.parallel import distributed
+from dv2_jax.parallel.hosts import own_mesh, to_own_devices
 from dv2_jax.rollout.scheduler import RolloutScheduler
 from dv2_jax.rollout.tools import open_tools
 from tools_service.client import ToolsClient
@@ -45,13 +48,20 @@ class Session:
     engine: Engine
     tools: ToolsClient
     forbidden: Bool[np.ndarray, "V"]
-    mesh: Mesh | None  # None: one device
+    mesh: Mesh | None  # of all hosts' devices, where the policy's weights lie; None: one device
+    to_engine: Callable[[Params], Params] | None = None  # copies weights to the engine's own devices; None: it shares them
 
     def set_params(self, params: Params, version: int) -> None:
-        """New weights; compiles what is not compiled yet when they are the first."""
-        self.engine.set_params(params, version)
+        """New weights; compiles what is not compiled yet when they are the first. Every host calls it."""
+        self._give(params, version)
         if not self.engine.compiled_programs():
             self.engine.warmup()
+
+    def _give(self, params: Params, version: int) -> None:
+        if self.to_engine is not None:
+            self.engine.set_params(None, version)  # the old copy goes before the new one comes
+            params = self.to_engine(params)
+        self.engine.set_params(params, version)
 
     def load_params(self, *, warmup: bool = True) -> None:
         """The weights of ``model.init``, as version 0. Without ``warmup`` a shape is compiled when it first comes."""
@@ -61,7 +71,7 @@ class Session:
         if warmup:
             self.set_params(params, 0)
         else:
-            self.engine.set_params(params, 0)
+            self._give(params, 0)
 
     def scheduler(self, *, temperature: float | None = None, tools: ToolsClient | None = None) -> RolloutScheduler:
         """A scheduler on this engine; by default at the configured temperature and with this session's tools.
@@ -88,16 +98,24 @@ class Session:
 
 @contextmanager
 def open_session(config: Config, run_dir: str | Path, *, mesh: Mesh | None = None) -> Iterator[Session]:
-    """Assemble policy (without weights), engine and tools for ``config``; the tools end with the block."""
+    """Assemble policy (without weights), engine and tools for ``config``; the tools end with the block.
+
+    Of several hosts each has an engine on its own devices, and tools of its own where ``tools.address`` is empty.
+    """
     described = architecture(config.model)
     if described.tokenizer_file is None:
         raise ConfigError(f"model.init = {config.model.init!r} has no tokenizer: it cannot answer questions")
     tokenizer = Tokenizer.from_file(described.tokenizer_file)
     graphdef, _ = build(described.config, compute_dtype=config.model.compute_dtype)
-    engine, forbidden = make_engine(config, described, graphdef, tokenizer, mesh)
+    own, to_engine, hosts = mesh, None, distributed.process_count()
+    if hosts > 1:
+        own = own_mesh(mesh)
+        to_engine = to_own_devices(mesh, logical_axes(described.config), config.model.compute_dtype)
+        config = replace(config, engine=of_one_host(config.engine, hosts))
+    engine, forbidden = make_engine(config, described, graphdef, tokenizer, own)
     codec = SpliceCodec(tokenizer, config.image, config.agent)
     with open_tools(config, run_dir) as tools:
-        yield Session(config, described, graphdef, tokenizer, codec, engine, tools, forbidden, mesh)
+        yield Session(config, described, graphdef, tokenizer, codec, engine, tools, forbidden, mesh, to_engine)
 
 
 def make_engine(

@@ -2,7 +2,8 @@
 
 Every process runs the same program in the same order, so whatever only one process can know (a clock, a signal, the
 length of its own rows) must be agreed on before it decides a branch or a shape; otherwise the next collective hangs.
-All functions but ``is_main`` and ``process_index`` are collective: every process calls them, in the same order.
+All functions but ``is_main``, ``process_index``, ``process_count`` and ``share`` are collective: every process calls
+them, in the same order.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ import importlib.util
 import json
 import os
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+PIECE = 1 << 16  # bytes of text that a process sends at once: one shape, so that one program is compiled for all texts
+T = TypeVar("T")
 
 
 def initialize(environ: dict[str, str] | None = None, cpu_devices: int = 1) -> None:
@@ -45,6 +51,16 @@ def initialize(environ: dict[str, str] | None = None, cpu_devices: int = 1) -> N
         jax.distributed.initialize(environ[COORDINATOR], int(environ[COUNT]), int(environ[INDEX]))
     elif _on_tpu_host(environ) or int(environ.get("SLURM_NTASKS", "1")) > 1:
         jax.distributed.initialize()
+    if jax.distributed.is_initialized() and jax.process_count() > 1 and jax.default_backend() == "cpu":
+        _connect()
+
+
+def _connect() -> None:
+    """Sums over all devices while no process is busy: the CPU's collectives fail when devices that first have something
+    to exchange do not meet within half a minute, and compiling may keep one of them longer."""
+    place = NamedSharding(Mesh(np.array(jax.devices()), "all"), PartitionSpec("all"))
+    ones = jax.make_array_from_callback((jax.device_count(),), place, lambda _: np.ones(1, np.int32))
+    jax.block_until_ready(jax.jit(jnp.sum)(ones))
 
 
 def _on_tpu_host(environ: dict[str, str]) -> bool:
@@ -56,6 +72,10 @@ def _on_tpu_host(environ: dict[str, str]) -> bool:
 
 def process_index() -> int:
     return jax.process_index()
+
+
+def process_count() -> int:
+    return jax.process_count()
 
 
 def is_main() -> bool:
@@ -70,13 +90,7 @@ def barrier(name: str) -> None:
 
 def agree(value: Any) -> Any:
     """Process 0's ``value``, on every process. Anything JSON can hold; tuples come back as lists."""
-    if jax.process_count() == 1:
-        return value
-    text = np.frombuffer(json.dumps(value).encode() if is_main() else b"", np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))  # shapes must be equal everywhere
-    padded = np.zeros(length, np.uint8)
-    padded[: text.size] = text
-    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8).tobytes())
+    return value if jax.process_count() == 1 else gather_json(value if is_main() else None)[0]
 
 
 def any_process(flag: bool) -> bool:
@@ -97,7 +111,18 @@ def gather_json(value: Any) -> list[Any]:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(text.size))
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: text.size] = text
-    rows = np.asarray(multihost_utils.process_allgather(padded), np.uint8)
+    padded = np.zeros((-(-int(lengths.max()) // PIECE), PIECE), np.uint8)
+    padded.flat[: text.size] = text
+    rows = np.concatenate([multihost_utils.process_allgather(piece) for piece in padded], axis=1).astype(np.uint8)
     return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths)]
+
+
+def share(items: Sequence[T]) -> list[T]:
+    """This process's part of ``items``, which all processes know: every n-th, so that each has its part of any stretch."""
+    return [items[i] for i in range(jax.process_index(), len(items), jax.process_count())]
+
+
+def gather_shares(own: Sequence[Any]) -> list[Any]:
+    """What became of the items that ``share`` divided, in their order, on every process. Anything JSON can hold."""
+    parts = gather_json(list(own))
+    return [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)]

@@ -16,9 +16,10 @@ from typing import Literal
 
 from dv2_jax.config import Config, ConfigError, ToolsConfig
 from dv2_jax.data import tasks
+from dv2_jax.parallel import distributed
 from tools_service.client import Tls, ToolsClient, start_local_service
 
-LOG = "tools_service.log"  # of our own service, in the run directory
+LOG = "tools_service.log"  # of our own service, in the run directory; of other hosts' own: tools_service.1.log, ...
 
 
 @contextlib.contextmanager
@@ -36,10 +37,11 @@ def open_tools(config: Config, run_dir: str | Path) -> Iterator[ToolsClient]:
         finally:
             client.close()
         return
+    host = distributed.process_index()
     service = start_local_service(
         text_index=tools.text_index or str(embedded_index("text")),
         image_index=tools.image_index or str(embedded_index("image")),
-        log_path=Path(run_dir) / LOG,
+        log_path=(Path(run_dir) / LOG).with_suffix(f".{host}.log" if host else ".log"),
     )
     try:
         client = ToolsClient(service.address, request_timeout_s=tools.request_timeout_s)

@@ -1,0 +1,78 @@
+"""What one host has of a mesh that spans several: devices to generate on, and a copy of the weights there.
+
+Generation needs no other host: each has an engine on its own devices, and hosts only meet to learn. So weights lie
+twice: as the mesh splits them, for learning, and whole on every host, spread over its devices. They go from one to the
+other over the devices' links, never through the memory of a host. On one host nothing of this happens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding, SingleDeviceSharding
+from jaxtyping import Array
+
+from dv2_jax.config import ConfigError
+from dv2_jax.parallel.mesh import AXES, param_shardings
+
+Params = dict[str, Array]
+
+
+def own_mesh(mesh: Mesh, process: int | None = None) -> Mesh:
+    """The devices of one process (default: of this one) as a mesh; `mesh` itself where there are no others.
+
+    `fsdp` takes as many of them as it can, `data` the rest: a host has room for the weights once.
+    Raises ConfigError where the devices of a row, those along `tensor`, belong to several processes.
+    """
+    owners = owners_of_rows(mesh)
+    if len(set(owners)) == 1:
+        return mesh
+    tensor = mesh.shape["tensor"]
+    rows = mesh.devices.reshape(-1, tensor)[np.equal(owners, jax.process_index() if process is None else process)]
+    fsdp = math.gcd(mesh.shape["fsdp"], len(rows))
+    return Mesh(rows.reshape(-1, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def owners_of_rows(mesh: Mesh) -> list[int]:
+    """Which process has the devices of each data shard, in the order of a batch's rows.
+
+    Raises ConfigError as `own_mesh`, and where processes have different numbers of shards.
+    """
+    tensor = mesh.shape["tensor"]
+    owners = [{device.process_index for device in row} for row in mesh.devices.reshape(-1, tensor)]
+    if any(len(owner) > 1 for owner in owners):
+        raise ConfigError(
+            f"mesh.tensor={tensor}: some of its groups of devices belong to several hosts, but every host generates on"
+            " its own devices and packs its own rows; choose a smaller mesh.tensor (1 always works) and a larger mesh.fsdp"
+        )
+    found = [owner.pop() for owner in owners]
+    if len({found.count(process) for process in found}) > 1:
+        raise ConfigError(f"the hosts have different numbers of the mesh's {len(found)} data shards: use equal hosts")
+    return found
+
+
+def to_own_devices(
+    mesh: Mesh, logical_axes: Mapping[str, tuple[str | None, ...]], dtype: jax.typing.DTypeLike
+) -> Callable[[Params], Params]:
+    """A function from weights on `mesh` to a copy of them on this process's devices. Every process calls it.
+
+    The copy is of `dtype`, that of the computation: what only reads weights casts them to it anyway.
+    """
+    processes = sorted(set(owners_of_rows(mesh)))
+    hosts = Mesh(np.stack([own_mesh(mesh, process).devices for process in processes]), ("host", *AXES))
+    own = own_mesh(mesh)
+    here = param_shardings(own, logical_axes)
+    everywhere = {name: NamedSharding(hosts, place.spec) for name, place in here.items()}
+    cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(dtype), params))
+
+    def local(x: Array, place: Sharding) -> Array:
+        place = place if own.size > 1 else SingleDeviceSharding(own.devices.item())
+        return jax.make_array_from_single_device_arrays(x.shape, place, [shard.data for shard in x.addressable_shards])
+
+    def copy(params: Params) -> Params:
+        return {name: local(x, here[name]) for name, x in jax.device_put(cast(params), everywhere).items()}
+
+    return copy

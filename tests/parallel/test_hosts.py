@@ -1,0 +1,128 @@
+"""What each host has of a mesh, whatever order the mesh has its devices in. The whole recipe: tests/recipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from dv2_jax.config import ConfigError, EngineConfig
+from dv2_jax.engine.shapes import of_one_host
+from dv2_jax.parallel.hosts import own_mesh, owners_of_rows
+from dv2_jax.parallel.mesh import AXES
+
+
+@dataclass(frozen=True)
+class Device:
+    process_index: int
+    id: int
+
+
+def mesh(owners) -> Mesh:
+    """A mesh of devices that belong to these processes."""
+    owners = np.array(owners)
+    devices = [Device(int(process), number) for number, process in enumerate(owners.flat)]
+    return Mesh(np.array(devices, object).reshape(owners.shape), AXES)
+
+
+@pytest.mark.parametrize(
+    ("owners", "shape", "rows"),
+    [
+        ([[[0], [0], [1], [1]]], (1, 2, 1), [2, 3]),
+        ([[[0], [1], [0], [1]]], (1, 2, 1), [1, 3]),  # as on v5p, where hosts lie side by side in JAX's order
+        ([[[0]], [[0]], [[1]], [[1]]], (2, 1, 1), [2, 3]),  # weights whole on every device stay so
+        ([[[0], [0]], [[1], [1]], [[0], [0]], [[1], [1]]], (2, 2, 1), [2, 3, 6, 7]),
+        ([[[0, 0], [1, 1], [0, 0], [1, 1]]], (1, 2, 2), [1, 3]),
+    ],
+)
+def test_a_hosts_mesh_has_its_devices_in_the_order_of_its_rows(owners, shape, rows):
+    """Sees: another host's device, weights that the host's devices hold twice, rows in another order than the batch's."""
+    whole = mesh(owners)
+    own = own_mesh(whole, 1)
+    assert own.axis_names == AXES and own.devices.shape == shape
+    assert np.flatnonzero(np.equal(owners_of_rows(whole), 1)).tolist() == rows
+    tensor = shape[2]
+    assert own.devices.reshape(-1, tensor).tolist() == whole.devices.reshape(-1, tensor)[rows].tolist()
+
+
+def test_alone_the_mesh_stays_what_it_is():
+    whole = mesh([[[0], [0]]])
+    assert own_mesh(whole, 0) is whole
+
+
+def test_meshes_that_hosts_cannot_divide_are_refused_with_the_fix():
+    with pytest.raises(ConfigError, match=r"mesh.tensor=2: .* several hosts.*smaller mesh.tensor"):
+        own_mesh(mesh([[[0, 1], [0, 1]]]), 0)
+    with pytest.raises(ConfigError, match="different numbers"):
+        own_mesh(mesh([[[0], [0], [1]]]), 0)
+
+
+def test_the_engines_of_all_hosts_together_have_the_configured_sizes():
+    engine = EngineConfig(slots=8, pages=64, prefill_rows=4, picture_tokens=10)
+    assert of_one_host(engine, 4) == EngineConfig(slots=2, pages=16, prefill_rows=1, picture_tokens=10)
+    with pytest.raises(ConfigError, match="engine.prefill_rows = 4 does not divide among 3 hosts"):
+        of_one_host(EngineConfig(slots=9, pages=9, prefill_rows=4), 3)
+
+
+PROGRAM = """
+import json
+from dv2_jax.parallel import distributed
+distributed.initialize()
+import jax, numpy as np
+from jax.sharding import AxisType, Mesh
+from dv2_jax.parallel.hosts import to_own_devices, own_mesh
+from dv2_jax.parallel.mesh import AXES, param_shardings
+from dv2_jax.telemetry.recompilation import RecompilationCounter
+me, found = jax.process_index(), []
+first, second = jax.devices()[:2], jax.devices()[2:]
+for order in (first + second, [first[0], second[0], first[1], second[1]]):
+    for shape in ((1, 4, 1), (2, 2, 1), (4, 1, 1)):
+        mesh = Mesh(np.array(order).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+        axes = {"kernel": ("layers", "embed", "mlp"), "scale": ("norm",)}
+        values = {"kernel": np.arange(48.0, dtype=np.float32).reshape(2, 8, 3), "scale": np.ones(3, np.float32)}
+        params = {n: jax.device_put(values[n], s) for n, s in param_shardings(mesh, axes).items()}
+        copy = to_own_devices(mesh, axes, "bfloat16")
+        copied = copy(params)
+        counter = RecompilationCounter()
+        copied = copy(params)
+        for name, x in copied.items():
+            assert x.is_fully_addressable and x.dtype == "bfloat16" and x.devices() == set(jax.local_devices())
+            assert x.sharding.is_equivalent_to(param_shardings(own_mesh(mesh), axes)[name], x.ndim)
+            np.testing.assert_array_equal(np.asarray(x, np.float32), values[name])
+        found.append(counter.count)
+print(json.dumps(found))
+"""
+
+
+def test_weights_come_whole_to_the_devices_of_every_host():
+    """Sees: a part of a weight that another host kept, or that lies where another part belongs; programs compiled anew."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = "127.0.0.1:%d" % listener.getsockname()[1]
+    shared = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2",
+                           "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            env=shared | {"JAX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (out, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+        assert json.loads(out.splitlines()[-1]) == [0] * 6
