@@ -18,13 +18,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dv2_jax.agent.protocol import STOP_STRINGS
 from dv2_jax.checkpoint.policy import architecture
-from dv2_jax.config import Config
+from dv2_jax.config import Config, EngineConfig
 from dv2_jax.data.loader import image_buckets
 from dv2_jax.data.packing import PackedBatch, PackSpec
 from dv2_jax.engine import batches
 from dv2_jax.engine.placement import Placement, groups_of
 from dv2_jax.engine.programs import jitted
-from dv2_jax.engine.shapes import Shapes
+from dv2_jax.engine.shapes import Shapes, of_one_host
 from dv2_jax.engine.stops import FINAL_STATES
 from dv2_jax.model.config import ModelConfig
 from dv2_jax.model.flops import forward_flops, text_flops, training_flops, vision_flops
@@ -32,6 +32,7 @@ from dv2_jax.model.params import abstract_params, build, logical_axes
 from dv2_jax.model.vision_inputs import VisionBatch, VisionBucket, vision_batch
 from dv2_jax.ops.paged_attention import Pages, empty_pages
 from dv2_jax.parallel.aot import bytes_per_device
+from dv2_jax.parallel.hosts import own_mesh
 from dv2_jax.parallel.mesh import check_divisible, make_mesh, param_shardings
 from dv2_jax.recipes.optimizer import learning_rate, make_optimizer, trainable_names
 from dv2_jax.recipes.rl_step import make_rl_step, make_scorer
@@ -79,6 +80,32 @@ class Abstract:
     def shards(self) -> int:
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
+    @property
+    def hosts(self) -> int:
+        return self.mesh.size // self.engine_mesh.size
+
+    @property
+    def engine_mesh(self) -> Mesh:
+        """The devices of one host, on which it generates."""
+        return own_mesh(self.mesh, self.mesh.devices.flat[0].process_index)
+
+    @property
+    def engine_sizes(self) -> EngineConfig:
+        return of_one_host(self.config.engine, self.hosts)
+
+    @property
+    def engine_params(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The weights that an engine reads: the trainer's own or, on several hosts, its copy."""
+        if self.hosts == 1:
+            return self.params
+        dtype, places = self.config.model.compute_dtype, param_shardings(self.engine_mesh, logical_axes(self.model))
+        return {n: _placed(p, places[n]) for n, p in abstract_params(self.model, dtype).items()}
+
+    @property
+    def copied(self) -> int:
+        """Bytes per device that the engine's copy of the weights takes."""
+        return 0 if self.hosts == 1 else bytes_per_device(self.engine_params)
+
     def state(self, optimizer: Any, trainable: tuple[str, ...]) -> TrainState:
         params = self.params
         opt_state = jax.eval_shape(optimizer.init, split_params(params, trainable)[0])
@@ -114,7 +141,7 @@ def sft_programs(policy: Abstract) -> list[Program]:
 
 
 def rl_programs(policy: Abstract) -> list[Program]:
-    """The policy-gradient step, and log-probs without a gradient. Pages of the engine lie beside them."""
+    """The policy-gradient step, and log-probs without a gradient. What the engine holds lies beside them."""
     config = dataclasses.replace(policy.config, rl=with_algorithm(policy.config.rl))
     rl, temperature = config.rl, config.sampling.temperature
     steps = rl.steps * rl.minibatches
@@ -132,33 +159,37 @@ def rl_programs(policy: Abstract) -> list[Program]:
         param_shardings=policy.shardings,
     )
     spec = _pack_spec(policy, rl.microbatch_rows, rl.row_tokens)
-    pages = bytes_per_device(_engine_memory(policy))
+    held = bytes_per_device(_engine_memory(policy)) + policy.copied
     # As many rows as trajectories: those of full length share no row.
     microbatches = -(-rl.prompts_per_step * rl.group_size // rl.minibatches // rl.microbatch_rows)
     programs = _update_programs(
-        "RL", policy, update, optimizer, trainable, spec, beside=pages, microbatches=microbatches
+        "RL", policy, update, optimizer, trainable, spec, beside=held, microbatches=microbatches
     )
     score = make_scorer(policy.graphdef, temperature=temperature, forbidden=forbidden)
     batch = abstract_batch(spec, spec.image_buckets[0], policy.mesh)
-    held = pages + bytes_per_device(policy.state(optimizer, trainable).opt_state)
+    held += bytes_per_device(policy.state(optimizer, trainable).opt_state)
     useful = forward_flops(policy.model, **_size(spec, spec.image_buckets[0])) / policy.mesh.size
     shape = _shape(spec, batch)
     return [*programs, Program("log-probs", shape, score, (policy.params, batch), held, policy.mesh, useful)]
 
 
 def engine_programs(policy: Abstract) -> list[Program]:
-    """Prefill and decode in their widest shapes, and the encoder in its first. The optimiser's moments lie beside them."""
-    config, engine, model, mesh = policy.config, policy.config.engine, policy.model, policy.mesh
+    """Prefill and decode in their widest shapes, and the encoder in its first; of several hosts, those of one.
+
+    The optimiser's moments lie beside them and, where the engine has a copy of the weights, the trainer's.
+    """
+    config, engine, model, mesh = policy.config, policy.engine_sizes, policy.model, policy.engine_mesh
     graphdef = build(model, compute_dtype=config.model.compute_dtype)[0]
     states = FINAL_STATES + len({text[:end] for text in STOP_STRINGS for end in range(len(text))})
     placement = Placement.on(mesh, model.text.num_kv_heads)
     functions = jitted(graphdef, placement)
     whole = NamedSharding(mesh, PartitionSpec())
-    params, (pages, pool) = policy.params, _engine_memory(policy)
+    params, (pages, pool) = policy.engine_params, _engine_memory(policy)
     shapes = Shapes.of(engine, config.agent.max_total_tokens, groups_of(mesh))
-    moments = 0
+    trainer = 0
     if config.recipe == "rl":
-        moments = bytes_per_device(policy.state(*_learning(policy, 1)).opt_state)
+        state = policy.state(*_learning(policy, 1))
+        trainer = bytes_per_device(state.opt_state) + (bytes_per_device(state.params) if policy.copied else 0)
 
     def on_every_device(tree: Any) -> Any:
         return jax.tree.map(lambda x: _placed(x, whole), tree)
@@ -203,7 +234,7 @@ def engine_programs(policy: Abstract) -> list[Program]:
         described.append(("encode", shape, (params, pool, vision, places), pages, useful))
     return [
         Program(
-            *(name, shape, functions[name], arguments, moments + (bytes_per_device(beside) if beside else 0), mesh),
+            *(name, shape, functions[name], arguments, trainer + (bytes_per_device(beside) if beside else 0), mesh),
             useful=useful,
             loops=engine.decode_tokens if name == "decode" else 0,
         )
@@ -288,7 +319,7 @@ def _pack_spec(policy: Abstract, rows: int, row_tokens: int) -> PackSpec:
 
 def _engine_memory(policy: Abstract) -> tuple[Pages, jax.ShapeDtypeStruct]:
     """Pages and pictures of the engine, placed as it does."""
-    text, engine, mesh = policy.model.text, policy.config.engine, policy.mesh
+    text, engine, mesh = policy.model.text, policy.engine_sizes, policy.engine_mesh
     dtype, groups = jnp.dtype(policy.config.model.compute_dtype), groups_of(mesh)
     pages = jax.eval_shape(
         lambda: empty_pages(

@@ -79,6 +79,21 @@ def test_reinforcement_learning_and_the_engine_compile_for_another_slice():
 
 
 @needs_libtpu
+def test_the_engine_of_a_slice_of_several_hosts_is_that_of_one():
+    """Sees an engine that spans hosts, which no run has, and a copy of the weights that is not reckoned with."""
+    config = recipe("rl", rows=16, mesh=MeshConfig(data=1, fsdp=16))
+    config = dataclasses.replace(
+        config, engine=dataclasses.replace(config.engine, slots=64, pages=256, prefill_rows=16)
+    )
+    policy = abstract_policy(config, topology_devices("v5p:2x2x4"))
+    learning, engine = rl_programs(policy), engine_programs(policy)
+    assert {p.mesh.size for p in learning} == {16} and {dict(p.mesh.shape)["fsdp"] for p in engine} == {4}
+    weights = sum(math.prod(p.shape) for p in abstract_params(policy.model).values())
+    assert 2 * weights / 4 <= policy.copied < 1.1 * 2 * weights / 4  # bf16, besides small arrays that every device has
+    assert learning[0].beside > policy.copied + 2 * 4 * weights / 16
+
+
+@needs_libtpu
 def test_an_unknown_slice_is_named_with_examples():
     with pytest.raises(TopologyError, match="v9:2x2.*v5p:2x4x4"):
         topology_devices("v9:2x2")
