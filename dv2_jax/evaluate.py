@@ -1,7 +1,8 @@
 """``python -m dv2_jax.evaluate [--config=configs/evaluate.py[:PRESET]] [--config.model.init=…]``
 
 Asks a policy the held-out questions, greedily, with its tools; prints accuracy and tool use per skill. The run
-directory then holds ``results.json``, ``trajectories/`` and ``report/index.html``.
+directory then holds ``results.json``, ``trajectories/`` and ``report/index.html``. On several hosts, start the same command
+on every one of them: they divide the questions, and process 0 writes; the trajectories are those of its share.
 ``--config.eval.baselines=guessing,no_tools`` adds what needs no skill.
 """
 
@@ -39,19 +40,22 @@ def run(config: Config) -> dict:
     from dv2_jax.telemetry.report import write_report
     from dv2_jax.telemetry.trajectories import TrajectoryWriter
 
-    started, console = time.perf_counter(), Console()
+    started = time.perf_counter()
     distributed.initialize(cpu_devices=config.mesh.cpu_devices)
+    main = distributed.is_main()
+    console = Console(quiet=not main)
     questions = benchmark(config.task)
     run_dir = Path(config.run.root) / config.run.name
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(run_dir / "config.json", config.to_dict())
-    for stage in ("evaluate", "no_tools"):  # of an earlier evaluation under this name
-        (run_dir / "trajectories" / f"{stage}.jsonl").unlink(missing_ok=True)
+    if main:
+        write_json(run_dir / "config.json", config.to_dict())
+        for stage in ("evaluate", "no_tools"):  # of an earlier evaluation under this name
+            (run_dir / "trajectories" / f"{stage}.jsonl").unlink(missing_ok=True)
     results: dict = {"model": config.model.init, "questions": len(questions)}
     with open_session(config, run_dir, mesh=device_mesh(config.mesh)) as session:
         with console.status("loading the policy and compiling"):
             session.load_params()
-        with TrajectoryWriter(run_dir / "trajectories", session.tokenizer) as writer:
+        with TrajectoryWriter(run_dir / "trajectories", session.tokenizer, enabled=main) as writer:
             result = _answer(session, questions, "answering", console)
             results["evaluate"] = result.summary()
             writer.write(result.trajectories, stage="evaluate")
@@ -64,6 +68,8 @@ def run(config: Config) -> dict:
         with console.status("reading training answers"):
             results["guessing"] = _guessing(config, questions)
     results["seconds"] = round(time.perf_counter() - started, 1)
+    if not main:
+        return results
     write_json(run_dir / "results.json", results)
     stages = {name: results[name] for name in ("evaluate", "no_tools") if name in results}
     print_comparison(stages, f"{config.model.init}, {len(questions)} held-out questions", console)
@@ -78,10 +84,11 @@ def _answer(session: Session, questions: Sequence[Question], title: str, console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from dv2_jax.evaluation.evaluate import evaluate
+    from dv2_jax.parallel import distributed
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task(title, total=len(questions))
+        bar = progress.add_task(title, total=len(distributed.share(range(len(questions)))))
         scheduler = session.scheduler(temperature=0.0, tools=tools)
         return evaluate(questions, scheduler, session.tokenizer, session.config.reward, lambda _: progress.advance(bar))
 

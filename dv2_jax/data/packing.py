@@ -75,6 +75,12 @@ class PackSpec:
         """Whether one group has room for pictures of these grids."""
         return fits(list(grids), self.image_buckets, self.model.vision)
 
+    def bucket(self, groups: Iterable[Iterable[tuple[int, int, int]]]) -> VisionBucket:
+        """The smallest one that has room for the pictures, given by their grids, of every group."""
+        held = [list(grids) for grids in groups]
+        ordered = sorted(self.image_buckets, key=lambda bucket: bucket.merged)
+        return next(b for b in ordered if all(fits(grids, (b,), self.model.vision) for grids in held))
+
     def check(self, example: Example) -> None:
         """Raise ValueError where `example` can never be placed or its lists disagree."""
         tokens = len(example.token_ids)
@@ -192,9 +198,17 @@ class Packer:
 
 def pack_step(examples: Sequence[Example], spec: PackSpec, *, denominator: float | None = None) -> list[PackedBatch]:
     """Pack all of `examples` into as few microbatches as fit, sharing one denominator (default: their weight)."""
+    total = sum(e.weight for e in examples) if denominator is None else denominator
+    return [build_batch(rows, spec, denominator=total) for rows in assign_rows(examples, spec)]
+
+
+Rows = list[list[Example]]  # the examples of each row of a microbatch
+
+
+def assign_rows(examples: Sequence[Example], spec: PackSpec) -> list[Rows]:
+    """The rows of as few microbatches as hold all of `examples`."""
     for example in examples:
         spec.check(example)
-    total = sum(e.weight for e in examples) if denominator is None else denominator
     seen: list[dict[str, tuple[int, int, int]]] = [{} for _ in examples]  # pictures of a row
 
     def admit(row: int, item: int) -> bool:
@@ -207,9 +221,9 @@ def pack_step(examples: Sequence[Example], spec: PackSpec, *, denominator: float
     lengths = [len(e.token_ids) for e in examples]
     placed, _ = first_fit_decreasing(lengths, len(examples), spec.row_tokens, admit=admit)
     rows = deque((row, pictures) for row, pictures in zip(placed, seen, strict=True) if row)
-    batches = []
+    microbatches = []
     while rows:
-        batch: list[list[Example]] = []
+        batch: Rows = []
         for _ in range(spec.groups):
             held: dict[str, tuple[int, int, int]] = {}
             for _ in range(spec.rows // spec.groups):
@@ -217,8 +231,15 @@ def pack_step(examples: Sequence[Example], spec: PackSpec, *, denominator: float
                 row, pictures = rows.popleft() if fits_here else ([], {})
                 held |= pictures
                 batch.append([examples[i] for i in row])
-        batches.append(build_batch(batch, spec, denominator=total))
-    return batches
+        microbatches.append(batch)
+    return microbatches
+
+
+def bucket_of(rows: Rows, spec: PackSpec) -> VisionBucket:
+    """The bucket in which `build_batch` lays out the pictures of these rows."""
+    size = spec.rows // spec.groups
+    groups = [sum(rows[first : first + size], []) for first in range(0, spec.rows, size)]
+    return spec.bucket({p.digest: p.grid for e in group for p in e.pictures}.values() for group in groups)
 
 
 def share_denominator(microbatches: Sequence[PackedBatch]) -> list[PackedBatch]:
@@ -285,12 +306,7 @@ def build_batch(rows: Sequence[Sequence[Example]], spec: PackSpec, *, denominato
 
 def _vision(pictures: list[dict[str, tuple[Picture, int]]], spec: PackSpec) -> VisionBatch:
     """One VisionBatch per group, all in the smallest bucket that holds every group, stacked."""
-    grids = [[p.grid for p, _ in group.values()] for group in pictures]
-    bucket = next(
-        b
-        for b in sorted(spec.image_buckets, key=lambda b: b.merged)
-        if all(fits(g, (b,), spec.model.vision) for g in grids)
-    )
+    bucket = spec.bucket([p.grid for p, _ in group.values()] for group in pictures)
     batches = [
         vision_batch([(p.patches, p.grid) for p, _ in group.values()], (bucket,), spec.model.vision)
         for group in pictures

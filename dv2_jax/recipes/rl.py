@@ -6,14 +6,15 @@
 The policy is evaluated before and after on held-out questions. Invariants: a step is a function of the checkpoint
 before it, so a killed run trains on no trajectory twice and on none that other weights sampled; what the
 infrastructure lost is out of the loss; after the first step nothing is compiled.
+
+Several hosts divide the prompts of a step: each rolls out and packs its own. They exchange what came of them (rewards,
+lengths), from which all compute the same advantages and denominators, and add up one gradient.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,28 +22,25 @@ from typing import Any
 
 import numpy as np
 
-from dv2_jax.agent.trajectory import Trajectory
 from dv2_jax.checkpoint.export import export_hf
 from dv2_jax.config import Config, ConfigError
 from dv2_jax.data import loader
-from dv2_jax.data.packing import PackedBatch, PackSpec, build_batch, pack_step
-from dv2_jax.data.question import Question
-from dv2_jax.evaluation.benchmark import train_questions
-from dv2_jax.evaluation.counting import summarise
+from dv2_jax.data.packing import PackedBatch, PackSpec
+from dv2_jax.evaluation.counting import Outcome, count
 from dv2_jax.evaluation.session import Session, open_session
 from dv2_jax.evaluation.table import print_comparison
 from dv2_jax.parallel import distributed
+from dv2_jax.recipes.rl_groups import Group, Prompts, gather_groups, group_requests
 from dv2_jax.recipes.rl_stages import STAGES, Stages
 from dv2_jax.recipes.rl_step import make_rl_step, make_scorer
 from dv2_jax.recipes.run import Policy, Run, Stopped, begin, load_policy, make_learning, open_run, write_json
 from dv2_jax.recipes.state import Params, TrainState
-from dv2_jax.recipes.update import Update, place
+from dv2_jax.recipes.update import Update, pack_share, place_share
 from dv2_jax.rewards import assign
 from dv2_jax.rl.advantages import group_advantages, informative_groups
-from dv2_jax.rl.batch import Minibatch, in_loss, make_minibatches
+from dv2_jax.rl.batch import Minibatch, make_minibatches
 from dv2_jax.rl.losses import with_algorithm
 from dv2_jax.rl.metrics import token_means
-from dv2_jax.rollout.scheduler import RolloutRequest
 from dv2_jax.telemetry.recompilation import RecompilationCounter
 from dv2_jax.telemetry.report import write_report
 from dv2_jax.telemetry.trajectories import TrajectoryWriter
@@ -60,7 +58,9 @@ def run_rl(config: Config) -> dict[str, Any]:
     with ExitStack() as stack:
         run = stack.enter_context(open_run(config))
         session = stack.enter_context(open_session(config, run.directory, mesh=policy.mesh))
-        writer = stack.enter_context(TrajectoryWriter(run.directory / "trajectories", policy.tokenizer))
+        writer = stack.enter_context(
+            TrajectoryWriter(run.directory / "trajectories", policy.tokenizer, enabled=distributed.is_main())
+        )
         training = Training(run, policy, session, writer)
         stages = Stages(run, policy, session, writer)
         summary: dict[str, Any] = {}
@@ -107,6 +107,10 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"rl.prompts_per_step = {rl.prompts_per_step} is no multiple of rl.minibatches = {rl.minibatches}"
         )
+    if rl.prompts_per_step % (hosts := distributed.process_count()):
+        raise ConfigError(
+            f"rl.prompts_per_step = {rl.prompts_per_step} does not divide among {hosts} hosts; use a multiple of {hosts}"
+        )
     if config.agent.max_total_tokens > rl.row_tokens:
         raise ConfigError(
             f"agent.max_total_tokens = {config.agent.max_total_tokens} exceeds rl.row_tokens = {rl.row_tokens}:"
@@ -138,6 +142,8 @@ class Training:
             config.image, config.agent, policy.config, rows=rows // shards, row_tokens=config.rl.row_tokens
         )
         self.spec = PackSpec(policy.config, rows, config.rl.row_tokens, buckets, groups=shards)
+        hosts = distributed.process_count()
+        self.own_spec = replace(self.spec, rows=rows // hosts, groups=shards // hosts)  # of this host's devices
         self.state, extra = begin(run, policy, learning)
         self.reference = self._reference(config)
         self.done = run.start
@@ -204,18 +210,22 @@ class Training:
         spans.take_totals()
         started = time.monotonic()
         with spans.span("rollout", step=number):
-            trajectories, sampled = self.collect(number)
-        rewards = np.array([0.0 if t.reward is None else t.reward for t in trajectories])
-        valid = np.array([in_loss(t) for t in trajectories])
-        groups = np.repeat(np.arange(len(trajectories) // self.rl.group_size), self.rl.group_size)
+            chosen, sampled = self.collect(number)
+        outcomes = [outcome for group in chosen for outcome in group.outcomes]
+        trajectories = [trajectory for group in chosen for trajectory in group.trajectories]
+        rewards = np.array([outcome.reward for outcome in outcomes])
+        tokens = np.array([outcome.loss_tokens for outcome in outcomes])
+        valid = tokens > 0
+        groups = np.repeat(np.arange(len(chosen)), self.rl.group_size)
         advantages = group_advantages(rewards, groups, valid=valid, normalise_std=self.rl.normalise_std)
         with spans.span("update", step=number):
-            learned = self.learn(make_minibatches(trajectories, advantages, self.rl))
+            learned = self.learn(make_minibatches(trajectories, advantages, self.rl, tokens.tolist()))
         self.done = number
         self.session.set_params(self.state.params, self.version)
         with spans.span("write", step=number):
-            kept = trajectories[: self.rl.keep_trajectories]
-            self.writer.write(kept, stage="train", step=number, advantages=advantages[: len(kept)])
+            here = [i for i, trajectory in enumerate(trajectories) if trajectory is not None]
+            kept = here[: self.rl.keep_trajectories]
+            self.writer.write([trajectories[i] for i in kept], stage="train", step=number, advantages=advantages[kept])
         seconds = time.monotonic() - started
         self.gap_max = max(self.gap_max, learned["logprob_gap_max"])
         informative = informative_groups(rewards, groups, valid)
@@ -227,40 +237,37 @@ class Training:
                 "groups_informative": len(informative) / (groups[-1] + 1),
                 "prompts_drawn": len(sampled) // self.rl.group_size,
                 "step_s": seconds,
-                "tokens_per_s": sum(len(t.token_ids) for t in sampled) / seconds,
+                "tokens_per_s": sum(outcome.tokens for outcome in sampled) / seconds,
                 "recompilations": self.late_programs(),
             }
             | {f"seconds/{name}": value for name, value in spans.take_totals().items()}
         )
 
-    def collect(self, number: int) -> tuple[list[Trajectory], list[Trajectory]]:
-        """The scored trajectories that a step learns from, group after group, and all that were sampled for them.
+    def collect(self, number: int) -> tuple[list[Group], list[Outcome]]:
+        """The scored groups that a step learns from, and what came of all that were sampled for them.
 
         With dynamic sampling, groups whose rewards are all equal are replaced by groups of further prompts, for up to
         `max_sampling_rounds` rounds; what is then still missing is filled up with such groups.
         """
         wanted, size = self.rl.prompts_per_step, self.rl.group_size
         rounds = self.rl.max_sampling_rounds if self.rl.dynamic_sampling else 1
-        informative: list[list[Trajectory]] = []
-        others: list[list[Trajectory]] = []
-        everything: list[Trajectory] = []
+        informative: list[Group] = []
+        others: list[Group] = []
+        everything: list[Outcome] = []
         for _ in range(rounds):
             questions = self.questions.take(self.next_place, wanted)
-            with self.run.display.track(f"step {number}: trajectories", wanted * size) as bar:
-                requests = group_requests(questions, number, self.next_place, size)
+            requests = group_requests(questions, number, size)
+            with self.run.display.track(f"step {number}: trajectories", len(requests)) as bar:
                 sampled = self.session.scheduler().run(requests, on_finish=lambda _: bar.advance())
             assign(sampled, self.policy.tokenizer, self.run.config.reward)
             self.next_place += wanted
-            everything += sampled
             self.questions.ahead(self.next_place, wanted)
-            for start in range(0, len(sampled), size):
-                group = sampled[start : start + size]
-                rewards = {t.reward for t in group if in_loss(t)}
-                (informative if len(rewards) > 1 or not self.rl.dynamic_sampling else others).append(group)
+            for group in gather_groups(sampled, size):
+                everything += group.outcomes
+                (informative if group.informative or not self.rl.dynamic_sampling else others).append(group)
             if len(informative) >= wanted:
                 break
-        chosen = (informative + others)[:wanted]
-        return [trajectory for group in chosen for trajectory in group], everything
+        return (informative + others)[:wanted], everything
 
     def learn(self, minibatches: Sequence[Minibatch]) -> dict[str, float]:
         """One optimiser step per minibatch; metrics are means over them, the log-prob gap is that of the first.
@@ -269,9 +276,8 @@ class Training:
         """
         rows = []
         for minibatch in minibatches:
-            batches = pack_step(minibatch.examples, self.spec, denominator=minibatch.denominator)
-            batches = batches or [build_batch([[]] * self.spec.rows, self.spec, denominator=minibatch.denominator)]
-            placed = [self._with_reference(place(b, self.policy.mesh)) for b in batches]
+            batches = pack_share(minibatch.examples, self.own_spec, minibatch.denominator)
+            placed = [self._with_reference(place_share(b, self.policy.mesh)) for b in batches]
             self.state, metrics = self.update(self.state, placed)
             rows.append(token_means(metrics) | {"microbatches": len(batches)})
         gap = {f"logprob_{name}": rows[0][name] for name in ("gap_max", "gap_abs", "gap_k1", "gap_k3")}
@@ -295,49 +301,9 @@ class Training:
         return replace(batch, reference_logprobs=self._score(self.reference, batch))
 
 
-def group_requests(questions: Sequence[Question], step: int, first_place: int, group_size: int) -> list[RolloutRequest]:
-    """`group_size` requests for every question, group after group.
-
-    Names and random keys are functions of the step and of the question's place in the run's order, so a step that is
-    done again draws the same.
-    """
-    names = [
-        (question, f"{step:05d}-{place:06d}-{member:02d}")
-        for place, question in enumerate(questions, start=first_place)
-        for member in range(group_size)
-    ]
-    return [RolloutRequest(question, name, trajectory_key(name)) for question, name in names]
-
-
-def trajectory_key(name: str) -> int:
-    """32 bits that name a trajectory's random numbers within a run."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
-
-
-class Prompts:
-    """Training questions by place in the run's order; the next ones are made while the device works."""
-
-    def __init__(self, config: Config):
-        self._questions = train_questions(config.task)
-        self._order = loader.shuffled(len(self._questions), config.run.seed)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompts")
-        self._made: dict[tuple[int, int], Future] = {}
-
-    def ahead(self, first: int, count: int) -> None:
-        """Begin making the questions at places `first` to `first + count`."""
-        self._made = {(first, count): self._thread.submit(self._make, first, count)}
-
-    def take(self, first: int, count: int) -> list[Question]:
-        made = self._made.pop((first, count), None)
-        return made.result() if made is not None else self._make(first, count)
-
-    def _make(self, first: int, count: int) -> list[Question]:
-        return [self._questions[int(self._order[place])] for place in range(first, first + count)]
-
-
-def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+def rollout_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """Counts of a step's trajectories, overall and per skill, flat."""
-    counted = summarise(trajectories)
+    overall, skills = count(outcomes)
 
     def flat(result: Any) -> Iterator[tuple[str, float]]:
         for name, value in result.to_dict().items():
@@ -346,8 +312,8 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
             elif isinstance(value, (int, float)):
                 yield name, value
 
-    row = dict(flat(counted.overall))
-    for skill, result in counted.skills.items():
+    row = dict(flat(overall))
+    for skill, result in skills.items():
         row |= {f"{name}/{skill}": getattr(result, name) for name in ("accuracy", "reward", "tool_rate", "tool_calls")}
     return row
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from dv2_jax.checkpoint.policy import load_weights
 from dv2_jax.evaluation.benchmark import held_out
-from dv2_jax.evaluation.evaluate import evaluate
+from dv2_jax.evaluation.counting import summarise
+from dv2_jax.evaluation.evaluate import answer
 from dv2_jax.evaluation.session import Session
 from dv2_jax.model.params import Params
-from dv2_jax.recipes.run import Policy, Run, write_json
+from dv2_jax.parallel import distributed
+from dv2_jax.recipes.run import Policy, Run, together, write_json
 from dv2_jax.telemetry.trajectories import TrajectoryWriter
 
 STAGES = ("base", "cold_start", "rl")
@@ -60,23 +62,32 @@ class Stages:
         return dict(self._results)
 
     def _known(self, name: str) -> bool:
-        path = self.run.directory / "evaluations" / f"{name}.json"
-        if name not in self._results and path.exists():
-            self._results[name] = json.loads(path.read_text())
+        if name not in self._results:
+            path = self.run.directory / "evaluations" / f"{name}.json"
+            written = distributed.is_main() and path.exists()
+            if found := distributed.agree(json.loads(path.read_text()) if written else None):
+                self._results[name] = found
         return name in self._results
 
     def _evaluate(self, name: str, params: Params, version: int) -> None:
         config = self.run.config
         questions = held_out(config.task)
         self.session.set_params(params, version)
-        with self.run.display.track(f"evaluation: {name}", len(questions)) as bar, self.run.spans.span("evaluation"):
+        own = len(distributed.share(range(len(questions))))
+        with (
+            together(),
+            self.run.display.track(f"evaluation: {name}", own) as bar,
+            self.run.spans.span("evaluation"),
+        ):
             scheduler, advance = self.session.scheduler(temperature=0.0), self.run.advancing(bar)
-            result = evaluate(
+            answered = answer(
                 questions, scheduler, self.policy.tokenizer, config.reward, on_progress=lambda _: advance()
             )
+        result = summarise(answered)
         self._results[name] = result.summary()
         self.writer.write(result.trajectories, stage=name)
-        write_json(self.run.directory / "evaluations" / f"{name}.json", self._results[name])
+        if distributed.is_main():
+            write_json(self.run.directory / "evaluations" / f"{name}.json", self._results[name])
         overall = result.overall
         self.run.display.line(
             f"{name}: accuracy {overall.accuracy:.1%}, reward {overall.reward:.3f},"

@@ -81,6 +81,18 @@ class Stopped(Exception):
     """A signal asked the run to stop."""
 
 
+@contextmanager
+def together() -> Iterator[None]:
+    """Around work between steps that a signal may end on one host: after it, all hosts go on, or all raise Stopped."""
+    stopped = False
+    try:
+        yield
+    except Stopped:
+        stopped = True
+    if distributed.any_process(stopped):
+        raise Stopped
+
+
 @dataclass
 class Run:
     """An open run directory."""
@@ -98,7 +110,7 @@ class Run:
         return distributed.any_process(self.interrupt.requested)
 
     def advancing(self, part: Part) -> Callable[..., None]:
-        """`part.advance` for long work between steps: raises Stopped once a signal came."""
+        """`part.advance` for long work between steps, within `together`: raises Stopped once a signal came."""
 
         def advance(count: int = 1) -> None:
             part.advance(count)
@@ -148,7 +160,8 @@ def begin(run: Run, policy: Policy, learning: Learning) -> tuple[TrainState, dic
     """The newest checkpoint's state and extra, or a fresh state from `config.model` and an empty extra."""
     config = run.config
     if not run.start:
-        policy.architecture.save(run.directory)
+        if distributed.is_main():
+            policy.architecture.save(run.directory)
         params = load_weights(config.model, policy.config, mesh=policy.mesh, seed=config.run.seed)
         return init_state(params, learning.optimizer, learning.trainable), {}
     abstract = abstract_state(policy, learning)

@@ -16,7 +16,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from importlib.metadata import version
 from typing import Any
 
@@ -32,7 +32,7 @@ from dv2_jax.data.packing import PackedBatch, PackSpec
 from dv2_jax.data.rows import read_conversations
 from dv2_jax.parallel import distributed
 from dv2_jax.recipes import sft_data
-from dv2_jax.recipes.run import Policy, Run, Stopped, begin, load_policy, make_learning, open_run, write_json
+from dv2_jax.recipes.run import Policy, Run, Stopped, begin, load_policy, make_learning, open_run, together, write_json
 from dv2_jax.recipes.sft_step import make_sft_step, sft_loop
 from dv2_jax.recipes.state import TrainState
 from dv2_jax.telemetry.recompilation import RecompilationCounter
@@ -193,21 +193,19 @@ def _cold_start(run: Run, policy: Policy) -> list[sft_data.StoredTrajectory]:
     from dv2_jax.rollout.tools import open_tools
 
     config, directory = run.config, run.directory / "data"
-    if distributed.is_main():
-        questions = tasks.generate("train", config.sft.examples, config.task.seed + DATA_SEED, config.task.skills)
-        codec = SpliceCodec(policy.tokenizer, config.image, config.agent)
-        with (
-            run.display.track("cold-start trajectories", len(questions), unit="questions") as bar,
-            run.spans.span("data"),
-        ):
-            with open_tools(config, run.directory) as tools:
-                sft_data.generate_trajectories(
-                    lambda part, seed: solve_all(part, tools, codec, seed),
-                    questions,
-                    directory,
-                    policy.tokenizer,
-                    seed=config.run.seed,
-                    advance=run.advancing(bar),
-                )
-    distributed.barrier("cold-start data")
+    with together(), ExitStack() as stack:
+        if distributed.is_main():
+            questions = tasks.generate("train", config.sft.examples, config.task.seed + DATA_SEED, config.task.skills)
+            codec = SpliceCodec(policy.tokenizer, config.image, config.agent)
+            bar = stack.enter_context(run.display.track("cold-start trajectories", len(questions), unit="questions"))
+            stack.enter_context(run.spans.span("data"))
+            tools = stack.enter_context(open_tools(config, run.directory))
+            sft_data.generate_trajectories(
+                lambda part, seed: solve_all(part, tools, codec, seed),
+                questions,
+                directory,
+                policy.tokenizer,
+                seed=config.run.seed,
+                advance=run.advancing(bar),
+            )
     return sft_data.stored_trajectories(directory)

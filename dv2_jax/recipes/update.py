@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Float
 
-from dv2_jax.data.packing import PackedBatch, PackSpec, build_batch
+from dv2_jax.data.packing import Example, PackedBatch, PackSpec, assign_rows, bucket_of, build_batch
+from dv2_jax.parallel import distributed
 from dv2_jax.parallel.mesh import ROWS, under
 from dv2_jax.recipes.state import Params, TrainState, split_params, state_shardings
 
@@ -124,6 +126,30 @@ def combine(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
         name: float(max(p[name] for p in parts) if name.endswith("_max") else np.sum([p[name] for p in parts]))
         for name in parts[0]
     }
+
+
+def pack_share(examples: Sequence[Example], spec: PackSpec, denominator: float) -> list[PackedBatch]:
+    """The microbatches of one optimiser step, at least one, each from this host's own examples. Every host calls it.
+
+    `spec` is of the rows that one host has. All hosts get equally many microbatches of the same shapes: each takes, of
+    the picture buckets that the hosts' parts need, the largest, and who has no more examples fills up with empty rows.
+    """
+    buckets = sorted(spec.image_buckets, key=lambda bucket: bucket.merged)
+    microbatches = assign_rows(examples, spec)
+    needed = distributed.gather_json([buckets.index(bucket_of(rows, spec)) for rows in microbatches])
+    agreed = [max(column) for column in zip_longest(*needed, fillvalue=0)] or [0]
+    microbatches += [[[]] * spec.rows] * (len(agreed) - len(microbatches))
+    return [
+        build_batch(rows, replace(spec, image_buckets=(buckets[number],)), denominator=denominator)
+        for rows, number in zip(microbatches, agreed, strict=True)
+    ]
+
+
+def place_share(batch: PackedBatch, mesh: Mesh | None) -> PackedBatch:
+    """As `place`, of a batch of which every host passes the rows of its own devices alone, in the mesh's order."""
+    if distributed.process_count() == 1:
+        return place(batch, mesh)
+    return jax.tree.map(jax.make_array_from_process_local_data, batch_shardings(batch, mesh), batch)
 
 
 def place(batch: PackedBatch, mesh: Mesh | None) -> PackedBatch:

@@ -20,13 +20,16 @@ class Minibatch:
     denominator: float
 
 
-def in_loss(trajectory: Trajectory) -> bool:
-    """Whether a trajectory counts: the infrastructure did not lose it, and the policy sampled something."""
-    return not trajectory.dropped and any(trajectory.loss_mask)
+def loss_tokens(trajectory: Trajectory) -> int:
+    """Its sampled tokens; 0 where it does not count, because the infrastructure lost it."""
+    return 0 if trajectory.dropped else trajectory.sampled_tokens
 
 
 def make_minibatches(
-    trajectories: Sequence[Trajectory], advantages: Sequence[float], config: RLConfig
+    trajectories: Sequence[Trajectory | None],
+    advantages: Sequence[float],
+    config: RLConfig,
+    tokens: Sequence[int] | None = None,
 ) -> list[Minibatch]:
     """Split the trajectories of one step, in order, into `config.minibatches` parts of equal numbers of groups.
 
@@ -34,7 +37,11 @@ def make_minibatches(
     token and their number in the part (`token_mean`), or 1 over the trajectory's sampled tokens and the number of
     trajectories (`sequence_mean`). A trajectory whose advantage is 0 has no gradient, so it is not computed, but it
     does count in the denominator; without a KL term that is exactly the loss of the whole part.
+
+    A trajectory that another host has is None: it counts like the others, and that host computes it. `tokens` says how
+    many of each one's tokens are in the loss (default: their `loss_tokens`).
     """
+    tokens = [loss_tokens(t) for t in trajectories] if tokens is None else tokens
     if len(trajectories) != len(advantages):
         raise ValueError(f"{len(trajectories)} trajectories but {len(advantages)} advantages")
     if len(trajectories) % config.minibatches:
@@ -44,15 +51,14 @@ def make_minibatches(
     size = len(trajectories) // config.minibatches
     parts = []
     for start in range(0, len(trajectories), size):
-        part = [i for i in range(start, start + size) if in_loss(trajectories[i])]
-        tokens = {i: sum(trajectories[i].loss_mask) for i in part}
+        part = [i for i in range(start, start + size) if tokens[i]]
         by_token = config.loss_aggregation == "token_mean"
         examples = [
             to_example(trajectories[i], float(advantages[i]), 1.0 if by_token else 1.0 / tokens[i])
             for i in part
-            if advantages[i] != 0.0 or config.kl_coefficient
+            if trajectories[i] is not None and (advantages[i] != 0.0 or config.kl_coefficient)
         ]
-        parts.append(Minibatch(tuple(examples), float(sum(tokens.values()) if by_token else len(part))))
+        parts.append(Minibatch(tuple(examples), float(sum(tokens[i] for i in part) if by_token else len(part))))
     return parts
 
 

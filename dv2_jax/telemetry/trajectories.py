@@ -96,11 +96,15 @@ def loss_mask(record: dict) -> list[int]:
 
 
 class TrajectoryWriter:
-    """Appends trajectories to ``directory`` (created on first use); see the module's docstring for the layout."""
+    """Appends trajectories to ``directory`` (created on first use); see the module's docstring for the layout.
 
-    def __init__(self, directory: str | Path, tokenizer: Any):
+    Process 0 writes those it has; the others pass ``enabled=False``.
+    """
+
+    def __init__(self, directory: str | Path, tokenizer: Any, *, enabled: bool = True):
         self.directory = Path(directory)
         self.tokenizer = tokenizer
+        self._enabled = enabled
         self._files: dict[str, Any] = {}
         self._known_pictures: set[str] = set()
 
@@ -119,7 +123,7 @@ class TrajectoryWriter:
         batch = list(trajectories)
         if advantages is not None and len(advantages) != len(batch):
             raise ValueError(f"{len(batch)} trajectories but {len(advantages)} advantages")
-        if not batch:
+        if not (batch and self._enabled):
             return
         file = self._open(stage)
         for row, trajectory in enumerate(batch):

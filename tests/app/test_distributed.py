@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from dv2_jax.parallel import distributed
+from dv2_jax.recipes.run import Stopped, together
 
 PROGRAM = """
 import json, sys
@@ -31,6 +32,8 @@ print(json.dumps({
     "no one": distributed.any_process(False),
     "largest": distributed.largest(100 + me),
     "gathered": distributed.gather_json("x" * (me + 1)),
+    "long": [len(text) for text in distributed.gather_json("x" * (me * 2 * distributed.PIECE))],
+    "shared": distributed.gather_shares([[me, 10 * i] for i in distributed.share(range(5))]),
     "sum": float(jnp.sum(x)),
 }))
 """
@@ -67,6 +70,8 @@ def test_two_processes_agree_on_process_0s_value_and_see_each_others_flags():
         "no one": False,
         "largest": 101,
         "gathered": ["x", "xx"],
+        "long": [0, 2 * distributed.PIECE],
+        "shared": [[0, 0], [1, 10], [0, 20], [1, 30], [0, 40]],
         "sum": 9.0,
     }
 
@@ -74,8 +79,20 @@ def test_two_processes_agree_on_process_0s_value_and_see_each_others_flags():
 def test_a_single_process_agrees_with_itself():
     assert distributed.agree({"a": 1}) == {"a": 1}
     assert distributed.gather_json([1]) == [[1]]
+    assert distributed.gather_shares(distributed.share(range(3))) == [0, 1, 2]
     assert distributed.largest(7) == 7
     assert distributed.is_main() and not distributed.any_process(False)
+
+
+def test_a_host_that_has_to_stop_stops_all(monkeypatch):
+    """Sees: Ctrl-C that reaches one host only, while the others wait for what it would have sent."""
+    with pytest.raises(Stopped), together():
+        raise Stopped
+    with together():
+        pass
+    monkeypatch.setattr(distributed, "any_process", lambda here: True)
+    with pytest.raises(Stopped), together():
+        pass
 
 
 def test_half_an_explicit_setup_is_an_error_that_names_what_is_missing():

@@ -9,22 +9,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from small_rl import assign_by_length, small_config, thinner, weights
 
-from dv2_jax.checkpoint import policy as policy_module
-from dv2_jax.checkpoint.store import CheckpointStore
-from dv2_jax.config import (
-    AgentConfig,
-    Config,
-    ConfigError,
-    EngineConfig,
-    EvalConfig,
-    ImageConfig,
-    ModelSource,
-    OptimConfig,
-    RLConfig,
-    RunConfig,
-    TaskConfig,
-)
+from dv2_jax.config import ConfigError, EvalConfig, RLConfig
 from dv2_jax.evaluation import session as session_module
 from dv2_jax.recipes import rl
 from dv2_jax.recipes import run as run_module
@@ -34,15 +21,6 @@ from dv2_jax.telemetry.trajectories import loss_mask, read_trajectories
 
 @pytest.fixture(scope="module")
 def patched():
-    """The tiny architecture with one layer in each tower, so that it compiles quickly; everything else is real."""
-    original = policy_module.architecture
-
-    def thinner(source):
-        found = original(source)
-        text = replace(found.config.text, num_layers=1)
-        vision = replace(found.config.vision, depth=1, fullatt_block_indexes=(0,))
-        return replace(found, config=replace(found.config, text=text, vision=vision))
-
     with pytest.MonkeyPatch.context() as patch:
         for module in (run_module, session_module):
             patch.setattr(module, "architecture", thinner)
@@ -51,44 +29,12 @@ def patched():
 
 @pytest.fixture
 def config(tmp_path, patched):
-    return Config(
-        run=RunConfig(name="rl", root=str(tmp_path), tensorboard=False),
-        model=ModelSource(init="random"),
-        image=ImageConfig(max_pixels=56 * 56),
-        agent=AgentConfig(max_turns=2, max_turn_tokens=12, max_total_tokens=256, max_images=2),
-        engine=EngineConfig(
-            slots=8, page_size=128, pages=32, prefill_rows=1, prefill_tokens=128, decode_tokens=4, picture_tokens=64
-        ),
-        task=TaskConfig(skills=("plain",), train_size=16, eval_size=3),
-        optim=OptimConfig(learning_rate=1e-3),
-        rl=RLConfig(
-            steps=3, prompts_per_step=2, group_size=4, microbatch_rows=2, row_tokens=256, checkpoint_every=1,
-            keep_trajectories=8,
-        ),
-        eval=EvalConfig(stages=("cold_start", "rl")),
-    )  # fmt: skip
+    return small_config(tmp_path)
 
 
 @pytest.fixture(autouse=True)
 def scored_by_length(patched):
-    """A random policy never answers: its reward is the share of even tokens, so that there is something to learn."""
-
-    def assign(trajectories, tokenizer, config):
-        for t in trajectories:
-            sampled = [i for i, m in zip(t.token_ids, t.loss_mask, strict=True) if m]
-            t.reward = float(np.mean([i % 2 == 0 for i in sampled]))
-            t.reward_parts = {"accuracy": 0.0, "format": 0.0, "penalty": 0.0, "total": t.reward}
-
-    patched.setattr(rl, "assign", assign)
-
-
-def weights(config):
-    policy = run_module.load_policy(config)
-    learning = run_module.make_learning(config, policy, config.rl.steps)
-    abstract = run_module.abstract_state(policy, learning)
-    with CheckpointStore(f"{config.run.root}/{config.run.name}/checkpoints") as store:
-        found = store.restore(abstract.params, abstract.opt_state)
-    return found.step, jax.tree.map(np.asarray, found.params)
+    patched.setattr(rl, "assign", assign_by_length)
 
 
 def test_a_run_leaves_what_it_promises_and_a_killed_one_continues(config):

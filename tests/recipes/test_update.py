@@ -15,11 +15,12 @@ import pytest
 from dv2_jax.config import OptimConfig
 from dv2_jax.data.packing import build_batch, pack_step, share_denominator
 from dv2_jax.model.vision_inputs import VisionBucket
+from dv2_jax.parallel import distributed
 from dv2_jax.recipes.optimizer import learning_rate, make_optimizer, trainable_names
 from dv2_jax.recipes.rl_step import make_scorer
 from dv2_jax.recipes.sft_step import make_sft_step, sft_loop
 from dv2_jax.recipes.state import init_state
-from dv2_jax.recipes.update import place
+from dv2_jax.recipes.update import pack_share, place
 from dv2_jax.telemetry.recompilation import RecompilationCounter
 
 HERE = Path(__file__).parent
@@ -54,6 +55,19 @@ def test_packed_gradient_equals_that_of_examples_alone(tiny, spec, examples, ste
     batches = pack_step(examples, spec(rows, groups))
     assert len(batches) == {2: 2, 4: 1, 8: 1}[rows]
     assert_same(step.gradients(tiny[2], [place(b, None) for b in batches]), alone)
+
+
+def test_hosts_get_equally_many_microbatches_of_the_same_shapes(spec, examples, monkeypatch):
+    """Sees: a host that waits for ever because another has one microbatch more, or another shape of pictures."""
+    alone, whole = pack_share(examples, spec(), 7.0), pack_step(examples, spec(), denominator=7.0)
+    assert jax.tree.all(jax.tree.map(np.array_equal, alone, whole))
+    assert pack_share([], spec(), 7.0)[0].loss_weight.shape == (2, 128)
+
+    monkeypatch.setattr(distributed, "gather_json", lambda own: [own, [1, 0, 0, 1]])
+    batches = pack_share([e for e in examples if not e.pictures][:1], spec(), 7.0)
+    assert [b.vision.patches.shape[1] for b in batches] == [12, 4, 4, 12]
+    assert [bool(b.segment_ids.any()) for b in batches] == [True, False, False, False]
+    assert all(b.denominator == 7.0 for b in batches)
 
 
 def test_text_alone_needs_no_room_for_pictures(tiny, spec, examples, step):

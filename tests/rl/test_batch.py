@@ -46,6 +46,26 @@ def test_a_kl_term_keeps_trajectories_without_advantage():
     assert not make_minibatches(rollouts, [0.0, 0.0], RLConfig())[0].examples
 
 
+def test_hosts_divide_by_what_all_of_them_have():
+    """Sees: a denominator of one host's own trajectories, or one that another host computes as well."""
+    rollouts = [trajectory(4), trajectory(6), trajectory(5, dropped=True), trajectory(7)]
+    advantages, tokens = [1.0, 0.5, 0.5, -1.0], [4, 6, 0, 7]
+    for aggregation in ("token_mean", "sequence_mean"):
+        config = RLConfig(loss_aggregation=aggregation)
+        (alone,) = make_minibatches(rollouts, advantages, config)
+        parts = [
+            make_minibatches(
+                [t if i % 2 == host else None for i, t in enumerate(rollouts)], advantages, config, tokens
+            )[0]
+            for host in range(2)
+        ]
+        assert [part.denominator for part in parts] == [alone.denominator] * 2
+        weights = [
+            sorted(e.weight for e in examples) for examples in (alone.examples, parts[0].examples + parts[1].examples)
+        ]
+        assert weights[0] == weights[1]
+
+
 def test_a_broken_trajectory_is_refused_by_name():
     """Sees: lists out of step, or a sampled token without its log-prob, reaching the loss."""
     short = trajectory(4)

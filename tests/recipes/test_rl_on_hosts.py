@@ -1,0 +1,82 @@
+"""The whole RL recipe on two hosts (processes of two devices each) against one host with the same four devices."""
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rl_on_hosts import config_of
+from small_rl import thinner, weights
+
+from dv2_jax.config import MeshConfig
+from dv2_jax.recipes import run as run_module
+from dv2_jax.telemetry.metrics import read_metrics
+from dv2_jax.telemetry.trajectories import read_trajectories
+
+HERE = Path(__file__).resolve().parent
+
+
+def run(root: Path, *arguments: str, hosts: int) -> list[str]:
+    """What each host printed last."""
+    root.mkdir(exist_ok=True)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = "127.0.0.1:%d" % listener.getsockname()[1]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // hosts}",
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
+    }
+    command = [sys.executable, str(HERE / "rl_on_hosts.py"), str(root), *arguments]
+    running = []
+    for index in range(hosts):
+        of_one = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(hosts), "JAX_PROCESS_ID": str(index)}
+        log = open(root / f"{index}.log", "w")
+        running.append(
+            subprocess.Popen(command, env=environment | (of_one if hosts > 1 else {}), stdout=log, stderr=log)
+        )
+    try:
+        codes = [process.wait(timeout=540) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    logs = [(root / f"{index}.log").read_text() for index in range(hosts)]
+    assert codes == [0] * hosts, "\n".join(logs)[-6000:]
+    return [log.splitlines()[-1] for log in logs]
+
+
+@pytest.mark.slow
+def test_two_hosts_learn_what_one_does_and_stop_and_continue_together(tmp_path, monkeypatch):
+    """Sees: hosts that sample otherwise or count only their own trajectories, a gradient of one host's rows alone, rows
+    on another host's devices, hosts that wait for each other for ever, Ctrl-C that reaches only one."""
+    monkeypatch.setattr(run_module, "architecture", thinner)
+    assert run(tmp_path / "one", hosts=1) == ["steps 2, recompilations 0"]
+    assert run(tmp_path / "two", "1", hosts=2) == ["steps 1, recompilations 0"] * 2
+    assert run(tmp_path / "two", hosts=2) == ["steps 2, recompilations 0"] * 2
+
+    one, two = (tmp_path / name / "rl" for name in ("one", "two"))
+    same = ["loss", "grad_norm", "reward", "response_tokens", "entropy", "groups_informative", "prompts_drawn", "n"]
+    for expected, found in zip(read_metrics(one), read_metrics(two), strict=True):
+        assert found["logprob_gap_max"] <= 1e-4
+        for name in same:
+            assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
+    assert (two / "evaluations" / "rl.json").read_text() == (one / "evaluations" / "rl.json").read_text()
+
+    trained = {t["id"]: t for t in read_trajectories(one / "trajectories", "train")}
+    kept = list(read_trajectories(two / "trajectories", "train"))
+    assert len(trained) == 32 and len(kept) == 16
+    for trajectory in kept:
+        expected = trained[trajectory["id"]]
+        assert trajectory["token_ids"] == expected["token_ids"]
+        assert trajectory["advantage"] == pytest.approx(expected["advantage"], rel=1e-9)
+
+    (step, found), (_, expected) = (
+        weights(replace(config_of(tmp_path / name), mesh=MeshConfig())) for name in ("two", "one")
+    )
+    assert step == 2
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
