@@ -58,10 +58,13 @@ class Session:
             self.engine.warmup()
 
     def _give(self, params: Params, version: int) -> None:
+        self.release()  # the old copy goes before the new one comes
+        self.engine.set_params(params if self.to_engine is None else self.to_engine(params), version)
+
+    def release(self) -> None:
+        """Drops the engine's copy of the weights, where it has one: their room is for learning until new ones come."""
         if self.to_engine is not None:
-            self.engine.set_params(None, version)  # the old copy goes before the new one comes
-            params = self.to_engine(params)
-        self.engine.set_params(params, version)
+            self.engine.set_params(None, self.engine.version)
 
     def load_params(self, *, warmup: bool = True) -> None:
         """The weights of ``model.init``, as version 0. Without ``warmup`` a shape is compiled when it first comes."""

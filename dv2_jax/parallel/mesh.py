@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -54,7 +55,22 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
         raise ConfigError(f"{written}: does not divide {len(devices)} devices; set one of them to -1")
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return _arranged(sizes, devices)
+
+
+def _arranged(sizes: Sequence[int], devices: Sequence[Any]) -> Mesh:
+    """The mesh in the order of the slice's links; host by host where that order is not known, or would lay a `tensor`
+    group, whose devices send most and make up one engine, over more hosts than it needs."""
+    kinds = (AxisType.Auto,) * len(AXES)
+    try:
+        mesh = jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
+        groups = mesh.devices.reshape(-1, sizes[-1])
+        if all(len({device.process_index for device in group}) == 1 for group in groups):
+            return mesh
+    except NotImplementedError:
+        pass
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(ordered).reshape(sizes), AXES, axis_types=kinds)
 
 
 def device_mesh(config: MeshConfig) -> Mesh | None:

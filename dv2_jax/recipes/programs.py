@@ -141,7 +141,7 @@ def sft_programs(policy: Abstract) -> list[Program]:
 
 
 def rl_programs(policy: Abstract) -> list[Program]:
-    """The policy-gradient step, and log-probs without a gradient. What the engine holds lies beside them."""
+    """The policy-gradient step, and log-probs without a gradient. The engine's pages lie beside them."""
     config = dataclasses.replace(policy.config, rl=with_algorithm(policy.config.rl))
     rl, temperature = config.rl, config.sampling.temperature
     steps = rl.steps * rl.minibatches
@@ -159,7 +159,7 @@ def rl_programs(policy: Abstract) -> list[Program]:
         param_shardings=policy.shardings,
     )
     spec = _pack_spec(policy, rl.microbatch_rows, rl.row_tokens)
-    held = bytes_per_device(_engine_memory(policy)) + policy.copied
+    held = bytes_per_device(_engine_memory(policy))
     # As many rows as trajectories: those of full length share no row.
     microbatches = -(-rl.prompts_per_step * rl.group_size // rl.minibatches // rl.microbatch_rows)
     programs = _update_programs(

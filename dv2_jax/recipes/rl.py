@@ -218,6 +218,7 @@ class Training:
         valid = tokens > 0
         groups = np.repeat(np.arange(len(chosen)), self.rl.group_size)
         advantages = group_advantages(rewards, groups, valid=valid, normalise_std=self.rl.normalise_std)
+        self.session.release()
         with spans.span("update", step=number):
             learned = self.learn(make_minibatches(trajectories, advantages, self.rl, tokens.tolist()))
         self.done = number
