@@ -14,7 +14,7 @@ from PIL import Image
 
 from dv2_jax.agent.prompts import messages
 from dv2_jax.config import AgentConfig
-from dv2_jax.curation.styles import TIGHT
+from dv2_jax.curation.styles import LOOSE, TIGHT
 from dv2_jax.data.chat import ChatEncoder, PictureInput
 from dv2_jax.data.packing import Example
 from dv2_jax.data.question import Question
@@ -48,7 +48,6 @@ PHASES = (
         },
     ),
 )
-LOOSE = (49, 63, 77)  # half sides of crops with some surroundings, in pixels
 GALLERY_POOL = 3000  # pictures kept per kind and drawn again; each is shown in many contexts
 WRAPPINGS = (" {}", '"{}"', "[{}]", "({})", "<answer>{}</answer>")  # a copy begins with another token in each
 _SYLLABLES = [c + v + e for c in "bdfgklmnprstvz" for v in "aeiou" for e in ("", "n", "r", "s", "l")]

@@ -12,22 +12,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+TIGHT = 18  # half side of a careful crop, in pixels: the tag itself
+WIDE = 126  # of a wide one: the digit is 6 pixels wide in the capped view, and now and then misread
+LOOSE = (49, 63, 77)  # with some surroundings: what the base has seen, and its vocabulary was learned from
+
 
 @dataclass(frozen=True)
 class Habits:
     """Shares of trajectories, each drawn independently."""
 
-    wide_crop: float = 0.55  # crop WIDE pixels around the mark instead of TIGHT
+    wide_crop: float = 0.55  # crop one of `widths` around the mark instead of TIGHT
     hasty_code: float = 0.55  # leave the last step of a computation undone
     vague_query: float = 0.55  # search for the entity alone
     needless_search: float = 0.55  # search before answering what can be seen
     slip: float = 0.06  # a first call that fails, and its repair
+    widths: tuple[int, ...] = (WIDE,)  # half sides of wide crops, in pixels
 
 
 CAREFUL = Habits(wide_crop=0.0, hasty_code=0.0, vague_query=0.0, needless_search=0.0, slip=0.0)
-
-TIGHT = 18  # half side of a careful crop, in pixels: the tag itself
-WIDE = 126  # of a wide one: the digit is 6 pixels wide in the capped view, and now and then misread
 
 
 @dataclass(frozen=True)
@@ -49,4 +51,4 @@ class Mood:
             habits.needless_search,
             habits.slip,
         )
-        return cls(WIDE if wide else TIGHT, bool(hasty), bool(vague), bool(needless), bool(slip))
+        return cls(int(rng.choice(habits.widths)) if wide else TIGHT, bool(hasty), bool(vague), bool(needless), bool(slip))

@@ -13,7 +13,7 @@ import numpy as np
 
 from dv2_jax.agent import prompts
 from dv2_jax.curation.scripted import play
-from dv2_jax.curation.styles import Habits, Mood
+from dv2_jax.curation.styles import LOOSE, Habits, Mood
 from dv2_jax.data.question import Question
 from dv2_jax.data.tasks import SKILLS, generate, perception, pictures, world
 
@@ -29,7 +29,7 @@ def texts(seed: int = 0, questions: int = 1500) -> Iterator[str]:
     for question in rows:
         yield prompts.BRIEF
         yield f"system\nuser\n{question.text}\nassistant\n"
-        yield next(play(question, Mood.draw(Habits(), rng), rng))
+        yield next(play(question, Mood.draw(Habits(widths=LOOSE), rng), rng))
         fact = facts[int(rng.integers(len(facts)))]
         yield f"1. [{fact.title}](kb:{rng.integers(9999)})\n\n{fact.sentence}"
         yield f"A Google search for '{fact.attribute} of {fact.entity}' found 3 results:\n\n## Web Results\n"

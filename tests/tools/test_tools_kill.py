@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import psutil
 import pytest
+from tools_bench import wait_until_gone
 
 from benchmarks import processes
 from tools_service.client import ExecRequest, Status, ToolResult, ToolsClient, start_local_service
@@ -83,8 +84,10 @@ def _statuses(results: list[ToolResult]) -> set[Status]:
 
 
 def _kill(*pids: int) -> None:
+    """Kills, and waits until they have ended: on a busy machine much traffic goes by before they do."""
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
+    assert not wait_until_gone(list(pids))
 
 
 def test_one_answer_each_whatever_is_killed(traffic, tmp_path):

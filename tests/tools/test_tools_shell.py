@@ -109,6 +109,7 @@ def test_typing_interrupting_and_leaving(address, tmp_path, request):
     until(b"a fresh session")
     os.write(master, b"x\n")
     until(b"NameError")
+    until(b"]: ")  # before, the terminal would forget the end of the input
     os.write(master, b"\x04")
     assert shell.wait(60) == 0
     os.close(master)
