@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -64,11 +65,12 @@ def _arranged(sizes: Sequence[int], devices: Sequence[Any]) -> Mesh:
     kinds = (AxisType.Auto,) * len(AXES)
     try:
         mesh = jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
+    except NotImplementedError as error:
+        warnings.warn(f"the mesh {tuple(sizes)} is laid out host by host, not along the slice's links: {error}", stacklevel=3)
+    else:
         groups = mesh.devices.reshape(-1, sizes[-1])
         if all(len({device.process_index for device in group}) == 1 for group in groups):
             return mesh
-    except NotImplementedError:
-        pass
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(ordered).reshape(sizes), AXES, axis_types=kinds)
 
