@@ -145,9 +145,9 @@ def rl_7b_v5p_32() -> Config:
 
 
 def rl_32b() -> Config:
-    """Qwen2.5-VL-32B; 32 devices, 4 of them to a tensor group."""
+    """Qwen2.5-VL-32B; 32 devices."""
     config = accelerator("32b")
-    return replace(config, mesh=MeshConfig(data=1, fsdp=-1, tensor=4))
+    return replace(config, rl=replace(config.rl, microbatch_rows=32))
 
 
 PRESETS = {

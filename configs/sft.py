@@ -120,9 +120,9 @@ def sft_7b_v5p_32() -> Config:
 
 
 def sft_32b() -> Config:
-    """Qwen2.5-VL-32B, trajectories of at most 16,384 tokens; 32 devices, 4 of them to a tensor group."""
+    """Qwen2.5-VL-32B, trajectories of at most 16,384 tokens; 32 devices."""
     config = accelerator("32b", row_tokens=16_384)
-    return replace(config, mesh=MeshConfig(data=1, fsdp=-1, tensor=4))
+    return replace(config, sft=replace(config.sft, microbatches=4))
 
 
 PRESETS = {

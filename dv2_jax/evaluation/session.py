@@ -28,9 +28,10 @@ from dv2_jax.engine.engine import Engine
 from dv2_jax.engine.sampling import forbidden_ids
 from dv2_jax.engine.shapes import of_one_host
 from dv2_jax.engine.stops import StopAutomaton
-from dv2_jax.model.params import GraphDef, Params, build, logical_axes
+from dv2_jax.model.params import GraphDef, Params, abstract_params, build, logical_axes
 from dv2_jax.parallel import distributed
 from dv2_jax.parallel.hosts import own_mesh, to_own_devices
+from dv2_jax.parallel.mesh import widest_tensor
 from dv2_jax.rollout.scheduler import RolloutScheduler
 from dv2_jax.rollout.tools import open_tools
 from tools_service.client import ToolsClient
@@ -49,7 +50,7 @@ class Session:
     tools: ToolsClient
     forbidden: Bool[np.ndarray, "V"]
     mesh: Mesh | None  # of all hosts' devices, where the policy's weights lie; None: one device
-    to_engine: Callable[[Params], Params] | None = None  # copies weights to the engine's own devices; None: it shares them
+    to_engine: Callable[[Params], Params] | None = None  # copies weights to where the engine has them; None: it shares them
 
     def set_params(self, params: Params, version: int) -> None:
         """New weights; compiles what is not compiled yet when they are the first. Every host calls it."""
@@ -103,18 +104,22 @@ class Session:
 def open_session(config: Config, run_dir: str | Path, *, mesh: Mesh | None = None) -> Iterator[Session]:
     """Assemble policy (without weights), engine and tools for ``config``; the tools end with the block.
 
-    Of several hosts each has an engine on its own devices, and tools of its own where ``tools.address`` is empty.
+    Of several hosts each has an engine on its own devices, and tools of its own where ``tools.address`` is empty. What
+    `mesh.fsdp` splits for learning, the engine has split by heads and features: a copy of the weights.
     """
     described = architecture(config.model)
     if described.tokenizer_file is None:
         raise ConfigError(f"model.init = {config.model.init!r} has no tokenizer: it cannot answer questions")
     tokenizer = Tokenizer.from_file(described.tokenizer_file)
     graphdef, _ = build(described.config, compute_dtype=config.model.compute_dtype)
-    own, to_engine, hosts = mesh, None, distributed.process_count()
-    if hosts > 1:
-        own = own_mesh(mesh)
-        to_engine = to_own_devices(mesh, logical_axes(described.config), config.model.compute_dtype)
-        config = replace(config, engine=of_one_host(config.engine, hosts))
+    own, to_engine = mesh, None
+    if mesh is not None:
+        axes = logical_axes(described.config)
+        widest = widest_tensor(abstract_params(described.config), axes)
+        own = own_mesh(mesh, widest)
+        if own is not mesh:
+            to_engine = to_own_devices(mesh, widest, axes, config.model.compute_dtype)
+        config = replace(config, engine=of_one_host(config.engine, distributed.process_count()))
     engine, forbidden = make_engine(config, described, graphdef, tokenizer, own)
     codec = SpliceCodec(tokenizer, config.image, config.agent)
     with open_tools(config, run_dir) as tools:

@@ -1,8 +1,10 @@
-"""What one host has of a mesh that spans several: devices to generate on, and a copy of the weights there.
+"""The devices on which a host generates, and a copy of the weights there.
 
-Generation needs no other host: each has an engine on its own devices, and hosts only meet to learn. So weights lie
-twice: as the mesh splits them, for learning, and whole on every host, spread over its devices. They go from one to the
-other over the devices' links, never through the memory of a host. On one host nothing of this happens.
+Generation needs no other host: each has an engine on its own devices, and hosts only meet to learn. It also splits
+weights otherwise than learning does: a step of learning gathers them once for thousands of tokens, a step of decoding
+would gather them for one token of every sequence. So weights may lie twice: as the mesh splits them, for learning, and
+whole on every host, heads and features spread over its devices. They go from one to the other over the devices' links,
+never through the memory of a host.
 """
 
 from __future__ import annotations
@@ -21,19 +23,19 @@ from dv2_jax.parallel.mesh import AXES, param_shardings
 Params = dict[str, Array]
 
 
-def own_mesh(mesh: Mesh, process: int | None = None) -> Mesh:
-    """The devices of one process (default: of this one) as a mesh; `mesh` itself where there are no others.
+def own_mesh(mesh: Mesh, widest: int, process: int | None = None) -> Mesh:
+    """The devices of one process (default: of this one) as a mesh to generate on; `mesh` itself where that is one.
 
-    `fsdp` takes as many of them as it can, `data` the rest: a host has room for the weights once.
+    `tensor` takes as many of those along `fsdp` as it can within `widest`, what divides all that it splits
+    (`parallel.mesh.widest_tensor`); `data` takes the rest, and `fsdp` none.
     Raises ConfigError where the devices of a row, those along `tensor`, belong to several processes.
     """
-    owners = owners_of_rows(mesh)
-    if len(set(owners)) == 1:
+    owners, fsdp, tensor = owners_of_rows(mesh), mesh.shape["fsdp"], mesh.shape["tensor"]
+    if len(set(owners)) == 1 and fsdp == 1:
         return mesh
-    tensor = mesh.shape["tensor"]
     rows = mesh.devices.reshape(-1, tensor)[np.equal(owners, jax.process_index() if process is None else process)]
-    fsdp = math.gcd(mesh.shape["fsdp"], len(rows))
-    return Mesh(rows.reshape(-1, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    tensor *= math.gcd(max(1, widest // tensor), math.gcd(fsdp, len(rows)))
+    return Mesh(rows.reshape(-1, 1, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def owners_of_rows(mesh: Mesh) -> list[int]:
@@ -55,15 +57,15 @@ def owners_of_rows(mesh: Mesh) -> list[int]:
 
 
 def to_own_devices(
-    mesh: Mesh, logical_axes: Mapping[str, tuple[str | None, ...]], dtype: jax.typing.DTypeLike
+    mesh: Mesh, widest: int, logical_axes: Mapping[str, tuple[str | None, ...]], dtype: jax.typing.DTypeLike
 ) -> Callable[[Params], Params]:
-    """A function from weights on `mesh` to a copy of them on this process's devices. Every process calls it.
+    """A function from weights on `mesh` to a copy of them on `own_mesh`. Every process calls it.
 
     The copy is of `dtype`, that of the computation: what only reads weights casts them to it anyway.
     """
     processes = sorted(set(owners_of_rows(mesh)))
-    hosts = Mesh(np.stack([own_mesh(mesh, process).devices for process in processes]), ("host", *AXES))
-    own = own_mesh(mesh)
+    hosts = Mesh(np.stack([own_mesh(mesh, widest, process).devices for process in processes]), ("host", *AXES))
+    own = own_mesh(mesh, widest)
     here = param_shardings(own, logical_axes)
     everywhere = {name: NamedSharding(hosts, place.spec) for name, place in here.items()}
     cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(dtype), params))

@@ -107,6 +107,14 @@ def check_divisible(shapes: Mapping[str, tuple[int, ...]], shardings: Mapping[st
                 )
 
 
+def widest_tensor(
+    params: Mapping[str, jax.ShapeDtypeStruct], logical_axes: Mapping[str, tuple[str | None, ...]]
+) -> int:
+    """The largest `mesh.tensor` that divides every dimension which it would split."""
+    named = [pair for name, param in params.items() for pair in zip(param.shape, logical_axes[name], strict=True)]
+    return math.gcd(*(size for size, axis in named if axis is not None and AXIS_RULES[axis] == "tensor"))
+
+
 def under(mesh: Mesh | None) -> AbstractContextManager:
     """Trace and run under `mesh`: what asks for the current mesh (a kernel, `split_rows`) then finds it."""
     return nullcontext() if mesh is None else jax.set_mesh(mesh)

@@ -33,7 +33,7 @@ from dv2_jax.model.vision_inputs import VisionBatch, VisionBucket, vision_batch
 from dv2_jax.ops.paged_attention import Pages, empty_pages
 from dv2_jax.parallel.aot import bytes_per_device
 from dv2_jax.parallel.hosts import own_mesh
-from dv2_jax.parallel.mesh import check_divisible, make_mesh, param_shardings
+from dv2_jax.parallel.mesh import check_divisible, make_mesh, param_shardings, widest_tensor
 from dv2_jax.recipes.optimizer import learning_rate, make_optimizer, trainable_names
 from dv2_jax.recipes.rl_step import make_rl_step, make_scorer
 from dv2_jax.recipes.sft_step import make_sft_step
@@ -87,7 +87,8 @@ class Abstract:
     @property
     def engine_mesh(self) -> Mesh:
         """The devices of one host, on which it generates."""
-        return own_mesh(self.mesh, self.mesh.devices.flat[0].process_index)
+        widest = widest_tensor(abstract_params(self.model), logical_axes(self.model))
+        return own_mesh(self.mesh, widest, self.mesh.devices.flat[0].process_index)
 
     @property
     def engine_sizes(self) -> EngineConfig:
@@ -95,8 +96,8 @@ class Abstract:
 
     @property
     def engine_params(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The weights that an engine reads: the trainer's own or, on several hosts, its copy."""
-        if self.hosts == 1:
+        """The weights that an engine reads: the trainer's own, or its copy."""
+        if self.engine_mesh is self.mesh:
             return self.params
         dtype, places = self.config.model.compute_dtype, param_shardings(self.engine_mesh, logical_axes(self.model))
         return {n: _placed(p, places[n]) for n, p in abstract_params(self.model, dtype).items()}
@@ -104,7 +105,7 @@ class Abstract:
     @property
     def copied(self) -> int:
         """Bytes per device that the engine's copy of the weights takes."""
-        return 0 if self.hosts == 1 else bytes_per_device(self.engine_params)
+        return 0 if self.engine_mesh is self.mesh else bytes_per_device(self.engine_params)
 
     def state(self, optimizer: Any, trainable: tuple[str, ...]) -> TrainState:
         params = self.params

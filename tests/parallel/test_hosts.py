@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 from dv2_jax.config import ConfigError, EngineConfig
 from dv2_jax.engine.shapes import of_one_host
 from dv2_jax.parallel.hosts import own_mesh, owners_of_rows
-from dv2_jax.parallel.mesh import AXES
+from dv2_jax.parallel.mesh import AXES, widest_tensor
 
 
 @dataclass(frozen=True)
@@ -33,35 +34,44 @@ def mesh(owners) -> Mesh:
 
 
 @pytest.mark.parametrize(
-    ("owners", "shape", "rows"),
+    ("owners", "widest", "shape", "rows"),
     [
-        ([[[0], [0], [1], [1]]], (1, 2, 1), [2, 3]),
-        ([[[0], [1], [0], [1]]], (1, 2, 1), [1, 3]),  # as on v5p, where hosts lie side by side in JAX's order
-        ([[[0]], [[0]], [[1]], [[1]]], (2, 1, 1), [2, 3]),  # weights whole on every device stay so
-        ([[[0], [0]], [[1], [1]], [[0], [0]], [[1], [1]]], (2, 2, 1), [2, 3, 6, 7]),
-        ([[[0, 0], [1, 1], [0, 0], [1, 1]]], (1, 2, 2), [1, 3]),
+        ([[[0], [0], [1], [1]]], 4, (1, 1, 2), [2, 3]),
+        ([[[0], [1], [0], [1]]], 4, (1, 1, 2), [1, 3]),  # as on v5p, where hosts lie side by side in JAX's order
+        ([[[0], [0], [1], [1]]], 1, (2, 1, 1), [2, 3]),  # one head of keys cannot be divided
+        ([[[0], [0], [0], [0], [1], [1], [1], [1]]], 2, (2, 1, 2), [4, 5, 6, 7]),  # as 3B on four chips
+        ([[[0]], [[0]], [[1]], [[1]]], 4, (2, 1, 1), [2, 3]),  # weights whole on every device stay so
+        ([[[0], [0]], [[1], [1]], [[0], [0]], [[1], [1]]], 4, (2, 1, 2), [2, 3, 6, 7]),
+        ([[[0, 0], [1, 1], [0, 0], [1, 1]]], 4, (1, 1, 4), [1, 3]),
+        ([[[0, 0], [1, 1], [0, 0], [1, 1]]], 2, (2, 1, 2), [1, 3]),
     ],
 )
-def test_a_hosts_mesh_has_its_devices_in_the_order_of_its_rows(owners, shape, rows):
-    """Sees: another host's device, weights that the host's devices hold twice, rows in another order than the batch's."""
+def test_a_hosts_mesh_has_its_devices_and_splits_no_weight_that_is_gathered(owners, widest, shape, rows):
+    """Sees: another host's device, weights gathered for every token, heads split over more devices than divide them."""
     whole = mesh(owners)
-    own = own_mesh(whole, 1)
+    own = own_mesh(whole, widest, 1)
     assert own.axis_names == AXES and own.devices.shape == shape
     assert np.flatnonzero(np.equal(owners_of_rows(whole), 1)).tolist() == rows
-    tensor = shape[2]
-    assert own.devices.reshape(-1, tensor).tolist() == whole.devices.reshape(-1, tensor)[rows].tolist()
+    assert own.devices.ravel().tolist() == whole.devices.reshape(-1, whole.shape["tensor"])[rows].ravel().tolist()
 
 
-def test_alone_the_mesh_stays_what_it_is():
-    whole = mesh([[[0], [0]]])
-    assert own_mesh(whole, 0) is whole
+def test_one_host_keeps_a_mesh_that_gathers_nothing():
+    whole = mesh([[[0, 0]], [[0, 0]]])
+    assert own_mesh(whole, 4, 0) is whole
+    assert own_mesh(mesh([[[0], [0]]]), 4, 0).shape == {"data": 1, "fsdp": 1, "tensor": 2}
+
+
+def test_the_widest_tensor_divides_all_that_it_splits():
+    params = {"q": jax.ShapeDtypeStruct((8, 12, 4), "float32"), "mlp": jax.ShapeDtypeStruct((8, 18), "float32")}
+    axes = {"q": ("embed", "heads", "head_dim"), "mlp": ("embed", "mlp")}
+    assert widest_tensor(params, axes) == 6
 
 
 def test_meshes_that_hosts_cannot_divide_are_refused_with_the_fix():
     with pytest.raises(ConfigError, match=r"mesh.tensor=2: .* several hosts.*smaller mesh.tensor"):
-        own_mesh(mesh([[[0, 1], [0, 1]]]), 0)
+        own_mesh(mesh([[[0, 1], [0, 1]]]), 4, 0)
     with pytest.raises(ConfigError, match="different numbers"):
-        own_mesh(mesh([[[0], [0], [1]]]), 0)
+        own_mesh(mesh([[[0], [0], [1]]]), 4, 0)
 
 
 def test_the_engines_of_all_hosts_together_have_the_configured_sizes():
@@ -86,15 +96,15 @@ for order in (first + second, [first[0], second[0], first[1], second[1]]):
     for shape in ((1, 4, 1), (2, 2, 1), (4, 1, 1)):
         mesh = Mesh(np.array(order).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
         axes = {"kernel": ("layers", "embed", "mlp"), "scale": ("norm",)}
-        values = {"kernel": np.arange(48.0, dtype=np.float32).reshape(2, 8, 3), "scale": np.ones(3, np.float32)}
+        values = {"kernel": np.arange(48.0, dtype=np.float32).reshape(2, 4, 6), "scale": np.ones(4, np.float32)}
         params = {n: jax.device_put(values[n], s) for n, s in param_shardings(mesh, axes).items()}
-        copy = to_own_devices(mesh, axes, "bfloat16")
+        copy = to_own_devices(mesh, 2, axes, "bfloat16")
         copied = copy(params)
         counter = RecompilationCounter()
         copied = copy(params)
         for name, x in copied.items():
             assert x.is_fully_addressable and x.dtype == "bfloat16" and x.devices() == set(jax.local_devices())
-            assert x.sharding.is_equivalent_to(param_shardings(own_mesh(mesh), axes)[name], x.ndim)
+            assert x.sharding.is_equivalent_to(param_shardings(own_mesh(mesh, 2), axes)[name], x.ndim)
             np.testing.assert_array_equal(np.asarray(x, np.float32), values[name])
         found.append(counter.count)
 print(json.dumps(found))
