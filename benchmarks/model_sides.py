@@ -17,10 +17,13 @@ Pass = Callable[[], float]  # computes, waits for the result, returns the loss
 
 
 def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, Pass]:
-    """The forms of attention and log-probs that training uses; heads and features split over ``devices``."""
+    """The forms of attention and log-probs that training uses. Rows are split over ``devices``, as the laptop presets do;
+    a single row's heads and features."""
     import jax
 
-    jax.config.update("jax_num_cpu_devices", devices)
+    from dv2_jax.parallel import distributed
+
+    distributed.initialize(cpu_devices=devices)
 
     from benchmarks.model_shapes import CONFIG
     from dv2_jax.checkpoint.hf import load_hf
@@ -28,9 +31,10 @@ def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, 
     from dv2_jax.model import VisionBucket, build, logical_axes, merge, vision_batch
     from dv2_jax.ops.attention import causal_segment_attention
     from dv2_jax.ops.logprobs import row_logprobs
-    from dv2_jax.parallel.mesh import make_mesh, param_shardings, under
+    from dv2_jax.parallel.mesh import ROWS, make_mesh, param_shardings, under
 
-    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=devices)) if devices > 1 else None
+    rows = devices if shape["ids"].shape[0] % devices == 0 else 1
+    mesh = make_mesh(MeshConfig(data=rows, fsdp=1, tensor=devices // rows)) if devices > 1 else None
     params = load_hf(folder, CONFIG, param_shardings(mesh, logical_axes(CONFIG)) if mesh else None)
     graphdef, _ = build(CONFIG)
     ids, segments, positions = (np.asarray(shape[name], np.int32) for name in ("ids", "segments", "positions"))
@@ -43,16 +47,16 @@ def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, 
         grid = tuple(int(n) for n in shape["grid"])
         bucket = VisionBucket.of(1, len(shape["patches"]))
         vision = vision_batch([(shape["patches"], grid)], [bucket], CONFIG.vision)
-    everywhere = jax.NamedSharding(mesh, jax.P()) if mesh else None
-    batch = jax.device_put((ids, targets, weight, segments, positions, index.astype(np.int32)), everywhere)
-    vision = jax.device_put(vision, everywhere)
+    place = jax.NamedSharding(mesh, jax.P(ROWS)) if mesh else None
+    batch = jax.device_put((ids, targets, weight, segments, positions.swapaxes(0, 1), index.astype(np.int32)), place)
+    vision = jax.device_put(vision, jax.NamedSharding(mesh, jax.P()) if mesh else None)
 
     def loss(params, vision, batch):
         ids, targets, weight, segments, positions, index = batch
         model = merge(graphdef, params)
         embeds = model.embed(ids) if vision is None else model.embed(ids, model.encode_images(vision), index)
         attend = lambda q, k, v, cache: (causal_segment_attention(q, k, v, segments), cache)  # noqa: E731
-        hidden, _ = model.hidden(embeds, positions, attend)
+        hidden, _ = model.hidden(embeds, positions.swapaxes(0, 1), attend)
         logprobs, _ = row_logprobs(hidden, model.head_kernel(), targets)
         return -(logprobs * weight).sum() / weight.sum()
 

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dv2_jax.ops import attention_blocked, attention_splash, attention_tiled
+from dv2_jax.ops.attention_sharding import on_own_rows_and_heads
 
 Backend = Literal["auto", "tiled", "blocked", "splash"]
 
@@ -48,12 +49,17 @@ def segment_attention(
 
 
 def _attention(q, k, v, segment_ids, *, causal, backend):
-    batch, tokens, heads, dim = q.shape
-    if backend == "splash" or (backend == "auto" and attention_splash.available(tokens)):
+    if backend == "splash" or (backend == "auto" and attention_splash.available(q.shape[1])):
         return attention_splash.attention(q, k, v, segment_ids, causal=causal)
+    local = functools.partial(_local, (causal, backend))
+    return on_own_rows_and_heads(local, q, k, v, segment_ids, causal=causal)
+
+
+def _local(form: tuple[bool, Backend], q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
+    batch, tokens, heads, dim = q.shape
     groups = heads // k.shape[2]
     q = q.reshape(batch, tokens, k.shape[2], groups, dim).transpose(0, 2, 3, 1, 4) * dim**-0.5
-    out = _grouped((causal, backend), q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), segment_ids)
+    out = _grouped(form, q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), segment_ids)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, heads, dim)
 
 

@@ -1,8 +1,7 @@
 """Segment attention by the Pallas splash kernel of JAX, for TPUs.
 
-The kernel works on one device's rows and heads, so on several devices it runs inside shard_map. It is used when
-the program is traced under ``jax.set_mesh`` of a TPU mesh, whether the TPUs are here or only described (ahead-of-time
-compilation), or on a single TPU without a mesh.
+It is used when the program is traced under ``jax.set_mesh`` of a TPU mesh, whether the TPUs are here or only described
+(ahead-of-time compilation), or on a single TPU without a mesh.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
+
+from dv2_jax.ops.attention_sharding import on_own_rows_and_heads
 
 LANES = 128  # rows shorter than this, or no multiple of it, are for the blocked form
 BLOCK = 512  # queries and keys; the kernel's own default of 128 is several times slower on long rows
@@ -47,23 +47,12 @@ def attention(
     causal: bool,
     interpret: bool = False,
 ) -> Float[Array, "B T H hd"]:
-    """Rows of a causal batch are split over the data axes, heads over ``tensor``. Rows of pictures are not split
-    here: their batch is split by an outer ``vmap(..., spmd_axis_name=ROWS)``."""
-    q, k, v = ((x.swapaxes(1, 2)) for x in (q * q.shape[-1] ** -0.5, k, v))
-    local = functools.partial(_local, causal=causal, interpret=interpret)
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return local(q, k, v, segment_ids).swapaxes(1, 2)
-    rows = ("data", "fsdp") if causal else None
-    heads = PartitionSpec(rows, "tensor", None, None)
-    sharded = jax.shard_map(
-        local, in_specs=(heads, heads, heads, PartitionSpec(rows, None)), out_specs=heads, check_vma=False
-    )
-    with jax.named_scope("causal_attention" if causal else "segment_attention"):  # parallel.hlo tells them apart by it
-        return sharded(q, k, v, segment_ids).swapaxes(1, 2)
+    kernel = functools.partial(_local, causal=causal, interpret=interpret)
+    return on_own_rows_and_heads(kernel, q, k, v, segment_ids, causal=causal)
 
 
 def _local(q: Array, k: Array, v: Array, segments: Array, *, causal: bool, interpret: bool) -> Array:
+    q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
     heads, tokens = q.shape[1:3]
     mask = masks.CausalMask((tokens, tokens)) if causal else masks.FullMask((tokens, tokens))
     size = next(block for block in (BLOCK, 384, 256, LANES) if tokens % block == 0)
@@ -83,4 +72,5 @@ def _local(q: Array, k: Array, v: Array, segments: Array, *, causal: bool, inter
         ),
         interpret=interpret,
     )
-    return jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s)))(q, k, v, segments.astype(jnp.int32))
+    one = jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s)))
+    return one(q, k, v, segments.astype(jnp.int32)).swapaxes(1, 2)
