@@ -61,16 +61,13 @@ def _tiles(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> _Tile
     return _Tiles(_cut(q), _cut(k), _cut(v), cut_segments, first.reshape(-1), end.reshape(-1))
 
 
-def _scores(causal: bool, tiles: _Tiles, q: Array, query: Array, key: Array) -> Float[Array, "K G t s"]:
-    """Masked scores of one query tile and one key tile (both counted over all rows)."""
-    heads, groups, size, dim = q.shape
-    scores = jnp.matmul(
-        q.reshape(heads, groups * size, dim), tiles.k[key].swapaxes(-1, -2), preferred_element_type=jnp.float32
-    )
-    allowed = tiles.segments[query][:, None] == tiles.segments[key][None, :]
+def _bias(causal: bool, tiles: _Tiles, query: Array, key: Array, *, keys_first: bool = False) -> Float[Array, "t t"]:
+    """0 where a query of one tile may see a key of another (both tiles counted over all rows), else the lowest number."""
+    to_query, to_key = ((None, slice(None)), (slice(None), None))[:: 1 if keys_first else -1]
+    allowed = tiles.segments[query][to_query] == tiles.segments[key][to_key]
     if causal:
-        allowed &= (query - key) * size + np.arange(size)[:, None] >= np.arange(size)
-    return scores.reshape(heads, groups, size, size) + jnp.where(allowed, 0.0, LOWEST)
+        allowed &= (query - key) * TILE + np.arange(TILE)[to_query] >= np.arange(TILE)[to_key]
+    return jnp.where(allowed, 0.0, LOWEST)
 
 
 def _row_start(tile: Array, tiles: _Tiles, batch: int) -> Array:
@@ -81,19 +78,18 @@ def _row_start(tile: Array, tiles: _Tiles, batch: int) -> Array:
 def forward(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> tuple[Array, Array]:
     batch, heads, groups, tokens, dim = q.shape
     tiles = _tiles(causal, q, k, v, segments)
-    flat = (heads, groups * TILE, TILE)
+    square, thin = (heads, groups, TILE, TILE), (heads, groups * TILE, dim)
 
     def one(query: Array) -> tuple[Array, Array]:
-        mine, start = tiles.q[query], _row_start(query, tiles, batch)
+        mine, start = tiles.q[query].reshape(thin), _row_start(query, tiles, batch)
 
         def step(key, state):
             top, total, mixed = state
-            scores = _scores(causal, tiles, mine, query, start + key)
+            key = start + key
+            scores = _product(mine, tiles.k[key].swapaxes(-1, -2)).reshape(square) + _bias(causal, tiles, query, key)
             new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
             p, shrink = jnp.exp(scores - new_top), jnp.exp(top - new_top)
-            product = jnp.matmul(
-                p.reshape(flat).astype(v.dtype), tiles.v[start + key], preferred_element_type=jnp.float32
-            )
+            product = _product(p.reshape(heads, -1, TILE).astype(v.dtype), tiles.v[key])
             return new_top, total * shrink + p.sum(-1, keepdims=True), mixed * shrink + product.reshape(mixed.shape)
 
         column = (heads, groups, TILE, 1)
@@ -108,32 +104,44 @@ def forward(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> tupl
 def backward(
     causal: bool, q: Array, k: Array, v: Array, segments: Array, gradient: Array, normaliser: Array, delta: Array
 ) -> tuple[Array, Array, Array]:
+    """Probabilities stand with the keys first, [K t G t]: then no product has to transpose one, which XLA's CPU code
+    takes twice as long for."""
     batch, heads, groups, tokens, dim = q.shape
     tiles = _tiles(causal, q, k, v, segments)
-    flat, thin = (heads, groups * TILE, TILE), (heads, groups * TILE, dim)
-    f32 = jnp.float32
+    thin, row = (heads, groups * TILE, dim), (heads, 1, groups, TILE)
+    square, flat = (heads, TILE, groups, TILE), (heads, TILE, groups * TILE)
+    key_columns = tiles.k.swapaxes(-1, -2)
 
     def one(sums: tuple[Array, Array], xs) -> tuple[tuple[Array, Array], Array]:
-        query, mine, gradient, normaliser, delta = xs
+        query, mine, upstream, normaliser, delta = xs
         start = _row_start(query, tiles, batch)
-        upstream = gradient.reshape(thin)
+        mine, upstream, normaliser, delta = (
+            *(x.reshape(thin) for x in (mine, upstream)),
+            *(x.reshape(row) for x in (normaliser, delta)),
+        )
+        mine_columns, upstream_columns = mine.swapaxes(-1, -2), upstream.swapaxes(-1, -2)
 
         def step(key, sums):
             dk, dv, dq = sums
             key = start + key
-            p = jnp.exp(_scores(causal, tiles, mine, query, key) - normaliser)
-            dp = jnp.matmul(upstream, tiles.v[key].swapaxes(-1, -2), preferred_element_type=f32)
-            ds = (p * (dp.reshape(p.shape) - delta)).reshape(flat).astype(k.dtype)
-            p = p.reshape(flat).astype(v.dtype)
-            dv = dv.at[key].add(jnp.matmul(p.swapaxes(-1, -2), upstream, preferred_element_type=f32))
-            dk = dk.at[key].add(jnp.matmul(ds.swapaxes(-1, -2), mine.reshape(thin), preferred_element_type=f32))
-            return dk, dv, dq + jnp.matmul(ds, tiles.k[key], preferred_element_type=f32)
+            bias = _bias(causal, tiles, query, key, keys_first=True)[:, None]
+            p = jnp.exp(_product(tiles.k[key], mine_columns).reshape(square) + bias - normaliser)
+            ds = p * (_product(tiles.v[key], upstream_columns).reshape(square) - delta)
+            p, ds = p.reshape(flat).astype(v.dtype), ds.reshape(flat).astype(k.dtype)
+            dv = dv.at[key].add(_product(p, upstream))
+            dk = dk.at[key].add(_product(ds, mine))
+            return dk, dv, dq + _product(key_columns[key], ds)
 
-        dk, dv, dq = jax.lax.fori_loop(tiles.first[query], tiles.end[query], step, (*sums, jnp.zeros(thin, f32)))
-        return (dk, dv), dq.reshape(mine.shape).astype(q.dtype)
+        empty = jnp.zeros((heads, dim, groups * TILE), jnp.float32)
+        dk, dv, dq = jax.lax.fori_loop(tiles.first[query], tiles.end[query], step, (*sums, empty))
+        return (dk, dv), dq.swapaxes(-1, -2).reshape(heads, groups, TILE, dim).astype(q.dtype)
 
-    zeros = jnp.zeros(tiles.k.shape, f32)
+    zeros = jnp.zeros(tiles.k.shape, jnp.float32)
     numbers = jnp.arange(tiles.first.shape[0])
     (dk, dv), dq = jax.lax.scan(one, (zeros, zeros), (numbers, tiles.q, _cut(gradient), _cut(normaliser), _cut(delta)))
     join = lambda x, like: _join(x, batch, tokens).astype(like.dtype)  # noqa: E731
     return join(dq, q), join(dk, k), join(dv, v)
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
