@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2, help="cores that every side may use")
-    parser.add_argument("--devices", type=int, default=2, help="CPU devices that we split heads and features over (mesh.tensor)")
+    parser.add_argument("--devices", type=int, default=2, help="CPU devices that we split rows over, or a single row's heads and features")
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, 
     a single row's heads and features."""
     import jax
 
-    from dv2_jax.parallel import distributed
+    from dv2_jax.parallel import distributed, host_allocator
 
     distributed.initialize(cpu_devices=devices)
 
@@ -45,7 +46,8 @@ def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, 
     vision = None
     if "patches" in shape:
         grid = tuple(int(n) for n in shape["grid"])
-        bucket = VisionBucket.of(1, len(shape["patches"]))
+        side = CONFIG.vision.window_size // CONFIG.vision.patch_size  # of a window, in patches
+        bucket = VisionBucket(1, len(shape["patches"]), math.prod(-(-size // side) for size in grid))  # fits it
         vision = vision_batch([(shape["patches"], grid)], [bucket], CONFIG.vision)
     place = jax.NamedSharding(mesh, jax.P(ROWS)) if mesh else None
     batch = jax.device_put((ids, targets, weight, segments, positions.swapaxes(0, 1), index.astype(np.int32)), place)
@@ -64,7 +66,10 @@ def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, 
 
     def run(function) -> float:
         with under(mesh):
+            new = not function._cache_size()
             found = jax.block_until_ready(function(params, vision, batch))
+        if new:
+            host_allocator.give_back()  # as a run does once its programs are compiled
         return float(found[0] if isinstance(found, tuple) else found)
 
     return {"forward": lambda: run(forward), "gradient": lambda: run(gradient)}

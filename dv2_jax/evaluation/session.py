@@ -29,7 +29,7 @@ from dv2_jax.engine.sampling import forbidden_ids
 from dv2_jax.engine.shapes import of_one_host
 from dv2_jax.engine.stops import StopAutomaton
 from dv2_jax.model.params import GraphDef, Params, abstract_params, build, logical_axes
-from dv2_jax.parallel import distributed
+from dv2_jax.parallel import distributed, host_allocator
 from dv2_jax.parallel.hosts import own_mesh, to_own_devices
 from dv2_jax.parallel.mesh import widest_tensor
 from dv2_jax.rollout.scheduler import RolloutScheduler
@@ -57,6 +57,7 @@ class Session:
         self._give(params, version)
         if not self.engine.compiled_programs():
             self.engine.warmup()
+            host_allocator.give_back()
 
     def _give(self, params: Params, version: int) -> None:
         self.release()  # the old copy goes before the new one comes

@@ -27,7 +27,7 @@ def unroll_of(layers: int) -> int | bool:
 
 
 class TextLayer(nnx.Module):
-    def __init__(self, init: Init, config: TextConfig):
+    def __init__(self, init: Init, config: TextConfig, *, remat: bool):
         width, dim = config.hidden_size, config.head_dim
         residual_scale = (2 * config.num_layers) ** -0.5
         self.attention_norm = RMSNorm(init, width, config.rms_norm_eps)
@@ -37,7 +37,13 @@ class TextLayer(nnx.Module):
         self.o = Linear(init, (config.num_heads, dim), (width,), ("heads", "head_dim", "embed"), scale=residual_scale)
         self.mlp_norm = RMSNorm(init, width, config.rms_norm_eps)
         self.mlp = GatedMLP(
-            init, width, config.intermediate_size, ("embed", "mlp"), bias=False, residual_scale=residual_scale
+            init,
+            width,
+            config.intermediate_size,
+            ("embed", "mlp"),
+            bias=False,
+            residual_scale=residual_scale,
+            remat=remat,
         )
 
     def __call__(
@@ -53,7 +59,7 @@ class TextTower(nnx.Module):
     def __init__(self, init: Init, config: TextConfig, *, remat: bool):
         self.config, self.remat = config, remat
         self.embedding = init.param((config.vocab_size, config.hidden_size), ("vocab", "embed"), std=0.02)
-        self.layers = TextLayer(init.stacked(config.num_layers), config)
+        self.layers = TextLayer(init.stacked(config.num_layers), config, remat=remat)
         self.norm = RMSNorm(init, config.hidden_size, config.rms_norm_eps)
         self.head = (
             None

@@ -28,7 +28,7 @@ NORM_EPS = 1e-6  # fixed in the published tower, whatever the text tower's is
 
 
 class VisionBlock(nnx.Module):
-    def __init__(self, init: Init, config: VisionConfig):
+    def __init__(self, init: Init, config: VisionConfig, *, remat: bool):
         width, heads, dim = config.hidden_size, config.num_heads, config.head_dim
         residual_scale = (2 * config.depth) ** -0.5
         into, out = ("vision_embed", "vision_heads", "head_dim"), ("vision_heads", "head_dim", "vision_embed")
@@ -45,6 +45,7 @@ class VisionBlock(nnx.Module):
             ("vision_embed", "vision_mlp"),
             bias=True,
             residual_scale=residual_scale,
+            remat=remat,
         )
 
     def __call__(self, x: Float[Array, "R P C"], turn: Turn, segments: Int[Array, "R P"]) -> Float[Array, "R P C"]:
@@ -57,7 +58,7 @@ class VisionTower(nnx.Module):
     def __init__(self, init: Init, config: VisionConfig, *, remat: bool):
         self.config, self.remat = config, remat
         self.patch_embed = Linear(init, (config.patch_dim,), (config.hidden_size,), ("patch", "vision_embed"))
-        self.blocks = VisionBlock(init.stacked(config.depth), config)
+        self.blocks = VisionBlock(init.stacked(config.depth), config, remat=remat)
 
     def __call__(self, batch: VisionBatch, dtype: jnp.dtype) -> Float[Array, "P C"]:
         """Hidden states of all patches, row after row; see ``VisionBatch`` for the order."""

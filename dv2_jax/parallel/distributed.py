@@ -22,8 +22,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dv2_jax.parallel.host_allocator import keep_freed_memory
-
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 PIECE = 1 << 16  # bytes of text that a process sends at once: one shape, so that one program is compiled for all texts
 T = TypeVar("T")
@@ -33,8 +31,7 @@ def initialize(environ: dict[str, str] | None = None, cpu_devices: int = 1) -> N
     """Joins the other processes, if there are any; before anything asks JAX for devices.
 
     Where the CPU is the only kind of device, it becomes ``cpu_devices`` of them, unless ``XLA_FLAGS`` says how many:
-    two cores compute two halves of a batch faster than they share the small matrices of a tiny model. There the process
-    also keeps what memory it frees (`host_allocator`).
+    two cores compute two halves of a batch faster than they share the small matrices of a tiny model.
 
     Explicit: ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``.
     Otherwise a TPU host or a Slurm job of several tasks is detected by JAX. Any other machine stays alone.
@@ -56,8 +53,6 @@ def initialize(environ: dict[str, str] | None = None, cpu_devices: int = 1) -> N
         jax.distributed.initialize()
     if jax.distributed.is_initialized() and jax.process_count() > 1 and jax.default_backend() == "cpu":
         _connect()
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
 
 
 def _connect() -> None:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from jaxtyping import Array, Float
 
 from dv2_jax.data.packing import Example, PackedBatch, PackSpec, assign_rows, bucket_of, build_batch
-from dv2_jax.parallel import distributed
+from dv2_jax.parallel import distributed, host_allocator
 from dv2_jax.parallel.mesh import ROWS, under
 from dv2_jax.recipes.state import Params, TrainState, split_params, state_shardings
 
@@ -114,6 +114,7 @@ class Update:
         for bucket in spec.image_buckets:
             empty = build_batch([[]] * spec.rows, replace(spec, image_buckets=(bucket,)))
             self.gradients(params, [place(empty, mesh)])
+        host_allocator.give_back()
 
     def compiled_programs(self) -> int:
         """Compilations so far: the number of shapes seen by each of the three programs."""
