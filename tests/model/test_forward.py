@@ -160,6 +160,21 @@ def test_rotary_angles_stay_fp32_in_bf16_compute():
     np.testing.assert_allclose(found, expected, atol=0.02)
 
 
+def test_a_cpu_works_out_sines_once(params):
+    """Sees a compiler that takes them along into every use: layer by layer, for queries and for keys, and backwards."""
+    ids = np.arange(20, 84)[None]
+    positions = np.broadcast_to(np.arange(64), (3, 1, 64))
+    graphdef, _ = build(CONFIG)
+
+    def loss(params, positions):
+        model = merge(graphdef, params)
+        attend = lambda q, k, v, c: (causal_segment_attention(q, k, v, jnp.ones_like(ids)), c)  # noqa: E731
+        return (model.hidden(model.embed(ids), positions, attend)[0] ** 3).sum()
+
+    text = jax.jit(jax.grad(loss)).lower(params, positions).compile().as_text()
+    assert text.count(" cosine(") == text.count(" sine(") == 1
+
+
 def test_bf16_compute_stays_close_to_fp32(params):
     """KL of the token distributions, with a picture; sees a norm, softmax or residual sum that lost its fp32."""
     ids, index, positions = talk(np.random.default_rng(3), 0, 60, 120)

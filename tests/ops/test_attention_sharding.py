@@ -1,0 +1,51 @@
+"""Attention on several devices: each its own rows and heads, in the form for a CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+PROGRAM = """
+import jax, jax.numpy as jnp, numpy as np
+from dv2_jax.config import MeshConfig
+from dv2_jax.ops.attention import causal_segment_attention, segment_attention
+from dv2_jax.parallel.mesh import ROWS, make_mesh, under
+
+shapes = [(4, 300, heads, 16) for heads in (4, 2, 2)]
+q, k, v = (jax.random.normal(key, shape) for key, shape in zip(jax.random.split(jax.random.key(0), 3), shapes))
+segments = jnp.asarray(np.repeat([[1] * 140 + [2] * 120 + [0] * 40], 4, 0))
+
+def rows(q, k, v):
+    return (jnp.sin(causal_segment_attention(q, k, v, segments)) * (segments > 0)[..., None, None]).sum()
+
+def groups(q, k, v):  # as the vision tower: a group's pictures are on one device, by a vmap
+    split = lambda x: x.reshape(2, 2, *x.shape[1:])
+    attend = jax.vmap(segment_attention, spmd_axis_name=ROWS if axes else None)
+    out = attend(split(q), split(k), split(v), split(segments))
+    return (jnp.sin(out) * split(segments > 0)[..., None, None]).sum()
+
+for function in (rows, groups):
+    axes = False
+    alone = jax.jit(jax.value_and_grad(function, (0, 1, 2)))(q, k, v)
+    axes = True
+    for sizes in (MeshConfig(2, 1, 2), MeshConfig(1, 2, 2)):
+        mesh = make_mesh(sizes)
+        place = jax.NamedSharding(mesh, jax.P(ROWS, None, "tensor"))
+        with under(mesh):
+            compiled = jax.jit(jax.value_and_grad(lambda *x: function(*x), (0, 1, 2)), out_shardings=(None, place)).lower(
+                *(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for x in (q, k, v))
+            ).compile()
+            found = compiled(*jax.device_put((q, k, v), place))
+        assert "all-gather" not in compiled.as_text() and "collective-permute" not in compiled.as_text(), (function, sizes)
+        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(alone)):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+print("equal")
+"""
+
+
+def test_no_device_needs_the_rows_or_heads_of_another():
+    """Sees a loop over tiles that every device runs for all rows, which it first gathers; a gradient of part of the heads."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.strip() == "equal", done.stderr[-3000:]
