@@ -6,16 +6,21 @@ import json
 import math
 
 import jax
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from dv2_jax import compile_ahead
+from dv2_jax.checkpoint.policy import architecture
 from dv2_jax.config import Config, ConfigError, ImageConfig, MeshConfig, ModelSource, RLConfig, SFTConfig, load
-from dv2_jax.engine.shapes import Shapes
+from dv2_jax.engine.placement import groups_of
+from dv2_jax.engine.shapes import Shapes, of_one_host
 from dv2_jax.model import text
-from dv2_jax.model.params import abstract_params
+from dv2_jax.model.params import abstract_params, logical_axes
 from dv2_jax.parallel.aot import Compiled, TopologyError, topology_devices
 from dv2_jax.parallel.hlo import Costs
-from dv2_jax.parallel.mesh import make_mesh
+from dv2_jax.parallel.hosts import own_mesh
+from dv2_jax.parallel.mesh import AXES, make_mesh, widest_tensor
 from dv2_jax.parallel.roofline import Chip
 from dv2_jax.recipes.compiled import HEAD, Row, step_cells, table
 from dv2_jax.recipes.programs import abstract_policy, engine_programs, rl_programs, sft_programs
@@ -23,6 +28,7 @@ from dv2_jax.recipes.programs import abstract_policy, engine_programs, rl_progra
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (pip install 'dv2_jax[tpu]')"
 )
+Device = dataclasses.make_dataclass("Device", ["process_index", "id"], frozen=True)
 SOURCE = ModelSource(init="random", preset="tiny", compute_dtype="bfloat16", remat=True)
 
 
@@ -172,17 +178,22 @@ def test_a_list_of_commands_becomes_a_report(tmp_path, capsys):
     assert compile_ahead.main(call) == 1 and "12345" in report.read_text()
 
 
+@pytest.mark.parametrize("of_a_host", [4, 8])
 @pytest.mark.parametrize(
     ("preset", "devices"), [("3b", 8), ("7b", 8), ("7b_released", 8), ("7b_v5p_32", 16), ("32b", 32)]
 )
-def test_the_rows_and_pages_of_a_preset_are_split_evenly_over_its_devices(preset, devices):
+def test_the_rows_and_pages_of_a_preset_are_split_evenly_over_its_devices(preset, devices, of_a_host):
     """Sees a preset that starts on no slice: dispatches, pages or microbatches that its devices cannot share."""
     config = load([f"--config=configs/rl.py:{preset}"])
-    mesh = config.mesh
-    shards = devices // mesh.tensor if mesh.fsdp == -1 else mesh.data * mesh.fsdp
-    assert shards * mesh.tensor == devices
-    Shapes.of(config.engine, config.agent.max_total_tokens, shards)
-    assert config.rl.microbatch_rows % shards == 0
+    places = [Device(number // of_a_host, number) for number in range(devices)]
+    fsdp = devices if config.mesh.fsdp == -1 else config.mesh.fsdp
+    mesh = Mesh(np.array(places, object).reshape(config.mesh.data, fsdp, config.mesh.tensor), AXES)
+    model = architecture(ModelSource(init="random", preset=config.model.preset)).config
+    own = own_mesh(mesh, widest_tensor(abstract_params(model), logical_axes(model)), process=0)
+    assert own.size == of_a_host
+    engine = of_one_host(config.engine, devices // of_a_host)
+    Shapes.of(engine, config.agent.max_total_tokens, groups_of(own))
+    assert config.rl.microbatch_rows % groups_of(mesh) == 0
     per_step = config.rl.prompts_per_step * config.rl.group_size // config.rl.minibatches
     assert per_step == 512 and config.rl.row_tokens == 24_576, "the released batch and length"
 
