@@ -53,14 +53,15 @@ def run(
 
     jax.config.update("jax_platforms", "cpu")  # libtpu compiles; it must not look for chips
     jax.config.update("jax_enable_compilation_cache", False)  # without a chip, what is in it cannot be read back
-    from dv2_jax.parallel.aot import compile_for, topology_devices
+    from dv2_jax.parallel.aot import compile_for, slice_of_one_host, topology_devices
     from dv2_jax.parallel.mesh import under
     from dv2_jax.parallel.roofline import GIB, chip_of
     from dv2_jax.recipes.compiled import Row
     from dv2_jax.recipes.programs import abstract_policy, engine_programs, rl_programs, sft_programs
 
     devices = topology_devices(topology)
-    chip, policy = chip_of(devices[0]), abstract_policy(config, devices)
+    chip, host = chip_of(devices[0]), topology_devices(slice_of_one_host(topology, devices))
+    policy = abstract_policy(config, devices, host)
     try:
         found = sft_programs(policy) if config.recipe == "sft" else [*rl_programs(policy), *engine_programs(policy)]
     except ValueError as error:  # rows or pages that the mesh does not divide
@@ -161,9 +162,15 @@ def run_list(source: Path, output: Path, cache: str) -> int:
             text += [f"{place}.", "", table(rows), ""]
         except RuntimeError as error:
             failed += 1
-            text += [f"**Did not compile:** {str(error).strip().splitlines()[-1]}", ""]
+            text += [f"**Did not compile:** {_reason(str(error))}", ""]
         output.write_text("\n".join([*text, "", f"{versions()}. {LEGEND}", "", PROVES, ""]), encoding="utf-8")
     return 1 if failed else 0
+
+
+def _reason(written: str) -> str:
+    """The line that says why, of what a process wrote: that which names an error, or the last."""
+    lines = [line.strip() for line in written.splitlines() if line.strip()] or ["no reason was given"]
+    return next((line for line in reversed(lines) if "Error" in line.split(":")[0] or line.startswith("error:")), lines[-1])
 
 
 def _each_alone(arguments: list[str], cache: str) -> tuple[str, list[Row]]:

@@ -74,6 +74,17 @@ def topology_devices(name: str) -> list[Any]:
         raise TopologyError(f"topology {name!r}: {error} (names look like v5p:2x4x4, v5e:4x8, v6e:8x8, tpu7x:2x2x2)") from None
 
 
+def slice_of_one_host(name: str, devices: list[Any]) -> str:
+    """The slice that one host of the slice `name` would be alone: v6e:2x2 for v6e:4x8.
+
+    A program for part of a slice is compiled for that: libtpu counts the devices of v5e and v6e within the whole slice.
+    """
+    own = np.array([device.coords for device in devices if device.process_index == devices[0].process_index])
+    kind, _, whole = name.partition(":")
+    sizes = (own.max(0) - own.min(0) + 1)[: whole.count("x") + 1]
+    return f"{kind}:{'x'.join(map(str, sizes))}"
+
+
 def compile_for(
     function: Callable,
     arguments: Sequence[Any],

@@ -6,7 +6,7 @@ The functions are those that run; only the arrays are missing. Small ones (zeroi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class Abstract:
     config: Config
     model: ModelConfig
     mesh: Mesh
+    host: tuple[Any, ...] = ()  # devices of a slice that is one host alone, to compile the engine for
 
     @property
     def graphdef(self):
@@ -88,7 +89,10 @@ class Abstract:
     def engine_mesh(self) -> Mesh:
         """The devices of one host, on which it generates."""
         widest = widest_tensor(abstract_params(self.model), logical_axes(self.model))
-        return own_mesh(self.mesh, widest, self.mesh.devices.flat[0].process_index)
+        own = own_mesh(self.mesh, widest, self.mesh.devices.flat[0].process_index)
+        if own.size == self.mesh.size or not self.host:
+            return own
+        return Mesh(np.array(self.host).reshape(own.devices.shape), own.axis_names, axis_types=own.axis_types)
 
     @property
     def engine_sizes(self) -> EngineConfig:
@@ -115,13 +119,16 @@ class Abstract:
         return TrainState(params, jax.tree.map(_placed, opt_state, places), step)
 
 
-def abstract_policy(config: Config, devices: list[Any]) -> Abstract:
-    """The policy of `config.model`; `model.preset` names the architecture where a folder of weights is not here."""
+def abstract_policy(config: Config, devices: list[Any], host: Sequence[Any] = ()) -> Abstract:
+    """The policy of `config.model`; `model.preset` names the architecture where a folder of weights is not here.
+
+    `host`: as many devices as one of several hosts has, to compile the engine's programs for instead of its own.
+    """
     source = config.model
     kind, _, where = source.init.partition(":")
     if kind == "hf" and not Path(where).is_dir():
         source = dataclasses.replace(source, init="random")
-    policy = Abstract(config, architecture(source).config, make_mesh(config.mesh, devices))
+    policy = Abstract(config, architecture(source).config, make_mesh(config.mesh, devices), tuple(host))
     check_divisible({name: p.shape for name, p in abstract_params(policy.model).items()}, policy.shardings)
     return policy
 

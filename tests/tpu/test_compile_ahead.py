@@ -17,7 +17,7 @@ from dv2_jax.engine.placement import groups_of
 from dv2_jax.engine.shapes import Shapes, of_one_host
 from dv2_jax.model import text
 from dv2_jax.model.params import abstract_params, logical_axes
-from dv2_jax.parallel.aot import Compiled, TopologyError, topology_devices
+from dv2_jax.parallel.aot import Compiled, TopologyError, slice_of_one_host, topology_devices
 from dv2_jax.parallel.hlo import Costs
 from dv2_jax.parallel.hosts import own_mesh
 from dv2_jax.parallel.mesh import AXES, make_mesh, widest_tensor
@@ -91,9 +91,12 @@ def test_the_engine_of_a_slice_of_several_hosts_is_that_of_one():
     config = dataclasses.replace(
         config, engine=dataclasses.replace(config.engine, slots=64, pages=256, prefill_rows=16)
     )
-    policy = abstract_policy(config, topology_devices("v5p:2x2x4"))
+    devices = topology_devices("v5p:2x2x4")
+    host = topology_devices(slice_of_one_host("v5p:2x2x4", devices))
+    policy = abstract_policy(config, devices, host)
     learning, engine = rl_programs(policy), engine_programs(policy)
     assert {p.mesh.size for p in learning} == {16} and {p.mesh for p in engine} == {policy.engine_mesh}
+    assert set(policy.engine_mesh.devices.flat) == set(host)
     assert dict(policy.engine_mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 1}  # 2 heads of keys, 3 of pictures
     weights = sum(math.prod(p.shape) for p in abstract_params(policy.model).values())
     assert policy.copied == 2 * weights  # bf16
@@ -109,6 +112,17 @@ def test_the_devices_of_a_tensor_group_are_of_one_host(slice_, tensor):
     groups = mesh.devices.reshape(-1, tensor)
     assert all(len({device.process_index for device in group}) == 1 for group in groups)
     assert len(set(mesh.devices.flat)) == mesh.size
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("slice_", "host"), [("v5p:2x4x4", "v5p:2x2x1"), ("v6e:4x8", "v6e:2x2"), ("tpu7x:2x2x2", "tpu7x:2x2x1")]
+)
+def test_an_engine_is_compiled_for_the_slice_that_its_host_would_be(slice_, host):
+    """Sees a host's part of a slice that libtpu does not compile for: it counts v6e's devices within the whole."""
+    devices = topology_devices(slice_)
+    assert slice_of_one_host(slice_, devices) == host
+    assert len(topology_devices(host)) == sum(d.process_index == devices[0].process_index for d in devices)
 
 
 def test_an_unknown_slice_is_named_with_examples():
