@@ -90,7 +90,7 @@ def accelerator(size: str) -> Config:
             slots=64,
             page_size=64,
             pages=24_576,
-            prefill_rows=8,  # rows are split evenly over the devices of `fsdp`, like slots and pages
+            prefill_rows=8,  # rows are split evenly over hosts, like slots and pages
             prefill_tokens=1_024,
             decode_tokens=16,
             picture_tokens=32_768,  # two of the largest pictures

@@ -99,7 +99,7 @@ class GatedMLP(nnx.Module):
         remat: bool = False,
     ):
         embed, mlp = axes
-        self.product = _gated if remat else jax.checkpoint(_gated)
+        self.product = _gated if remat else _gated_again
         self.gate = Linear(init, (size,), (hidden,), (embed, mlp), bias=bias)
         self.up = Linear(init, (size,), (hidden,), (embed, mlp), bias=bias)
         self.down = Linear(init, (hidden,), (size,), (mlp, embed), bias=bias, scale=residual_scale)
@@ -111,3 +111,6 @@ class GatedMLP(nnx.Module):
 
 def _gated(gate: Float[Array, "N F"], up: Float[Array, "N F"]) -> Float[Array, "N F"]:
     return jax.nn.silu(gate) * up
+
+
+_gated_again = jax.checkpoint(_gated)

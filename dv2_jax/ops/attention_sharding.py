@@ -8,7 +8,7 @@ import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from dv2_jax.parallel.mesh import ROWS, row_axes, row_shards
+from dv2_jax.parallel.mesh import ROWS, row_axes
 
 
 def on_own_rows_and_heads(
@@ -27,9 +27,8 @@ def on_own_rows_and_heads(
     """
     if row_axes() is None:
         return attend(q, k, v, segment_ids)
-    rows = ROWS if causal and q.shape[0] % row_shards() == 0 else None
-    tensor = jax.sharding.get_abstract_mesh().shape["tensor"]
-    heads = PartitionSpec(rows, None, "tensor" if k.shape[2] % tensor == 0 else None, None)
+    rows = ROWS if causal else None
+    heads = PartitionSpec(rows, None, "tensor", None)
     local = jax.shard_map(
         attend, in_specs=(heads, heads, heads, PartitionSpec(rows, None)), out_specs=heads, check_vma=False
     )

@@ -61,12 +61,12 @@ def _tiles(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> _Tile
     return _Tiles(_cut(q), _cut(k), _cut(v), cut_segments, first.reshape(-1), end.reshape(-1))
 
 
-def _bias(causal: bool, tiles: _Tiles, query: Array, key: Array, *, keys_first: bool = False) -> Float[Array, "t t"]:
+def _bias(causal: bool, tiles: _Tiles, query: Array, key: Array, *, keys_axis: int) -> Float[Array, "t t"]:
     """0 where a query of one tile may see a key of another (both tiles counted over all rows), else the lowest number."""
-    to_query, to_key = ((None, slice(None)), (slice(None), None))[:: 1 if keys_first else -1]
-    allowed = tiles.segments[query][to_query] == tiles.segments[key][to_key]
+    allowed = jnp.expand_dims(tiles.segments[query], keys_axis) == jnp.expand_dims(tiles.segments[key], 1 - keys_axis)
     if causal:
-        allowed &= (query - key) * TILE + np.arange(TILE)[to_query] >= np.arange(TILE)[to_key]
+        place = np.arange(TILE)
+        allowed &= (query - key) * TILE + np.expand_dims(place, keys_axis) >= np.expand_dims(place, 1 - keys_axis)
     return jnp.where(allowed, 0.0, LOWEST)
 
 
@@ -86,7 +86,8 @@ def forward(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> tupl
         def step(key, state):
             top, total, mixed = state
             key = start + key
-            scores = _product(mine, tiles.k[key].swapaxes(-1, -2)).reshape(square) + _bias(causal, tiles, query, key)
+            scores = _product(mine, tiles.k[key].swapaxes(-1, -2)).reshape(square)
+            scores += _bias(causal, tiles, query, key, keys_axis=1)
             new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
             p, shrink = jnp.exp(scores - new_top), jnp.exp(top - new_top)
             product = _product(p.reshape(heads, -1, TILE).astype(v.dtype), tiles.v[key])
@@ -124,7 +125,7 @@ def backward(
         def step(key, sums):
             dk, dv, dq = sums
             key = start + key
-            bias = _bias(causal, tiles, query, key, keys_first=True)[:, None]
+            bias = _bias(causal, tiles, query, key, keys_axis=0)[:, None]
             p = jnp.exp(_product(tiles.k[key], mine_columns).reshape(square) + bias - normaliser)
             ds = p * (_product(tiles.v[key], upstream_columns).reshape(square) - delta)
             p, ds = p.reshape(flat).astype(v.dtype), ds.reshape(flat).astype(k.dtype)
