@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import jax
@@ -146,9 +147,33 @@ def undivided(x: Array) -> Array:
     return x if row_axes() is None else jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * x.ndim))
 
 
-def gathered(x: Array, *axes: str | None) -> Array:
-    """A weight with logical `axes`, whole on every device of `data` and `fsdp`; for one that a loop uses each time."""
-    if row_axes() is None:
-        return x
-    kept = (None if name is None or AXIS_RULES[name] in ROWS else AXIS_RULES[name] for name in axes)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
+def gathered_beside(x: Array, weight: Array, *axes: str | None) -> tuple[Array, Array]:
+    """An activation, and a weight with logical `axes` whole on every device of `data` and `fsdp`: for a loop over parts
+    of the activation that uses the weight each time.
+
+    Backwards the weight's gradient is summed and split again before the activation's is passed on. Left to itself the
+    compiler puts that off to the end, and keeps the whole gradient while it differentiates everything that came before.
+    """
+    return (x, weight) if row_axes() is None else _gathered_beside(axes, x, weight)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gathered_beside(axes: tuple[str | None, ...], x: Array, weight: Array) -> tuple[Array, Array]:
+    kept = (axis if axis not in ROWS else None for axis in _mesh_axes(axes))
+    return x, jax.lax.with_sharding_constraint(weight, PartitionSpec(*kept))
+
+
+def _gather_forward(axes, x, weight):
+    return _gathered_beside(axes, x, weight), None
+
+
+def _gather_backward(axes, _, gradients):
+    x, weight = gradients
+    return jax.lax.optimization_barrier((x, jax.lax.with_sharding_constraint(weight, PartitionSpec(*_mesh_axes(axes)))))
+
+
+_gathered_beside.defvjp(_gather_forward, _gather_backward)
+
+
+def _mesh_axes(axes: tuple[str | None, ...]) -> list[str | None]:
+    return [None if name is None else AXIS_RULES[name] for name in axes]

@@ -9,7 +9,7 @@ from dv2_jax.data.packing import PackedBatch
 from dv2_jax.model.params import GraphDef, merge
 from dv2_jax.ops.attention import causal_segment_attention
 from dv2_jax.ops.logprobs import row_logprobs
-from dv2_jax.parallel.mesh import gathered, row_axes, row_shards, split_rows
+from dv2_jax.parallel.mesh import gathered_beside, row_axes, row_shards, split_rows
 
 CHUNK = 512  # tokens per device whose logits exist at once: 0.3 GB of them where V is 152,064
 
@@ -49,9 +49,9 @@ def token_logprobs(
         return causal_segment_attention(q, k, v, batch.segment_ids), layer_cache
 
     hidden, _ = model.hidden(split_rows(embeds), batch.positions, attend)
+    head = model.head_kernel().astype(hidden.dtype)
     return row_logprobs(
-        split_rows(hidden),
-        gathered(model.head_kernel().astype(hidden.dtype), "embed", "vocab"),
+        *gathered_beside(split_rows(hidden), head, "embed", "vocab"),
         batch.targets,
         temperature=temperature,
         forbidden=forbidden,

@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh
 from dv2_jax.config import ConfigError, MeshConfig
 from dv2_jax.model.config import ModelConfig
 from dv2_jax.model.params import abstract_params, logical_axes
-from dv2_jax.parallel.mesh import AXES, check_divisible, gathered, make_mesh, param_shardings, split_rows
+from dv2_jax.parallel.mesh import AXES, check_divisible, gathered_beside, make_mesh, param_shardings, split_rows
 
 SIZES = ("3b", "7b", "32b", "72b")
 
@@ -58,5 +58,5 @@ def test_a_mesh_that_does_not_use_every_device_once_is_refused(config, message):
 
 def test_without_a_mesh_activations_and_weights_are_left_alone():
     """Sees the single device pay for placement: nothing may be added to its program."""
-    program = jax.make_jaxpr(lambda x: split_rows(x) + gathered(x, "embed", "vocab"))(jax.numpy.ones((2, 2)))
-    assert [str(equation.primitive) for equation in program.eqns] == ["add"]
+    program = jax.make_jaxpr(lambda x: sum(gathered_beside(split_rows(x), x, "embed", "vocab")))(jax.numpy.ones((2, 2)))
+    assert [str(equation.primitive) for equation in program.eqns] == ["add", "add"]
