@@ -159,8 +159,12 @@ def gathered_beside(x: Array, weight: Array, *axes: str | None) -> tuple[Array, 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gathered_beside(axes: tuple[str | None, ...], x: Array, weight: Array) -> tuple[Array, Array]:
+    return x, _whole(axes, weight)
+
+
+def _whole(axes, weight):
     kept = (axis if axis not in ROWS else None for axis in _mesh_axes(axes))
-    return x, jax.lax.with_sharding_constraint(weight, PartitionSpec(*kept))
+    return jax.lax.with_sharding_constraint(weight, PartitionSpec(*kept))
 
 
 def _gather_forward(axes, x, weight):
@@ -168,7 +172,7 @@ def _gather_forward(axes, x, weight):
 
 
 def _gather_backward(axes, _, gradients):
-    x, weight = gradients
+    x, weight = gradients[0], _whole(axes, gradients[1])
     return jax.lax.optimization_barrier((x, jax.lax.with_sharding_constraint(weight, PartitionSpec(*_mesh_axes(axes)))))
 
 
