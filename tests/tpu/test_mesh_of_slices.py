@@ -1,15 +1,21 @@
 """The mesh and its table. That losses do not depend on the mesh is held by tests/recipes."""
 
+import importlib.util
 import math
+import re
 
 import jax
+import jax.numpy as jnp
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from dv2_jax.config import ConfigError, MeshConfig
 from dv2_jax.model.config import ModelConfig
 from dv2_jax.model.params import abstract_params, logical_axes
-from dv2_jax.parallel.mesh import AXES, check_divisible, gathered_beside, make_mesh, param_shardings, split_rows
+from dv2_jax.ops.logprobs import row_logprobs
+from dv2_jax.parallel import mesh as meshes
+from dv2_jax.parallel.aot import topology_devices
+from dv2_jax.parallel.mesh import AXES, ROWS, check_divisible, gathered_beside, make_mesh, param_shardings, split_rows
 
 SIZES = ("3b", "7b", "32b", "72b")
 
@@ -60,3 +66,44 @@ def test_without_a_mesh_activations_and_weights_are_left_alone():
     """Sees the single device pay for placement: nothing may be added to its program."""
     program = jax.make_jaxpr(lambda x: sum(gathered_beside(split_rows(x), x, "embed", "vocab")))(jax.numpy.ones((2, 2)))
     assert [str(equation.primitive) for equation in program.eqns] == ["add", "add"]
+
+
+@pytest.fixture
+def nothing_cached():
+    """Without a chip, what was compiled for one cannot be read back."""
+    caching = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", caching)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (pip install 'dv2_jax[tpu]')"
+)
+def test_the_heads_gradient_is_not_held_while_layers_are_differentiated(nothing_cached):
+    """Sees it summed over the devices in every turn of the loop that makes it (which sends it as often), and only at the
+    end (until which every device holds all of it); the latter is what the compiler does when left alone."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4), topology_devices("v5p:2x2x1"))
+    width, vocabulary = 512, 32_768
+
+    def shaped(shape, *axes, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+
+    def schedule(prepare):
+        """The program's loops, and its sums of the head's gradient outside of them, in their order."""
+
+        def loss(layers, head, x, targets):
+            x, _ = jax.lax.scan(lambda x, w: (x + split_rows(jnp.tanh(x @ w)), None), x, layers)
+            return row_logprobs(*prepare(x, head), targets, chunk=4 * 256)[0].sum()
+
+        weights = shaped((8, width, width), None, "fsdp"), shaped((width, vocabulary), "fsdp")
+        rows = shaped((4, 1024, width), ROWS), shaped((4, 1024), ROWS, dtype=jnp.int32)
+        with meshes.under(mesh):
+            text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*weights, *rows).compile().as_text()
+        kinds = r" (while)\(|\[(?:512|128),32768\]\S* (?:fusion\(.*calls=%)?(all-reduce|reduce-scatter|collective-permute)"
+        return [loop or "sum" for loop, _ in re.findall(kinds, text.split("\nENTRY ")[1])]
+
+    forward_and_logits = ["while"] * 3
+    assert schedule(lambda x, head: gathered_beside(x, head, "embed", "vocab")) == [*forward_and_logits, "sum", "while"]
+    left_alone = schedule(lambda x, head: (x, jax.lax.with_sharding_constraint(head, PartitionSpec(None, None))))
+    assert left_alone == [*forward_and_logits, "while", "sum"]
