@@ -53,7 +53,11 @@ def good_picture(dice: random.Random, kind: str) -> Image.Image:
     size = dice.choice(((1, 1), (8, 8), (33, 17), (200, 150), (640, 3)))
     noise = np.random.default_rng(dice.getrandbits(32)).integers(0, 256, (size[1], size[0], 3), np.uint8)
     image = Image.fromarray(noise)
-    modes = {"PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), "TIFF": ("1", "L", "RGB", "CMYK", "F"), "WEBP": ("RGB", "RGBA")}
+    modes = {
+        "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+        "TIFF": ("1", "L", "RGB", "CMYK", "F"),
+        "WEBP": ("RGB", "RGBA"),
+    }
     mode = dice.choice(modes.get(kind, ("RGB", "L")))
     return image.convert("I").convert("I;16") if mode == "I;16" else image.convert(mode)
 
@@ -90,13 +94,43 @@ def digest(data: bytes) -> bytes:
 
 def name(dice: random.Random) -> str:
     return dice.choice(
-        ("", "a", "liar-1", "viewer-2", "x" * 201, "../..", "a\0b", "é", "\n", "%s%n", "a@b@c", "witness@nowhere", "🙂" * 60, str(dice.random()))
+        (
+            "",
+            "a",
+            "liar-1",
+            "viewer-2",
+            "x" * 201,
+            "../..",
+            "a\0b",
+            "é",
+            "\n",
+            "%s%n",
+            "a@b@c",
+            "witness@nowhere",
+            "🙂" * 60,
+            str(dice.random()),
+        )
     )
 
 
 def exec_request(dice: random.Random) -> pb.ExecRequest:
     """A request of which any field may be absurd. It never names the witness."""
-    code = dice.choice(("1", "", "\0", "x" * 300_000, "é\ufeff", "(" * 5000, "f'{'" * 9, "\\", "pass;" * 20_000, "print(1)\r\rprint(2)", "\x1a", "%%time\n!ls"))
+    code = dice.choice(
+        (
+            "1",
+            "",
+            "\0",
+            "x" * 300_000,
+            "é\ufeff",
+            "(" * 5000,
+            "f'{'" * 9,
+            "\\",
+            "pass;" * 20_000,
+            "print(1)\r\rprint(2)",
+            "\x1a",
+            "%%time\n!ls",
+        )
+    )
     request = pb.ExecRequest(
         request_id=name(dice) if dice.random() < 0.3 else f"r{dice.getrandbits(60)}", session_id=name(dice), code=code,
         timeout_s=dice.choice((0.0, 0.5, -1.0, 1e-9, 1e308, float("nan"), float("inf"), -float("inf"))),
@@ -114,7 +148,9 @@ def search_request(dice: random.Random) -> pb.SearchRequest:
     request.k = dice.choice((0, 1, 5, 101, 2**31, 2**32 - 1))
     match dice.randrange(3):
         case 0:
-            request.text.query = dice.choice(("", "iron", '"', "a AND (", "title:*", "\0", "x" * 5000, "~^" * 300, "[a TO b]", "é" * 200))
+            request.text.query = dice.choice(
+                ("", "iron", '"', "a AND (", "title:*", "\0", "x" * 5000, "~^" * 300, "[a TO b]", "é" * 200)
+            )
         case 1:
             request.image.image = picture(dice)
     return request
@@ -123,7 +159,11 @@ def search_request(dice: random.Random) -> pb.SearchRequest:
 def speak(dice: random.Random, address: tuple[str, int]) -> None:
     """Something else than HTTP/2 on a connection."""
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-    frame = struct.pack(">I", dice.choice((0, 1, 100, 2**24 - 1)))[1:] + bytes([dice.randrange(12), dice.randrange(256)]) + dice.randbytes(4)
+    frame = (
+        struct.pack(">I", dice.choice((0, 1, 100, 2**24 - 1)))[1:]
+        + bytes([dice.randrange(12), dice.randrange(256)])
+        + dice.randbytes(4)
+    )
     data = dice.choice(
         (b"", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", dice.randbytes(2000), preface, preface[:9], preface + frame * 50,
          preface + b"\0\0\0\4\0\0\0\0\0" + frame + dice.randbytes(500), b"\x16\x03\x01" + dice.randbytes(200))
@@ -144,7 +184,16 @@ def lying_cell(dice: random.Random) -> str:
     payload = dice.choice((0, 0, 100, 2**31, 60 << 20))
     frame = struct.pack("!II", size, payload) + header + dice.randbytes(dice.choice((0, 0, 100)))
     frame = damaged(dice, frame) if dice.random() < 0.7 else frame
-    after = dice.choice(("", "import time\ntime.sleep(0.05)", "os._exit(0)", "os.close(3)", "while True: os.write(3, data)", "import threading\nthreading.Timer(0.02, os.write, (3, data)).start()"))
+    after = dice.choice(
+        (
+            "",
+            "import time\ntime.sleep(0.05)",
+            "os._exit(0)",
+            "os.close(3)",
+            "while True: os.write(3, data)",
+            "import threading\nthreading.Timer(0.02, os.write, (3, data)).start()",
+        )
+    )
     return f"import os\ndata = {frame!r}\nos.write(3, data)\n{after}"
 
 
@@ -158,7 +207,11 @@ def parse_frame(dice: random.Random) -> None:
         parsed, found = frames.decode(header, payload)
     except frames.FrameError:
         return
-    if not isinstance(parsed, dict) or b"".join(found) != payload or json.loads(header)["blobs"] != [len(b) for b in found]:
+    if (
+        not isinstance(parsed, dict)
+        or b"".join(found) != payload
+        or json.loads(header)["blobs"] != [len(b) for b in found]
+    ):
         raise Accepted(f"the frame {data!r} gave {parsed!r} and {found!r}")
 
 

@@ -103,7 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2, help="cores that every side may use")
-    parser.add_argument("--devices", type=int, default=2, help="CPU devices that we split rows over, or a single row's heads and features")
+    parser.add_argument(
+        "--devices",
+        type=int,
+        default=2,
+        help="CPU devices that we split rows over, or a single row's heads and features",
+    )
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),
@@ -126,7 +131,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    table = Table("shape", "side", "forward tok/s", "gradient tok/s", "× torch", "memory MiB", title=f"fp32, medians, {arguments.clock} clock")
+    table = Table(
+        "shape",
+        "side",
+        "forward tok/s",
+        "gradient tok/s",
+        "× torch",
+        "memory MiB",
+        title=f"fp32, medians, {arguments.clock} clock",
+    )
     results: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "model")
@@ -136,8 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
             tokens = write_shape(shape, name, arguments.divide)
             environment = {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(arguments.threads)}
             sides = [
-                Side(side, command, environment)
-                for side, command in commands(folder, shape, name, arguments).items()
+                Side(side, command, environment) for side, command in commands(folder, shape, name, arguments).items()
             ]
             try:
                 results[name] = {"tokens": tokens, **measure(sides, arguments.rounds, arguments.clock)}

@@ -1,6 +1,6 @@
 """One side of `benchmarks.model`, in a process of its own: reads names of passes, answers with seconds and losses.
 
-    python -m benchmarks.model_sides ours|torch MODEL_FOLDER SHAPE_FILE DEVICES|THREADS
+python -m benchmarks.model_sides ours|torch MODEL_FOLDER SHAPE_FILE DEVICES|THREADS
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def torch(folder: Path, shape: dict[str, np.ndarray], threads: int) -> dict[str,
     model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa"
     )
-    ids, segments, positions = (torch.tensor(shape[name], dtype=torch.long) for name in ("ids", "segments", "positions"))
+    ids, segments, positions = (
+        torch.tensor(shape[name], dtype=torch.long) for name in ("ids", "segments", "positions")
+    )
     inputs = {"input_ids": ids, "use_cache": False, "position_ids": positions}
     if len(segments.unique()) > 1:  # four rows: the first tells the conversations of a row apart
         inputs["position_ids"] = torch.cat([positions[:1], positions])

@@ -78,7 +78,9 @@ def _timed(action: Callable[[], object]) -> tuple[float, object]:
 def picture() -> bytes:
     """A photograph of 1600 × 1200 pixels as JPEG."""
     buffer = io.BytesIO()
-    Image.fromarray(skimage.data.astronaut()).resize((1600, 1200), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    Image.fromarray(skimage.data.astronaut()).resize((1600, 1200), Image.Resampling.BICUBIC).save(
+        buffer, "JPEG", quality=90
+    )
     return buffer.getvalue()
 
 
@@ -149,7 +151,10 @@ def crops(service: Service, kernels: Kernels, count: int, rounds: int, cells: in
         for handle in handles:
             side.bind(handle, photograph)
     codes = [
-        [f"image_1.crop(({x}, {y}, {x + _CROP}, {y + _CROP}))" for x, y in ((i * 37 % 600, (i + s) * 11 % 200) for i in range(cells))]
+        [
+            f"image_1.crop(({x}, {y}, {x + _CROP}, {y + _CROP}))"
+            for x, y in ((i * 37 % 600, (i + s) * 11 % 200) for i in range(cells))
+        ]
         for s in range(count)
     ]
     for _ in track(range(rounds), "crops", transient=True):

@@ -82,7 +82,11 @@ class Target:
         if reply is None or reply.stdout != f"{self._counted}\n":
             raise Broken(f"the witness said {reply} instead of {self._counted}")
         now = processes.roles(self.service.process.pid)
-        if (now.server, now.manager, now.zygote) != (self._processes.server, self._processes.manager, self._processes.zygote):
+        if (now.server, now.manager, now.zygote) != (
+            self._processes.server,
+            self._processes.manager,
+            self._processes.zygote,
+        ):
             raise Broken(f"processes changed: {self._processes} → {now}")
 
     def host_and_port(self) -> tuple[str, int]:
@@ -138,8 +142,21 @@ def pictures(target: Target, dice: random.Random) -> None:
     data = fuzz_inputs.picture(dice)
     session = f"viewer-{dice.randrange(10**9)}"
     digest = fuzz_inputs.digest(data)
-    reply = target.run(session, "print(image_1.size)\ntry: image_1.load()\nexcept Exception as e: print(type(e))", images=[data], image_digests=[digest])
-    if reply is not None and reply.status not in (pb.OK, pb.ERROR, pb.REFUSED, pb.TIMEOUT, pb.OOM, pb.MISSING_IMAGES, pb.CRASHED):
+    reply = target.run(
+        session,
+        "print(image_1.size)\ntry: image_1.load()\nexcept Exception as e: print(type(e))",
+        images=[data],
+        image_digests=[digest],
+    )
+    if reply is not None and reply.status not in (
+        pb.OK,
+        pb.ERROR,
+        pb.REFUSED,
+        pb.TIMEOUT,
+        pb.OOM,
+        pb.MISSING_IMAGES,
+        pb.CRASHED,
+    ):
         raise Broken(f"an input picture gave {pb.Status.Name(reply.status)}: {reply.message}")
     query = pb.SearchRequest(request_id=f"q{dice.getrandbits(60)}", k=3, image=pb.ImageQuery(image=data))
     for found in target.call(target.stub.BatchSearch, pb.BatchSearchRequest(items=[query]), "an image search"):
@@ -204,7 +221,18 @@ def main() -> None:
         for number in range(4):
             fuzz_inputs.good_picture(random.Random(number), "PNG").save(gallery / f"{number}.png")
         log = Path(folder) / "log.txt"
-        arguments = ["--tier", given.tier, "--packages", given.packages, "--warm", "3", "--memory-mb", "256", "--max-sessions", "64"]
+        arguments = [
+            "--tier",
+            given.tier,
+            "--packages",
+            given.packages,
+            "--warm",
+            "3",
+            "--memory-mb",
+            "256",
+            "--max-sessions",
+            "64",
+        ]
         service = start_local_service(image_index=gallery, log_path=log, extra_args=arguments)
         try:
             target = Target(service)

@@ -181,7 +181,10 @@ class Kernels:
 
     def bind(self, kernel: Kernel, picture: bytes) -> None:
         text = base64.b64encode(picture).decode()
-        self.run(kernel, f"import base64, io\nfrom PIL import Image\nimage_1 = Image.open(io.BytesIO(base64.b64decode('{text}')))\nimage_1.load()\nNone")
+        self.run(
+            kernel,
+            f"import base64, io\nfrom PIL import Image\nimage_1 = Image.open(io.BytesIO(base64.b64decode('{text}')))\nimage_1.load()\nNone",
+        )
 
     def run_all(self, kernels: Sequence[Kernel], codes: Sequence[Sequence[str]]) -> list[Cell]:
         async def row(kernel: Kernel, cells: Sequence[str]) -> list[Cell]:

@@ -63,7 +63,9 @@ class Load:
     A cell's latency counts from when it was due: a service that falls behind cannot hide it.
     """
 
-    def __init__(self, service: LocalService, sessions: int, hostile: int, rate: float, hostile_at_once: int, seed: int):
+    def __init__(
+        self, service: LocalService, sessions: int, hostile: int, rate: float, hostile_at_once: int, seed: int
+    ):
         self._service, self._client = service, ToolsClient(service.address)
         self._counts = {f"good-{i}": 0 for i in range(sessions - hostile)}
         self._hostile = [f"hostile-{i}" for i in range(hostile)]
@@ -106,7 +108,9 @@ class Load:
                     self._take(result, busy, stretch)
                     bar.advance(task)
                 if busy and time.monotonic() - heard > _HUNG_S:
-                    stretch.wrong.append(f"no answer for {_HUNG_S:g} s to {len(busy)} cells: {sorted(busy.values())[:5]}")
+                    stretch.wrong.append(
+                        f"no answer for {_HUNG_S:g} s to {len(busy)} cells: {sorted(busy.values())[:5]}"
+                    )
                     return stretch
         return stretch
 
@@ -213,7 +217,9 @@ def soak(service: LocalService, given: argparse.Namespace) -> tuple[list[str], d
         wrong.append(f"{name} grew from {before:.1f} to {after:.1f} over the second half")
     ratio = numbers["loud_p99_ms"] / numbers["quiet_p99_ms"]
     if given.latency_ratio and ratio > given.latency_ratio:
-        wrong.append(f"p99 of well-behaved sessions is {ratio:.2f} times that of the quiet run; at most {given.latency_ratio:g}")
+        wrong.append(
+            f"p99 of well-behaved sessions is {ratio:.2f} times that of the quiet run; at most {given.latency_ratio:g}"
+        )
     return wrong, numbers
 
 
@@ -231,16 +237,29 @@ def main() -> None:
     parser.add_argument("--hostile", type=float, default=0.05, help="share of cells, and of sessions")
     parser.add_argument("--warm-cells", type=int, default=2000, help="of the quiet run")
     parser.add_argument("--rate", type=float, default=40.0, help="cells a second, quiet and under attack")
-    parser.add_argument("--hostile-at-once", type=int, default=4, help="hostile cells that run at the same time, at most")
-    parser.add_argument("--latency-ratio", type=float, default=3.0, help="p99 under attack over p99 of the quiet run; 0: not judged")
+    parser.add_argument(
+        "--hostile-at-once", type=int, default=4, help="hostile cells that run at the same time, at most"
+    )
+    parser.add_argument(
+        "--latency-ratio", type=float, default=3.0, help="p99 under attack over p99 of the quiet run; 0: not judged"
+    )
     parser.add_argument("--tier", default="root", help="strongest confinement that the service may use")
-    parser.add_argument("--packages", default="", help="distributions that sessions may import, comma-separated; default: the service's")
+    parser.add_argument(
+        "--packages", default="", help="distributions that sessions may import, comma-separated; default: the service's"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/tools_soak.json"))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.txt"
-        arguments = ["--tier", given.tier, "--max-sessions", str(given.sessions + _SPARE_SESSIONS), "--warm", str(_WARM)]
+        arguments = [
+            "--tier",
+            given.tier,
+            "--max-sessions",
+            str(given.sessions + _SPARE_SESSIONS),
+            "--warm",
+            str(_WARM),
+        ]
         arguments += ["--memory-mb", "256"] + (["--packages", given.packages] if given.packages else [])
         service = start_local_service(log_path=log, extra_args=arguments)
         try:
@@ -250,14 +269,20 @@ def main() -> None:
             service.stop()
         wrong += [f"left behind: {what}" for what in processes.left_behind(found)]
         wrong += [f"in the log: {line}" for line in log.read_text(errors="replace").splitlines() if "Traceback" in line]
-    table = Table(title=f"{given.cells} cells, {given.sessions} sessions, {given.hostile:.0%} hostile; {service.banner[0]}")
+    table = Table(
+        title=f"{given.cells} cells, {given.sessions} sessions, {given.hostile:.0%} hostile; {service.banner[0]}"
+    )
     for name in ("", "quiet", "under attack"):
         table.add_column(name, justify="right")
     for share in ("p50", "p99"):
-        table.add_row(f"{share} of well-behaved cells, ms", *(f"{numbers[f'{run}_{share}_ms']:.1f}" for run in ("quiet", "loud")))
+        table.add_row(
+            f"{share} of well-behaved cells, ms", *(f"{numbers[f'{run}_{share}_ms']:.1f}" for run in ("quiet", "loud"))
+        )
     Console(width=120).print(table)
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(json.dumps(numbers | {"wrong": wrong, "load": os.getloadavg(), "command": sys.argv[1:]}, indent=1))
+    given.output.write_text(
+        json.dumps(numbers | {"wrong": wrong, "load": os.getloadavg(), "command": sys.argv[1:]}, indent=1)
+    )
     print(f"hostile cells ended as {numbers['hostile']}; everything: {given.output}")
     for line in wrong[:40]:
         print(f"WRONG: {line}")

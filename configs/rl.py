@@ -50,7 +50,9 @@ def smol() -> Config:
         optim=OptimConfig(learning_rate=1e-5, warmup_ratio=0.0, schedule="constant", b2=0.99, weight_decay=0.0),
         # A full sequence for each slot: 45 KiB a token, 360 MiB in all.
         engine=EngineConfig(slots=8, pages=256, prefill_rows=4, decode_tokens=8),
-        rl=RLConfig(steps=10, prompts_per_step=4, group_size=4, microbatch_rows=1, row_tokens=1_024, checkpoint_every=5),
+        rl=RLConfig(
+            steps=10, prompts_per_step=4, group_size=4, microbatch_rows=1, row_tokens=1_024, checkpoint_every=5
+        ),
         eval=EvalConfig(batch=8, stages=("cold_start", "rl")),
     )
 

@@ -59,7 +59,13 @@ def smol() -> Config:
         model=ModelSource(init="package:smol", preset="smol"),
         optim=OptimConfig(learning_rate=2e-4, warmup_ratio=0.1, schedule="cosine", weight_decay=0.0),
         sft=SFTConfig(
-            steps=100, batch_rows=2, microbatches=2, row_tokens=1024, data="cold_start", examples=500, checkpoint_every=50
+            steps=100,
+            batch_rows=2,
+            microbatches=2,
+            row_tokens=1024,
+            data="cold_start",
+            examples=500,
+            checkpoint_every=50,
         ),
     )
 
@@ -78,13 +84,16 @@ def accelerator(size: str, row_tokens: int) -> Config:
         ),
         image=ImageConfig(min_pixels=4 * 28**2, max_pixels=512**2),
         agent=AgentConfig(
-            system_prompt="full", search_results=5, max_turns=9, max_turn_tokens=8_192, max_total_tokens=row_tokens, max_images=50
+            system_prompt="full",
+            search_results=5,
+            max_turns=9,
+            max_turn_tokens=8_192,
+            max_total_tokens=row_tokens,
+            max_images=50,
         ),
         task=TaskConfig(source="data/deepeyesv2_sft.json"),
         # The decay and the betas are the defaults of the released run's trainer, which sets neither.
-        optim=OptimConfig(
-            learning_rate=1e-5, warmup_ratio=0.1, schedule="cosine", b1=0.9, b2=0.999, weight_decay=0.0
-        ),
+        optim=OptimConfig(learning_rate=1e-5, warmup_ratio=0.1, schedule="cosine", b1=0.9, b2=0.999, weight_decay=0.0),
         sft=SFTConfig(
             # 65,807 released trajectories × 3 epochs / 128. The original does not pack: a row here holds several
             # short trajectories, so 128 rows are at least its batch.

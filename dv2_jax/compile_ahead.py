@@ -78,9 +78,7 @@ def run(
         with under(program.mesh):
             kept = Path(cache) if cache else None
             compiled = compile_for(program.function, program.arguments, text, kept, program.loops)
-        rows.append(
-            Row(program.name, program.shape, compiled, chip, program.beside, program.useful, program.repeats)
-        )
+        rows.append(Row(program.name, program.shape, compiled, chip, program.beside, program.useful, program.repeats))
     sizes = ", ".join(f"{name} {size}" for name, size in policy.mesh.shape.items())
     return f"{topology}, {len(devices)} devices of {chip.memory / GIB:.2f} GiB, mesh {sizes}", len(chosen), rows
 
@@ -101,12 +99,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--topology", default="", help="v5e:4x8, v5p:2x4x4, v6e:8x8, tpu7x:2x2x2, ...")
-    parser.add_argument("--programs", nargs="*", default=[], help="only those whose names or shapes contain one of these")
+    parser.add_argument(
+        "--programs", nargs="*", default=[], help="only those whose names or shapes contain one of these"
+    )
     parser.add_argument("--number", type=int, help="only the one at this place among them, from 0")
     parser.add_argument("--hlo", default="", metavar="FOLDER", help="write the compiled programs there, as text")
     parser.add_argument("--json", default="", metavar="FILE", help="write the numbers there too")
     parser.add_argument("--cache", default="", metavar="FOLDER", help=f"keep results there; for --table {CACHE}")
-    parser.add_argument("--table", default="", metavar="LIST", help="a file with arguments of this command, line by line")
+    parser.add_argument(
+        "--table", default="", metavar="LIST", help="a file with arguments of this command, line by line"
+    )
     parser.add_argument("--output", default="", metavar="FILE", help="the Markdown that --table writes")
     arguments, rest = parser.parse_known_args(argv)
     if bool(arguments.topology) == bool(arguments.table) or bool(arguments.table) != bool(arguments.output):
@@ -170,7 +172,9 @@ def run_list(source: Path, output: Path, cache: str) -> int:
 def _reason(written: str) -> str:
     """The line that says why, of what a process wrote: that which names an error, or the last."""
     lines = [line.strip() for line in written.splitlines() if line.strip()] or ["no reason was given"]
-    return next((line for line in reversed(lines) if "Error" in line.split(":")[0] or line.startswith("error:")), lines[-1])
+    return next(
+        (line for line in reversed(lines) if "Error" in line.split(":")[0] or line.startswith("error:")), lines[-1]
+    )
 
 
 def _each_alone(arguments: list[str], cache: str) -> tuple[str, list[Row]]:

@@ -32,7 +32,8 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class ModelSource:
-    init: str = "package:cold_start"  # package:base | package:cold_start | package:smol | hf:/path | checkpoint:/path | random
+    init: str = "package:cold_start"  # package:base | package:cold_start | package:smol | hf:/path
+    # | checkpoint:/path | random
     preset: str = "tiny"  # architecture when init is random: tiny | smol | 3b | 7b | 32b | 72b
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # weights stay float32
     freeze: tuple[str, ...] = ()  # subset of ("vision", "projector", "text")
@@ -302,8 +303,9 @@ def _import_file(path: Path) -> ModuleType:
 def _preset(module: ModuleType, path: Path, preset: str) -> Config:
     name = preset or next(iter(module.PRESETS))
     if name not in module.PRESETS:
-        raise ConfigError(f"{path} has no preset {name!r}{suggest(name, module.PRESETS)}"
-                          f" (presets: {', '.join(module.PRESETS)})")
+        raise ConfigError(
+            f"{path} has no preset {name!r}{suggest(name, module.PRESETS)} (presets: {', '.join(module.PRESETS)})"
+        )
     config = module.get_config(name)
     if not isinstance(config, Config):
         raise ConfigError(f"get_config({name!r}) of {path} returned {type(config).__name__}, not a Config")

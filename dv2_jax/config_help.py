@@ -16,9 +16,11 @@ _WIDTH = 116
 def usage(verb: str, default_config: str = "") -> str:
     """The usage lines of ``python -m dv2_jax.<verb>``."""
     config = f"[--config={default_config}[:PRESET]]" if default_config else "--config=FILE[:PRESET]"
-    return (f"usage: python -m dv2_jax.{verb} {config} [--config.SECTION.FIELD=VALUE ...]\n"
-            f"       python -m dv2_jax.{verb} --config=FILE[:PRESET] --help    presets of the file, all fields with "
-            f"its values")
+    return (
+        f"usage: python -m dv2_jax.{verb} {config} [--config.SECTION.FIELD=VALUE ...]\n"
+        f"       python -m dv2_jax.{verb} --config=FILE[:PRESET] --help    presets of the file, all fields with "
+        f"its values"
+    )
 
 
 def preset_lines(presets: Mapping[str, Callable[[], Any]]) -> str:

@@ -157,8 +157,9 @@ def _replace(config: Any, path: list[str], text: str, key: str) -> Any:
     if name not in known:
         section = key.removesuffix(".".join(path)).rstrip(".")
         hint = suggest(name, known) or _suggest_elsewhere(config, name)
-        raise ConfigError(f"unknown key {key!r}: {section or 'the configuration'} has no {name!r}{hint}"
-                          f" (known: {', '.join(known)})")
+        raise ConfigError(
+            f"unknown key {key!r}: {section or 'the configuration'} has no {name!r}{hint} (known: {', '.join(known)})"
+        )
     value = getattr(config, name)
     if dataclasses.is_dataclass(value):
         if not rest:
@@ -211,9 +212,11 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
 def field_comments(cls: type) -> dict[str, str]:
     """Field name → the comment behind it (and on its further lines) in the source of the class."""
     source = textwrap.dedent(inspect.getsource(cls))
-    comments = {token.start[0]: token.string.lstrip("# ")
-                for token in tokenize.generate_tokens(io.StringIO(source).readline)
-                if token.type == tokenize.COMMENT}
+    comments = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
     lines = source.splitlines()
     found = {}
     for node in ast.parse(source).body[0].body:

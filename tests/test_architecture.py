@@ -29,8 +29,12 @@ GENERATED = re.compile(r"_pb2(_grpc)?\.py$")
 
 @cache
 def sources(*packages: str) -> tuple[Path, ...]:
-    return tuple(path for package in packages for path in sorted((ROOT / package).rglob("*.py"))
-                 if not GENERATED.search(path.name))
+    return tuple(
+        path
+        for package in packages
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if not GENERATED.search(path.name)
+    )
 
 
 def module_name(path: Path) -> str:
@@ -82,8 +86,11 @@ def test_every_part_has_a_level():
 
 def test_imports_run_downward():
     """Sees a model that knows of the agent, a loss that reads files of the recipe, imports in functions included."""
-    upward = {f"{above} imports {below}": files for (above, below), files in edges().items()
-              if above and LEVELS[below] > LEVELS[above]}
+    upward = {
+        f"{above} imports {below}": files
+        for (above, below), files in edges().items()
+        if above and LEVELS[below] > LEVELS[above]
+    }
     assert upward == {}
 
 
@@ -94,7 +101,7 @@ def test_parts_do_not_import_each_other_in_a_circle():
     done: set[str] = set()
 
     def visit(node: str, trail: tuple[str, ...]) -> None:
-        assert node not in trail, f"circle: {' → '.join([*trail[trail.index(node):], node])}"
+        assert node not in trail, f"circle: {' → '.join([*trail[trail.index(node) :], node])}"
         if node not in done:
             for below in sorted(graph.get(node, ())):
                 visit(below, (*trail, node))
@@ -106,22 +113,34 @@ def test_parts_do_not_import_each_other_in_a_circle():
 
 def test_the_tools_service_stands_alone():
     """Its machines have no accelerator and no JAX; and a policy must not be able to reach into the trainer."""
-    wrong = [f"{path.relative_to(ROOT)}: {module}" for path in sources("tools_service") for module in imports(path)
-             if module.split(".")[0] in {"jax", "jaxlib", "flax", "optax", "orbax", "dv2_jax"}]
+    wrong = [
+        f"{path.relative_to(ROOT)}: {module}"
+        for path in sources("tools_service")
+        for module in imports(path)
+        if module.split(".")[0] in {"jax", "jaxlib", "flax", "optax", "orbax", "dv2_jax"}
+    ]
     assert wrong == []
 
 
 def test_only_the_client_of_the_tools_service_is_used():
     """What runs the untrusted code shares no code with the trainer; starting the service is the client's affair."""
-    wrong = [f"{path.relative_to(ROOT)}: {module}" for path in sources("dv2_jax") for module in imports(path)
-             if module.split(".")[0] == "tools_service" and module != "tools_service.client"]
+    wrong = [
+        f"{path.relative_to(ROOT)}: {module}"
+        for path in sources("dv2_jax")
+        for module in imports(path)
+        if module.split(".")[0] == "tools_service" and module != "tools_service.client"
+    ]
     assert wrong == []
 
 
 def test_no_torch_and_no_tensorflow_at_run_time():
     banned = {"torch", "torchvision", "tensorflow", "transformers", "accelerate", "datasets"}
-    wrong = [f"{path.relative_to(ROOT)}: {module}" for path in sources("dv2_jax", "tools_service", "configs")
-             for module in imports(path) if module.split(".")[0] in banned]
+    wrong = [
+        f"{path.relative_to(ROOT)}: {module}"
+        for path in sources("dv2_jax", "tools_service", "configs")
+        for module in imports(path)
+        if module.split(".")[0] in banned
+    ]
     assert wrong == []
 
 
@@ -132,8 +151,17 @@ def normal(name: str) -> str:
 def test_every_imported_distribution_is_declared():
     """Sees a package that is here only because another one needs it today."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {normal(re.split(r"[\[<>=!~; ]", line)[0]) for line in
-                [*project["dependencies"], *(line for extra in ("wandb", "smol", "traces", "vectors") for line in project["optional-dependencies"][extra])]}
+    declared = {
+        normal(re.split(r"[\[<>=!~; ]", line)[0])
+        for line in [
+            *project["dependencies"],
+            *(
+                line
+                for extra in ("wandb", "smol", "traces", "vectors")
+                for line in project["optional-dependencies"][extra]
+            ),
+        ]
+    }
     owners = packages_distributions()
     missing = set()
     for path in sources("dv2_jax", "tools_service", "configs"):
@@ -164,8 +192,11 @@ def test_the_constraints_satisfy_every_declared_range():
 
 
 def test_files_are_small():
-    long = {str(path.relative_to(ROOT)): lines for path in sources("dv2_jax", "tools_service", "configs", "tests", "tpu")
-            if (lines := len(path.read_text().splitlines())) > MAX_LINES}
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in sources("dv2_jax", "tools_service", "configs", "tests", "tpu")
+        if (lines := len(path.read_text().splitlines())) > MAX_LINES
+    }
     assert long == {}
 
 
@@ -179,9 +210,11 @@ def test_light_imports_stay_light(statement):
 
 def test_help_of_train_loads_no_jax():
     """Sees a command line that takes seconds to say what its flags are."""
-    program = ("import runpy, sys\nsys.argv = ['train', '--config=configs/rl.py', '--help']\n"
-               "try:\n    runpy.run_module('dv2_jax.train', run_name='__main__')\nexcept SystemExit:\n    pass\n"
-               "print('loaded', sorted({'jax', 'flax', 'orbax', 'grpc'} & set(sys.modules)))")
+    program = (
+        "import runpy, sys\nsys.argv = ['train', '--config=configs/rl.py', '--help']\n"
+        "try:\n    runpy.run_module('dv2_jax.train', run_name='__main__')\nexcept SystemExit:\n    pass\n"
+        "print('loaded', sorted({'jax', 'flax', 'orbax', 'grpc'} & set(sys.modules)))"
+    )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert shown.stdout.endswith("loaded []\n"), shown.stderr
 
@@ -190,3 +223,10 @@ def test_no_two_test_files_have_the_same_name():
     """pytest imports test files by their base name: of two that share it, one is an error at collection."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize("command", [("check",), ("format", "--check", "--diff")])
+def test_the_code_is_linted_and_formatted(command):
+    """Sees what `ruff check --fix . && ruff format .` would change."""
+    done = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

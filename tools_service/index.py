@@ -21,10 +21,15 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m tools_service.index", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kind", choices=("text", "image"))
-    parser.add_argument("source", help="JSONL or Parquet file; package:NAME[/LANGUAGE] for text; for images also a folder")
+    parser.add_argument(
+        "source", help="JSONL or Parquet file; package:NAME[/LANGUAGE] for text; for images also a folder"
+    )
     parser.add_argument("--output", required=True, help="folder to be made; it must not exist or be empty")
     parser.add_argument(
-        "--fields", default="", metavar="OURS=THEIRS,...", help=f"text: what {', '.join(_FIELDS)} are called in the corpus"
+        "--fields",
+        default="",
+        metavar="OURS=THEIRS,...",
+        help=f"text: what {', '.join(_FIELDS)} are called in the corpus",
     )
     parser.add_argument(
         "--embedding", default="", metavar="MODULE:FUNCTION",
@@ -32,7 +37,9 @@ def main(argv: list[str] | None = None) -> None:
     )  # fmt: skip
     options = parser.parse_args(argv)
     if (options.fields and options.kind != "text") or (options.embedding and options.kind != "image"):
-        sys.exit(f"error: {'--fields is for text' if options.fields else '--embedding is for images'}, not for {options.kind}")
+        sys.exit(
+            f"error: {'--fields is for text' if options.fields else '--embedding is for images'}, not for {options.kind}"
+        )
     os.makedirs(options.output, exist_ok=True)
     if os.listdir(options.output):
         sys.exit(f"error: {options.output} is not empty")

@@ -18,14 +18,21 @@ class Metrics:
             "tools_requests_total", "Requests answered", ("kind", "status"), registry=self.registry
         )
         self._wall = Histogram(
-            "tools_wall_seconds", "Time that a cell or a search took", ("kind",), buckets=_SECONDS, registry=self.registry
+            "tools_wall_seconds",
+            "Time that a cell or a search took",
+            ("kind",),
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self._queue = Histogram(
             "tools_queue_seconds", "Time that a cell waited before it ran", buckets=_SECONDS, registry=self.registry
         )
         self._bytes = Counter("tools_image_bytes_total", "Bytes of pictures returned", registry=self.registry)
         self._searches = Counter(
-            "tools_searches_total", "Searches by the provider that answered", ("provider", "source"), registry=self.registry
+            "tools_searches_total",
+            "Searches by the provider that answered",
+            ("provider", "source"),
+            registry=self.registry,
         )
 
     def answered(self, kind: str, result: pb.Result) -> None:

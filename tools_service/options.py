@@ -60,25 +60,37 @@ def parse(argv: list[str] | None = None) -> Options:
         prog="python -m tools_service", description="Python sandboxes and search behind gRPC."
     )
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: loopback; others need --token-file or --tls-client-ca)"
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: loopback; others need --token-file or --tls-client-ca)",
     )
     parser.add_argument("--port", type=int, default=0, help="0: any free port, printed at start")
-    parser.add_argument("--token-file", default="", help="bearer tokens that clients must send, one a line, one a client")
+    parser.add_argument(
+        "--token-file", default="", help="bearer tokens that clients must send, one a line, one a client"
+    )
     parser.add_argument("--tls-cert", default="", help="PEM file: certificate of this service; with --tls-key")
     parser.add_argument("--tls-key", default="", help="PEM file: its private key")
-    parser.add_argument("--tls-client-ca", default="", help="PEM file: clients need a certificate signed by this authority")
+    parser.add_argument(
+        "--tls-client-ca", default="", help="PEM file: clients need a certificate signed by this authority"
+    )
     parser.add_argument("--reflection", action="store_true", help="gRPC server reflection, for exploring by hand")
     parser.add_argument("--replica", default="tools", help="name among replicas; a random part is added at every start")
     parser.add_argument("--metrics-port", type=int, default=0, help="Prometheus metrics over HTTP; 0: none")
-    parser.add_argument("--traces", default="", help="OpenTelemetry spans: a file, or otlp (OTEL_EXPORTER_OTLP_ENDPOINT)")
+    parser.add_argument(
+        "--traces", default="", help="OpenTelemetry spans: a file, or otlp (OTEL_EXPORTER_OTLP_ENDPOINT)"
+    )
     parser.add_argument("--tier", choices=TIERS, default=TIERS[0], help="strongest confinement to try")
     parser.add_argument("--insecure", action="store_true", help="run sessions unconfined where nothing better works")
     parser.add_argument("--no-sandbox", action="store_true", help="search only")
     parser.add_argument("--max-sessions", type=int, default=_sessions_that_fit())
     parser.add_argument("--sessions-per-client", type=int, default=0, help="of one token or certificate; 0: no limit")
     parser.add_argument("--idle-s", type=float, default=1800.0, help="a session unused for so long ends")
-    parser.add_argument("--evict-after-s", type=float, default=5.0, help="idle so long, a session may make room for others")
-    parser.add_argument("--memory-floor-mb", type=int, default=1024, help="with less memory available, idle sessions end")
+    parser.add_argument(
+        "--evict-after-s", type=float, default=5.0, help="idle so long, a session may make room for others"
+    )
+    parser.add_argument(
+        "--memory-floor-mb", type=int, default=1024, help="with less memory available, idle sessions end"
+    )
     parser.add_argument("--queue", type=int, default=8192, help="cells waiting in all; more are turned away")
     parser.add_argument("--warm", type=int, default=max(2, min(16, 4 * cores)), help="session processes kept ready")
     parser.add_argument(

@@ -1,8 +1,8 @@
 """``python -m tools_service.recordings``: look into recorded search answers, and put recordings together.
 
-    show FILE                   what it holds, by provider
-    export FILE OUTPUT.jsonl    one answer a line, sorted: the same answers make the same file
-    merge FILE SOURCE...        adds answers of other recordings or exports; where both have one, the later recorded stays
+show FILE                   what it holds, by provider
+export FILE OUTPUT.jsonl    one answer a line, sorted: the same answers make the same file
+merge FILE SOURCE...        adds answers of other recordings or exports; where both have one, the later recorded stays
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ _KEYS = ("provider", "variant", "query", "k", "items", "recorded_at")
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m tools_service.recordings", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools_service.recordings",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     show = verbs.add_parser("show", help="what a recording holds")
@@ -82,7 +84,9 @@ def _read(source: str) -> Iterator[Answer]:
                 row = json.loads(line)
                 yield Answer.of(tuple(json.dumps(row[key]) if key == "items" else row[key] for key in _KEYS))
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{source}, line {number} is no recorded answer: {type(error).__name__}: {error}") from None
+                raise ValueError(
+                    f"{source}, line {number} is no recorded answer: {type(error).__name__}: {error}"
+                ) from None
 
 
 if __name__ == "__main__":

@@ -107,7 +107,12 @@ class Replica:
             pass  # they expire by themselves
 
     def call(
-        self, requests: Sequence[Request], wire: dict[str, tuple[str, bool]], resend: set[bytes], format: str, within_s: float
+        self,
+        requests: Sequence[Request],
+        wire: dict[str, tuple[str, bool]],
+        resend: set[bytes],
+        format: str,
+        within_s: float,
     ) -> grpc.aio.UnaryStreamCall:
         """Sends a batch. ``wire``: request id → the session's id there, and whether it must exist."""
         if not isinstance(requests[0], ExecRequest):

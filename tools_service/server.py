@@ -126,10 +126,14 @@ class Tools(tools_pb2_grpc.ToolsServicer):
 
     def _measure(self) -> Metrics:
         metrics = Metrics()
-        metrics.gauge("tools_sessions", "Sessions that live", lambda: 0 if self._sessions is None else len(self._sessions))
+        metrics.gauge(
+            "tools_sessions", "Sessions that live", lambda: 0 if self._sessions is None else len(self._sessions)
+        )
         metrics.gauge("tools_cells_running", "Cells that run", lambda: self._lanes.running)
         metrics.gauge(
-            "tools_cells_waiting", "Cells that wait or run", lambda: 0 if self._sessions is None else self._sessions.waiting
+            "tools_cells_waiting",
+            "Cells that wait or run",
+            lambda: 0 if self._sessions is None else self._sessions.waiting,
         )
         events = ("cells", "opened", "expired", "evicted", "killed", "abandoned")
         metrics.counters("tools_events", "What happened since the start", self._counters, events)
@@ -217,7 +221,9 @@ class Tools(tools_pb2_grpc.ToolsServicer):
                 seconds = round(time.monotonic() - started, 4)
                 logs.event(kind, items=len(tasks), abandoned=left, statuses=dict(statuses), seconds=seconds)
 
-    async def _once(self, kind: str, item: pb.ExecRequest | pb.SearchRequest, execute: Callable, caller: Caller) -> pb.Result:
+    async def _once(
+        self, kind: str, item: pb.ExecRequest | pb.SearchRequest, execute: Callable, caller: Caller
+    ) -> pb.Result:
         if isinstance(item, pb.ExecRequest) and item.session_id.partition("@")[2] not in ("", self.replica):
             # Not kept as this request's answer: its caller may ask again with a session of ours.
             message = "the session belongs to another replica, or to this one before it was restarted"
@@ -264,6 +270,7 @@ class Tools(tools_pb2_grpc.ToolsServicer):
         for data in pictures:
             if len(data) <= limit:
                 self._pictures.add(caller.principal, data)
+
     async def _check_size(self, items: int, context: grpc.aio.ServicerContext) -> None:
         if items > _MAX_ITEMS:
             await context.abort(

@@ -112,7 +112,8 @@ class Sessions:
             if reason := self._make_room(principal):
                 _fill(result, pb.UNAVAILABLE, reason)
                 return None
-            generation, lost = self._ended.pop(key, (0, ""))  # a caller that counted on nothing hears of it all the same
+            # A caller that counted on nothing hears of a loss all the same.
+            generation, lost = self._ended.pop(key, (0, ""))
             session = self._sessions[key] = Session(request.session_id, principal, generation=generation, lost=lost)
         elif session.waiting >= _QUEUE:
             _fill(result, pb.UNAVAILABLE, f"{session.waiting} cells are already waiting in this session")
@@ -209,7 +210,8 @@ class Sessions:
                 )
                 return
             answer = reply.result()
-            if (timed_out or session.interrupts) and answer.status != "refused":  # its children were not asked to stop, and may be many
+            # Its children were not asked to stop, and may be many.
+            if (timed_out or session.interrupts) and answer.status != "refused":
                 await self._host.clear(worker, begun)
         except exchange.BadReply as error:
             await self._give_up(session, worker, result, f"bad reply ({error})", pb.CRASHED)

@@ -138,7 +138,16 @@ class Launch:
         with tempfile.TemporaryDirectory() as folder:
             archive = f"{folder}/{FOLDER}.tar.gz"
             self.shell.run(
-                ["git", "-C", str(ROOT), "archive", "--format=tar.gz", f"--prefix={FOLDER}/", f"--output={archive}", "HEAD"]
+                [
+                    "git",
+                    "-C",
+                    str(ROOT),
+                    "archive",
+                    "--format=tar.gz",
+                    f"--prefix={FOLDER}/",
+                    f"--output={archive}",
+                    "HEAD",
+                ]
             )
             self.shell.run(self.slice.send(archive))
         self.shell.run(self.slice.ssh(f"tar -xzf {FOLDER}.tar.gz && bash {FOLDER}/tpu/worker.sh install"))
@@ -151,7 +160,9 @@ class Launch:
     def run(self) -> None:
         """Starts the trainer with its tools on every worker, and returns."""
         if not self.options.train:
-            raise LaunchError("nothing to run: give the trainer's arguments after --, e.g. -- --config=configs/rl.py:7b")
+            raise LaunchError(
+                "nothing to run: give the trainer's arguments after --, e.g. -- --config=configs/rl.py:7b"
+            )
         self.shell.run(self.slice.worker("start", *_tools(self.options), "--", *self.options.train))
 
     def status(self) -> str:
@@ -244,10 +255,20 @@ def parse(argv: Sequence[str]) -> tuple[str, Slice, argparse.Namespace]:
     kind.add_argument("--spot", action="store_true", help="cheaper, and may be taken away")
     kind.add_argument("--reserved", action="store_true", help="from a reservation of the project")
     parser.add_argument("--service-account", default="", help="of the machines; it reads and writes the buckets")
-    parser.add_argument("--copy", action="append", default=[], metavar="gs://FROM=TO",
-                        help="a folder or file for every worker, TO below the repository; repeatable")
-    parser.add_argument("--setup", action="append", default=[], metavar="COMMAND",
-                        help="for the shell of every worker, after the installation; repeatable")
+    parser.add_argument(
+        "--copy",
+        action="append",
+        default=[],
+        metavar="gs://FROM=TO",
+        help="a folder or file for every worker, TO below the repository; repeatable",
+    )
+    parser.add_argument(
+        "--setup",
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help="for the shell of every worker, after the installation; repeatable",
+    )
     parser.add_argument("--text-index", default="", help="folder on the worker: starts a tools service on every one")
     parser.add_argument("--image-index", default="", help="likewise, of pictures")
     parser.add_argument("--output", default="logs", help="folder for the workers' logs")

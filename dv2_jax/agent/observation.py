@@ -23,7 +23,9 @@ _FAILED = {
     "CRASHED": "The Python process died.",
     "OUTPUT_LIMIT": "The output exceeded its limit.",
 }
-RETRYABLE = frozenset({"UNAVAILABLE", "SESSION_LOST", "CANCELLED"})  # the infrastructure's failures: no observation, ever
+RETRYABLE = frozenset(
+    {"UNAVAILABLE", "SESSION_LOST", "CANCELLED"}
+)  # the infrastructure's failures: no observation, ever
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,9 @@ def _check(folder: Path, config: ModelConfig, tensors, parts, shapes) -> None:
         elif tensors[name].shape != shape:
             problems.append(f"shape: {name} is {list(tensors[name].shape)}, should be {list(shape)}")
     spare = {"lm_head.weight"} if config.text.tie_word_embeddings else set()  # some writers repeat the tied matrix
-    problems += [f"unexpected: {name} {list(tensors[name].shape)}" for name in sorted(set(tensors) - set(wanted) - spare)]
+    problems += [
+        f"unexpected: {name} {list(tensors[name].shape)}" for name in sorted(set(tensors) - set(wanted) - spare)
+    ]
     if problems:
         raise CheckpointMismatch(
             f"{folder} does not fit the architecture in {len(problems)} tensors:\n  " + "\n  ".join(problems)

@@ -159,7 +159,9 @@ class CheckpointStore:
                 problems.append(f"{name} is {here.dtype}, saved {there.dtype}")
         if problems:
             more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
-            raise ValueError(f"step {step} of {self.directory} does not fit this model: {'; '.join(problems[:10])}{more}")
+            raise ValueError(
+                f"step {step} of {self.directory} does not fit this model: {'; '.join(problems[:10])}{more}"
+            )
 
 
 def _targets(tree: PyTree) -> PyTree:
@@ -184,5 +186,9 @@ def _to_json(value: Any) -> Any:
 
 def _from_json(value: Any) -> Any:
     if isinstance(value, dict):
-        return base64.b64decode(value[_BYTES]) if value.keys() == {_BYTES} else {k: _from_json(v) for k, v in value.items()}
+        return (
+            base64.b64decode(value[_BYTES])
+            if value.keys() == {_BYTES}
+            else {k: _from_json(v) for k, v in value.items()}
+        )
     return [_from_json(item) for item in value] if isinstance(value, list) else value

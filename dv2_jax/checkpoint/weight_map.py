@@ -76,7 +76,11 @@ def canonical(name: str) -> str:
     >>> canonical("model.language_model.layers.0.mlp.up_proj.weight"), canonical("model.visual.merger.ln_q.weight")
     ('model.layers.0.mlp.up_proj.weight', 'visual.merger.ln_q.weight')
     """
-    for new, old in (("model.language_model.", "model."), ("language_model.model.", "model."), ("model.visual.", "visual.")):
+    for new, old in (
+        ("model.language_model.", "model."),
+        ("language_model.model.", "model."),
+        ("model.visual.", "visual."),
+    ):
         if name.startswith(new):
             return old + name[len(new) :]
     return name

@@ -64,7 +64,9 @@ class Curriculum:
         self._facts = [fact for fact in world.facts_of("train") if len(fact.value) < 24]
         self._names = sorted({fact.entity for fact in self._facts})
         pieces = (encoder.tokenizer.decode([i]) for i in range(encoder.tokenizer.vocab_size))
-        self._pieces = sorted({piece.strip() for piece in pieces if piece.strip().isascii() and piece.strip().isalpha()})
+        self._pieces = sorted(
+            {piece.strip() for piece in pieces if piece.strip().isascii() and piece.strip().isalpha()}
+        )
 
     def __iter__(self) -> Iterator[Example]:
         for count, shares in self.phases:
@@ -132,7 +134,10 @@ class Curriculum:
         if draw < 0.2:
             return self._names[int(self.rng.integers(len(self._names)))]
         parts, longest = (_SYLLABLES, 3) if draw < 0.6 else (self._pieces, 4)
-        words = ["".join(self.rng.choice(parts, int(self.rng.integers(1, longest + 1)))) for _ in range(self.rng.integers(1, 3))]
+        words = [
+            "".join(self.rng.choice(parts, int(self.rng.integers(1, longest + 1))))
+            for _ in range(self.rng.integers(1, 3))
+        ]
         return " ".join(word.capitalize() if self.rng.random() < 0.8 else word for word in words)
 
     def _number(self) -> str:
@@ -179,13 +184,17 @@ class Curriculum:
         pages += [(other.title, other.sentence) for other in others]
         if self.rng.random() < 0.5:
             pages = [pages[i] for i in self.rng.permutation(len(pages))]
-        items = [f"{i}. [{title}](kb:{self.rng.integers(9999)})\n\n{text}" for i, (title, text) in enumerate(pages[:4], 1)]
+        items = [
+            f"{i}. [{title}](kb:{self.rng.integers(9999)})\n\n{text}" for i, (title, text) in enumerate(pages[:4], 1)
+        ]
         if not any(fact.value in item for item in items):
             items[0] = f"1. [{fact.title}](kb:1)\n\n{fact.sentence}"
         return "\n\n".join(items), fact
 
     def _near(self, fact: world.Fact) -> list[world.Fact]:
-        attributes = {f.attribute: f.numeric for f in self._facts if f.kind == fact.kind and f.attribute != fact.attribute}
+        attributes = {
+            f.attribute: f.numeric for f in self._facts if f.kind == fact.kind and f.attribute != fact.attribute
+        }
         return [
             world.Fact(fact.entity, fact.kind, name, self._number() if numeric else self._word(), numeric)
             for name, numeric in list(attributes.items())[:4]
@@ -233,7 +242,9 @@ class Curriculum:
         draw = int(self.rng.integers(12))
         if draw >= 10:
             colour, margin = str(self.rng.choice(list(pictures.COLOURS))), int(self.rng.integers(3, 70))
-            task = str(self.rng.choice(("Crop the {} tag.", "Where is the {} tag?", "Zoom in on the {} tag."))).format(colour)
+            task = str(self.rng.choice(("Crop the {} tag.", "Where is the {} tag?", "Zoom in on the {} tag."))).format(
+                colour
+            )
             code = (
                 "import numpy as np\n"
                 f"d = np.asarray(image_1).astype(int) - {pictures.COLOURS[colour]}\n"
@@ -265,7 +276,9 @@ def draw_picture(rng: np.random.Generator, kind: str) -> tuple[Image.Image, str]
     half = TIGHT + int(rng.integers(-2, 3)) if kind == "tight" else int(rng.choice(LOOSE)) + int(rng.integers(-6, 7))
     side = 2 * half
     scale = 3  # scenes are photographs enlarged about threefold
-    image = pictures.background(rng, "train", (side // scale + 1, side // scale + 1)).resize((side, side), Image.Resampling.BILINEAR)
+    image = pictures.background(rng, "train", (side // scale + 1, side // scale + 1)).resize(
+        (side, side), Image.Resampling.BILINEAR
+    )
     digit, label = pictures.random_digit(rng, "train")
     frames = [plain_plate := (245, 245, 240), plain_plate, *pictures.COLOURS.values()]
     plate = pictures.tag(digit, frames[int(rng.integers(len(frames)))])

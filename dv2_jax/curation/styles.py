@@ -51,4 +51,6 @@ class Mood:
             habits.needless_search,
             habits.slip,
         )
-        return cls(int(rng.choice(habits.widths)) if wide else TIGHT, bool(hasty), bool(vague), bool(needless), bool(slip))
+        return cls(
+            int(rng.choice(habits.widths)) if wide else TIGHT, bool(hasty), bool(vague), bool(needless), bool(slip)
+        )

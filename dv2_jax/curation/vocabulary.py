@@ -1,6 +1,6 @@
 """The tiny model's vocabulary: a small byte-level BPE learned from the default tasks' training split.
 
-    python -m dv2_jax.curation.vocabulary --output dv2_jax/assets/tokenizer.json
+python -m dv2_jax.curation.vocabulary --output dv2_jax/assets/tokenizer.json
 """
 
 from __future__ import annotations

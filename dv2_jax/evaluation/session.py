@@ -50,7 +50,7 @@ class Session:
     tools: ToolsClient
     forbidden: Bool[np.ndarray, "V"]
     mesh: Mesh | None  # of all hosts' devices, where the policy's weights lie; None: one device
-    to_engine: Callable[[Params], Params] | None = None  # copies weights to where the engine has them; None: it shares them
+    to_engine: Callable[[Params], Params] | None = None  # copies weights to the engine's places; None: it shares them
 
     def set_params(self, params: Params, version: int) -> None:
         """New weights; compiles what is not compiled yet when they are the first. Every host calls it."""
@@ -70,9 +70,7 @@ class Session:
 
     def load_params(self, *, warmup: bool = True) -> None:
         """The weights of ``model.init``, as version 0. Without ``warmup`` a shape is compiled when it first comes."""
-        params = load_weights(
-            self.config.model, self.architecture.config, mesh=self.mesh, seed=self.config.run.seed
-        )
+        params = load_weights(self.config.model, self.architecture.config, mesh=self.mesh, seed=self.config.run.seed)
         if warmup:
             self.set_params(params, 0)
         else:

@@ -74,7 +74,9 @@ class VisionTower(nnx.Module):
                 return self._scan(graph, blocks, x, whole, batch.window_segments)
             slots = batch.window_segments.shape
             flat = move_rows(x.reshape(rows * length, -1), batch.window_index.reshape(-1), batch.window_inverse)
-            coordinates = jnp.take(batch.coordinates.reshape(-1, 2), batch.window_index, axis=0, mode="fill", fill_value=0)
+            coordinates = jnp.take(
+                batch.coordinates.reshape(-1, 2), batch.window_index, axis=0, mode="fill", fill_value=0
+            )
             turn = patch_turn(coordinates, head_dim=config.head_dim)
             windows = self._scan(graph, blocks, flat.reshape(*slots, -1), turn, batch.window_segments)
             flat = windows.reshape(slots[0] * slots[1], -1)

@@ -154,9 +154,7 @@ def paged_attention(
     new = jnp.exp(new - top)
     total = new.sum(-1)
     flat = (batch, kv_heads, queries.shape[2])
-    out = jnp.einsum(
-        "bkqn,bnkd->bkqd", new.reshape(*flat, -1).astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
+    out = jnp.einsum("bkqn,bnkd->bkqd", new.reshape(*flat, -1).astype(v.dtype), v, preferred_element_type=jnp.float32)
     if width:
         old = jnp.exp(old - top)
         total += old.sum(-1)

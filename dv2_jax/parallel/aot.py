@@ -56,7 +56,9 @@ def topology_devices(name: str) -> list[Any]:
     Raises TopologyError when libtpu is not installed or does not know the name.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise TopologyError("libtpu is not installed: pip install 'dv2_jax[tpu]' brings the compiler, on any Linux machine")
+        raise TopologyError(
+            "libtpu is not installed: pip install 'dv2_jax[tpu]' brings the compiler, on any Linux machine"
+        )
     # Else libtpu asks the cloud's metadata server what machine this is and complains about the answer, and lets one
     # process in at a time, as is right where there are chips.
     for variable, value in {
@@ -71,7 +73,9 @@ def topology_devices(name: str) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
     except (RuntimeError, ValueError) as error:  # JaxRuntimeError is a RuntimeError
-        raise TopologyError(f"topology {name!r}: {error} (names look like v5p:2x4x4, v5e:4x8, v6e:8x8, tpu7x:2x2x2)") from None
+        raise TopologyError(
+            f"topology {name!r}: {error} (names look like v5p:2x4x4, v5e:4x8, v6e:8x8, tpu7x:2x2x2)"
+        ) from None
 
 
 def slice_of_one_host(name: str, devices: list[Any]) -> str:

@@ -67,7 +67,9 @@ def _arranged(sizes: Sequence[int], devices: Sequence[Any]) -> Mesh:
     try:
         mesh = jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
     except NotImplementedError as error:
-        warnings.warn(f"the mesh {tuple(sizes)} is laid out host by host, not along the slice's links: {error}", stacklevel=3)
+        warnings.warn(
+            f"the mesh {tuple(sizes)} is laid out host by host, not along the slice's links: {error}", stacklevel=3
+        )
     else:
         groups = mesh.devices.reshape(-1, sizes[-1])
         if all(len({device.process_index for device in group}) == 1 for group in groups):

@@ -37,7 +37,9 @@ CHIPS = {
 def chip_of(device: Any) -> Chip:
     """Raises KeyError for a kind whose peaks are not listed."""
     if device.device_kind not in CHIPS:
-        raise KeyError(f"no peaks for {device.device_kind!r}; add it to parallel.roofline.CHIPS (there: {', '.join(CHIPS)})")
+        raise KeyError(
+            f"no peaks for {device.device_kind!r}; add it to parallel.roofline.CHIPS (there: {', '.join(CHIPS)})"
+        )
     return CHIPS[device.device_kind]
 
 

@@ -76,7 +76,9 @@ def table(rows: Sequence[Row]) -> str:
     if step := step_cells(rows):
         lines.append(step)
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
-    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    text = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
     return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
 
 

@@ -219,8 +219,12 @@ def engine_programs(policy: Abstract) -> list[Program]:
         )
     )
     bucket = image_buckets(config.image, config.agent, model, rows=1, row_tokens=config.agent.max_total_tokens)[0]
-    vision, places = on_every_device((_abstract_vision(bucket, model), jax.ShapeDtypeStruct((bucket.merged,), jnp.int32)))
-    prefilled, decoded = (f"{x.shape[0]} × {{}} behind {x.shape[1] * engine.page_size:,}" for x in (piece.page_table, step.page_table))
+    vision, places = on_every_device(
+        (_abstract_vision(bucket, model), jax.ShapeDtypeStruct((bucket.merged,), jnp.int32))
+    )
+    prefilled, decoded = (
+        f"{x.shape[0]} × {{}} behind {x.shape[1] * engine.page_size:,}" for x in (piece.page_table, step.page_table)
+    )
 
     def text(rows, tokens, logits):
         rows, cached = rows.page_table.shape[0], rows.page_table.shape[1] * engine.page_size

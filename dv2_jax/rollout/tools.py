@@ -55,7 +55,9 @@ def open_tools(config: Config, run_dir: str | Path) -> Iterator[ToolsClient]:
 
 def _connect(tools: ToolsConfig) -> ToolsClient:
     if bool(tools.tls_cert) != bool(tools.tls_key) or (tools.tls_cert and not tools.tls_ca):
-        raise ConfigError("tools.tls_cert and tools.tls_key belong together, and to tools.tls_ca: give all or only tls_ca")
+        raise ConfigError(
+            "tools.tls_cert and tools.tls_key belong together, and to tools.tls_ca: give all or only tls_ca"
+        )
     tls = Tls(tools.tls_ca, tools.tls_cert or None, tools.tls_key or None) if tools.tls_ca else None
     try:
         return ToolsClient(tools.address, _token(tools.token_file), tls, request_timeout_s=tools.request_timeout_s)

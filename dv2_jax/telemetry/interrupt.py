@@ -40,5 +40,8 @@ class Interrupt:
             raise KeyboardInterrupt(f"second signal ({signal.Signals(number).name})")
         self.requested = True
         self.signal_name = signal.Signals(number).name
-        print(f"\n{self.signal_name}: this step is finished and saved first; once more stops at once",
-              file=sys.stderr, flush=True)
+        print(
+            f"\n{self.signal_name}: this step is finished and saved first; once more stops at once",
+            file=sys.stderr,
+            flush=True,
+        )

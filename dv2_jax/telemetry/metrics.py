@@ -124,4 +124,6 @@ def _start_wandb(project: str, name: str, config: Mapping[str, Any] | None, dire
         import wandb
     except ImportError:
         raise RuntimeError(f"run.wandb_project = {project!r} needs the package: pip install 'dv2_jax[wandb]'") from None
-    return wandb.init(project=project, name=name, id=name, resume="allow", config=dict(config or {}), dir=str(directory))
+    return wandb.init(
+        project=project, name=name, id=name, resume="allow", config=dict(config or {}), dir=str(directory)
+    )

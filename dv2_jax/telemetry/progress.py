@@ -46,9 +46,16 @@ class Display:
         self.interactive = enabled and self._stream.isatty()
         if self.interactive:
             self._bars = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-                console=Console(file=self._stream), transient=True, redirect_stdout=self._stream is sys.stdout,
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[unit]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=Console(file=self._stream),
+                transient=True,
+                redirect_stdout=self._stream is sys.stdout,
             )
 
     def line(self, text: str) -> None:
@@ -111,8 +118,9 @@ class Part:
             label, _, unit = name.partition(", ")
             shown.append(f"{label} {figure(value)}{' ' + unit if unit else ''}")
         width = len(str(self.total))
-        self._display.line("  ".join([f"{self.title} {self.done:>{width}}/{self.total}", *shown,
-                                      f"{self.time_left()} left"]))
+        self._display.line(
+            "  ".join([f"{self.title} {self.done:>{width}}/{self.total}", *shown, f"{self.time_left()} left"])
+        )
         self.told = time.monotonic()
         self._display._moved(self)
 

@@ -39,7 +39,7 @@ class RecompilationCounter:
     @property
     def names(self) -> tuple[str, ...]:
         """The compiled functions' names, such as ``jit(train_step)``, in order."""
-        return tuple(self._all[self._start:])
+        return tuple(self._all[self._start :])
 
     @property
     def count(self) -> int:

@@ -33,9 +33,21 @@ def test_the_preset_follows_the_colon_and_the_laptop_is_the_default():
 
 
 def test_overrides_are_typed_by_the_annotations_and_the_last_one_wins():
-    config = load([RL, "--config.rl.group_size=4", "--config.rl.group_size=1e1", "--config.optim.learning_rate", "3e-6",
-                   "--config.run.resume=no", "--config.task.skills=plain, search", "--config.eval.stages=()",
-                   "--config.rl.algorithm=released", "--config.mesh.fsdp=-1", "--config.run.name=a=b"])
+    config = load(
+        [
+            RL,
+            "--config.rl.group_size=4",
+            "--config.rl.group_size=1e1",
+            "--config.optim.learning_rate",
+            "3e-6",
+            "--config.run.resume=no",
+            "--config.task.skills=plain, search",
+            "--config.eval.stages=()",
+            "--config.rl.algorithm=released",
+            "--config.mesh.fsdp=-1",
+            "--config.run.name=a=b",
+        ]
+    )
     assert config.rl.group_size == 10 and isinstance(config.rl.group_size, int)
     assert config.optim.learning_rate == 3e-6
     assert config.run.resume is False
@@ -154,14 +166,23 @@ def test_optional_fixed_length_and_mixed_literal_fields_are_understood():
 
 
 def test_comments_are_read_from_the_source_and_not_from_strings():
-    assert field_comments(Inner) == {"sizes": "first line and its second line", "limit": "", "mode": "of a text and a number"}
+    assert field_comments(Inner) == {
+        "sizes": "first line and its second line",
+        "limit": "",
+        "mode": "of a text and a number",
+    }
     assert field_comments(Outer) == {"inner": "", "text": ""}
 
 
 def test_every_field_has_a_comment():
     sections = {"": Config()} | {name: getattr(Config(), name) for name in Config().to_dict() if name != "recipe"}
-    missing = [f"{section}.{name}" for section, value in sections.items() if section
-               for name, comment in field_comments(type(value)).items() if not comment]
+    missing = [
+        f"{section}.{name}"
+        for section, value in sections.items()
+        if section
+        for name, comment in field_comments(type(value)).items()
+        if not comment
+    ]
     assert missing == []
 
 
@@ -185,15 +206,23 @@ def test_what_help_shows_can_be_typed_back(data):
 
 
 def run_train(*argv: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "dv2_jax.train", *argv], cwd=ROOT, capture_output=True, text=True,
-                          timeout=60)
+    return subprocess.run(
+        [sys.executable, "-m", "dv2_jax.train", *argv], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
 
 
 def test_help_shows_usage_presets_fields_values_and_comments():
     shown = run_train("--config=configs/rl.py:7b", "--help")
     assert shown.returncode == 0, shown.stderr
-    for words in ("usage: python -m dv2_jax.train", "(the default)", "7b_v5p_32", "v5p-32 slice: 16 chips",
-                  "--config.rl.group_size=16  (int)", "trajectories per question", "'dapo' | 'released'"):
+    for words in (
+        "usage: python -m dv2_jax.train",
+        "(the default)",
+        "7b_v5p_32",
+        "v5p-32 slice: 16 chips",
+        "--config.rl.group_size=16  (int)",
+        "trajectories per question",
+        "'dapo' | 'released'",
+    ):
         assert words in shown.stdout
     for key, _, _ in flatten(Config()):
         assert f"--config.{key}=" in shown.stdout

@@ -48,11 +48,22 @@ def free_port() -> int:
 def test_two_processes_agree_on_process_0s_value_and_see_each_others_flags():
     """Sees a value that stays local (each process would go its own way), and ragged lengths that would hang."""
     port = free_port()
-    shared = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-                           "JAX_NUM_PROCESSES": "2"}
+    shared = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+    }
     shared.pop("XLA_FLAGS", None)  # one device for each process
-    processes = [subprocess.Popen([sys.executable, "-c", PROGRAM], env=shared | {"JAX_PROCESS_ID": str(index)},
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for index in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            env=shared | {"JAX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
     try:
         outputs = [process.communicate(timeout=120) for process in processes]
     finally:
@@ -62,18 +73,22 @@ def test_two_processes_agree_on_process_0s_value_and_see_each_others_flags():
         assert process.returncode == 0, errors
     first, second = (json.loads(out.splitlines()[-1]) for out, _ in outputs)  # Gloo prints its own lines before
     assert (first.pop("main"), second.pop("main")) == (True, False)
-    assert first == second == {
-        "processes": 2,
-        "agreed": {"next tick": "decode", "ü": [0, 1.5]},
-        "none": None,
-        "any": True,
-        "no one": False,
-        "largest": 101,
-        "gathered": ["x", "xx"],
-        "long": [0, 2 * distributed.PIECE],
-        "shared": [[0, 0], [1, 10], [0, 20], [1, 30], [0, 40]],
-        "sum": 9.0,
-    }
+    assert (
+        first
+        == second
+        == {
+            "processes": 2,
+            "agreed": {"next tick": "decode", "ü": [0, 1.5]},
+            "none": None,
+            "any": True,
+            "no one": False,
+            "largest": 101,
+            "gathered": ["x", "xx"],
+            "long": [0, 2 * distributed.PIECE],
+            "shared": [[0, 0], [1, 10], [0, 20], [1, 30], [0, 40]],
+            "sum": 9.0,
+        }
+    )
 
 
 def test_a_single_process_agrees_with_itself():

@@ -29,8 +29,9 @@ finally:
 
 
 def start(step_s: float) -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(step_s)], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(step_s)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "step 1\n"
     return process
 

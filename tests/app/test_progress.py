@@ -16,8 +16,10 @@ def test_durations_read_as_a_clock(seconds, text):
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(12345, "12,345"), (0.71349, "0.713"), (1.2e-5, "1.2e-05"),
-                                             (2345.6, "2,346"), ("dapo", "dapo"), (0, "0")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(12345, "12,345"), (0.71349, "0.713"), (1.2e-5, "1.2e-05"), (2345.6, "2,346"), ("dapo", "dapo"), (0, "0")],
+)
 def test_figures_keep_three_digits_and_group_thousands(value, text):
     assert figure(value) == text
 
@@ -39,7 +41,9 @@ def test_a_long_part_tells_how_far_it_is_at_the_interval_only():
         part.advance()
         part.advance(2)
     assert [line.split(",")[0] for line in stream.getvalue().splitlines()] == [
-        "cold start: 1/3 examples", "cold start: 3/3 examples"]
+        "cold start: 1/3 examples",
+        "cold start: 3/3 examples",
+    ]
     quiet = io.StringIO()
     with Display(quiet, interval_s=60.0).track("cold start", total=3) as part:
         part.advance()

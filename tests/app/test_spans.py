@@ -55,8 +55,10 @@ def test_totals_are_the_seconds_since_they_were_last_taken_even_without_a_file()
 
 def test_threads_do_not_tear_each_others_events(tmp_path):
     with Spans(tmp_path / "t.json") as spans:
-        threads = [threading.Thread(target=lambda n=n: [spans.add(f"{n}", 0, 1, lane=f"l{n}", i=i) for i in range(200)])
-                   for n in range(4)]
+        threads = [
+            threading.Thread(target=lambda n=n: [spans.add(f"{n}", 0, 1, lane=f"l{n}", i=i) for i in range(200)])
+            for n in range(4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -30,10 +30,13 @@ while True:
 
 
 def a_state():
-    params = {"text.kernel": jax.random.normal(jax.random.key(0), (8, 16)),
-              "vision.bias": jnp.arange(8, dtype=jnp.bfloat16)}
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.masked(optax.adamw(1e-3), {"text.kernel": True,
-                                                                                             "vision.bias": False}))
+    params = {
+        "text.kernel": jax.random.normal(jax.random.key(0), (8, 16)),
+        "vision.bias": jnp.arange(8, dtype=jnp.bfloat16),
+    }
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.masked(optax.adamw(1e-3), {"text.kernel": True, "vision.bias": False})
+    )
     opt_state = optimizer.init(params)
     _, opt_state = optimizer.update(jax.tree.map(jnp.ones_like, params), opt_state, params)
     return params, opt_state
@@ -81,8 +84,12 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_names(tmp_path):
         store.save(1, {"a": jnp.zeros((3, 2)), "b": jnp.zeros(2), "c": jnp.zeros(2)}, {}, {})
         with pytest.raises(ValueError) as error:
             store.restore({"a": jnp.zeros((4, 2)), "b": jnp.zeros(2, jnp.bfloat16), "d": jnp.zeros(1)}, {})
-    for words in ("a has shape (4, 2), saved (3, 2)", "b is bfloat16, saved float32", "d is not in the checkpoint",
-                  "c is only in the checkpoint"):
+    for words in (
+        "a has shape (4, 2), saved (3, 2)",
+        "b is bfloat16, saved float32",
+        "d is not in the checkpoint",
+        "c is only in the checkpoint",
+    ):
         assert words in str(error.value)
 
 
@@ -100,8 +107,11 @@ def half_written(directory: Path) -> list[Path]:
 def kill_during_a_save(directory: Path, mode: str) -> int:
     """Lets a process save step after step, kills it with one half on disk, and returns that step (the third or later)."""
     for _ in range(5):  # the kill may come just after the rename
-        process = subprocess.Popen([sys.executable, "-c", SAVER, str(directory), mode], stdout=subprocess.DEVNULL,
-                                   env=os.environ | {"JAX_PLATFORMS": "cpu"})
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVER, str(directory), mode],
+            stdout=subprocess.DEVNULL,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
         try:
             deadline = time.monotonic() + 60
             while time.monotonic() < deadline:
@@ -149,10 +159,17 @@ with CheckpointStore(sys.argv[1]) as store:
         assert (jax.device_get(w).ravel() == range(24)).all()
 """
     for devices, verb in ((2, "save"), (8, "restore")):
-        environment = os.environ | {"JAX_PLATFORMS": "cpu",
-                                    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-        done = subprocess.run([sys.executable, "-c", program, str(tmp_path), verb], env=environment, timeout=120,
-                              capture_output=True, text=True)
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path), verb],
+            env=environment,
+            timeout=120,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -172,6 +189,7 @@ with CheckpointStore(sys.argv[1]) as store:
 assert not counter.count, counter.names
 """
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, timeout=240,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], env=environment, timeout=240, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr

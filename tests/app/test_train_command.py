@@ -109,5 +109,3 @@ def test_two_ctrl_c_stop_at_once_and_leave_no_process(train, tmp_path):
     run.ctrl_c()
     assert run.end(30) != 0
     assert "second signal (SIGINT)" in "".join(run.lines)
-
-

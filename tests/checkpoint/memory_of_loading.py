@@ -49,7 +49,9 @@ def main(folder: Path) -> None:
             assert array.sharding.is_equivalent_to(places[name], array.ndim), name
             assert np.asarray(array, np.float64).sum() == expected[name], name
         del loaded, array
-    print(f"arrays {arrays >> 20} MiB, largest tensor {largest >> 20} MiB, beside the arrays {(peak - arrays) >> 20} MiB")
+    print(
+        f"arrays {arrays >> 20} MiB, largest tensor {largest >> 20} MiB, beside the arrays {(peak - arrays) >> 20} MiB"
+    )
     assert peak - arrays <= 2 * largest
 
 

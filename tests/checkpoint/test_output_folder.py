@@ -105,7 +105,9 @@ def test_the_verb_exports_to_a_store_with_config_json_last(tmp_path, monkeypatch
     written = []
     opened = type(STORE).open
     monkeypatch.setattr(
-        type(STORE), "open", lambda self, path, *a, **k: written.append(path.rsplit("/", 1)[-1]) or opened(self, path, *a, **k)
+        type(STORE),
+        "open",
+        lambda self, path, *a, **k: written.append(path.rsplit("/", 1)[-1]) or opened(self, path, *a, **k),
     )
     export.main(["--checkpoint=package:base", "--output=memory://bucket/policy", "--dtype=float32"])
     assert "memory://bucket/policy" in capsys.readouterr().out

@@ -54,6 +54,7 @@ def params(described):
 def logits(described, params):
     """ids [T] → logits [T V], T at most LENGTH."""
     graphdef, _ = build(described.config)
+
     @jax.jit
     def run(params, ids):
         model = merge(graphdef, params)

@@ -27,9 +27,7 @@ def tokens(rows):
 
 @pytest.fixture(scope="module")
 def reference(world):
-    return {
-        temperature: tokens(roll_out(world, world.engine(), NAMES, [temperature])) for temperature in (0.0, 1.0)
-    }
+    return {temperature: tokens(roll_out(world, world.engine(), NAMES, [temperature])) for temperature in (0.0, 1.0)}
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())

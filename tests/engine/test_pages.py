@@ -66,9 +66,11 @@ def test_siblings_hold_the_same_full_pages_and_copies_of_the_last():
         memory.enqueue(s)
     memory.admit()
     a, b, c = siblings
-    assert [page.number for page in a.pages[:2]] == [page.number for page in b.pages[:2]] == [
-        page.number for page in c.pages[:2]
-    ]
+    assert (
+        [page.number for page in a.pages[:2]]
+        == [page.number for page in b.pages[:2]]
+        == [page.number for page in c.pages[:2]]
+    )
     assert len({s.pages[2].number for s in siblings}) == 3
     assert memory.must_wait(b) and not memory.must_wait(a)
     memory.written(a, 0, 10)

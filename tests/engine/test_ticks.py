@@ -29,7 +29,8 @@ def test_a_turn_ends_at_the_token_that_completes_a_stop_string(world):
     wanted = next(
         (n, text)
         for n in range(12, 38)
-        if (text := _decoded(pieces[n - 2 : n + 1])) and b"".join(pieces[: n + 1]).count(text.encode()) == 1
+        if (text := _decoded(pieces[n - 2 : n + 1]))
+        and b"".join(pieces[: n + 1]).count(text.encode()) == 1
         and b"".join(pieces[:n]).count(text.encode()) == 0
     )
     stopping = dataclasses.replace(world, stop=StopAutomaton(world.tokenizer, [wanted[1]], [0]))
@@ -81,9 +82,13 @@ def test_after_warm_up_nothing_is_compiled_whatever_comes(world):
     roll_out(world, engine, names[:2], [0.7])
     assert engine.compiled_programs() == programs and engine.recompilations == 0
     assert not compiled.count
-    assert programs == len(engine.shapes.decode_rows) * len(engine.shapes.decode_widths) + len(
-        engine.shapes.prefill_rows
-    ) * len(engine.shapes.prefill_widths) + len(BUCKETS) + 1
+    assert (
+        programs
+        == len(engine.shapes.decode_rows) * len(engine.shapes.decode_widths)
+        + len(engine.shapes.prefill_rows) * len(engine.shapes.prefill_widths)
+        + len(BUCKETS)
+        + 1
+    )
 
 
 def test_a_parked_sequence_costs_no_dispatch_and_keeps_its_pages(world):

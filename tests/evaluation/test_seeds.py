@@ -11,7 +11,9 @@ def run(folder, base, cold, rl, **other):
     def row(accuracy):
         return {"accuracy": accuracy, "tool_rate": accuracy / 2, "tool_calls": 1.0, "reward": accuracy}
 
-    stages = {name: {"overall": row(a), "plain": row(a)} for name, a in (("base", base), ("cold_start", cold), ("rl", rl))}
+    stages = {
+        name: {"overall": row(a), "plain": row(a)} for name, a in (("base", base), ("cold_start", cold), ("rl", rl))
+    }
     folder.mkdir()
     summary = stages | {"logprob_gap_max": 2e-5, "recompilations": 0, "seconds": 600.0, "interrupted": False} | other
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -35,7 +37,8 @@ def test_medians_and_gains_are_of_each_run(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"interrupted": True, "steps": 3}, "stopped after step 3"), ({"rl": None}, "different stages")]
+    ("change", "message"),
+    [({"interrupted": True, "steps": 3}, "stopped after step 3"), ({"rl": None}, "different stages")],
 )
 def test_runs_that_do_not_compare_are_refused(tmp_path, capsys, change, message):
     whole = run(tmp_path / "0", 0.2, 0.5, 0.7)

@@ -38,7 +38,9 @@ def is_jaxpr(x) -> bool:
 
 def counted(function, *arguments) -> float:
     graphdef, params = build(CONFIG)
-    return products(jax.make_jaxpr(lambda params, *xs: function(merge(graphdef, params), *xs))(params, *arguments).jaxpr)
+    return products(
+        jax.make_jaxpr(lambda params, *xs: function(merge(graphdef, params), *xs))(params, *arguments).jaxpr
+    )
 
 
 @pytest.mark.parametrize("tokens", [16, 96])  # up to 128 the scores of a row are one product
@@ -85,5 +87,7 @@ def test_six_operations_per_parameter_and_token_of_the_published_size():
         flops.training_flops(model, rows=1, tokens=64, pictures=pictures, freeze=freeze)
         for freeze in ((), ("vision", "projector"))
     )
-    tower = flops.forward_flops(model, rows=1, tokens=64, pictures=pictures) - flops.text_flops(model.text, rows=1, tokens=64)
+    tower = flops.forward_flops(model, rows=1, tokens=64, pictures=pictures) - flops.text_flops(
+        model.text, rows=1, tokens=64
+    )
     assert learned - frozen == pytest.approx(2 * tower)

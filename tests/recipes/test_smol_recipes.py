@@ -26,7 +26,9 @@ LAYERS = 2
 
 def preset(recipe, root, **overrides):
     words = [f"--config.{key.replace('__', '.')}={value}" for key, value in overrides.items()]
-    return load([f"--config={CONFIGS}/{recipe}.py:smol", f"--config.run.root={root}", "--config.run.tensorboard=no", *words])
+    return load(
+        [f"--config={CONFIGS}/{recipe}.py:smol", f"--config.run.root={root}", "--config.run.tensorboard=no", *words]
+    )
 
 
 @pytest.fixture(scope="module")

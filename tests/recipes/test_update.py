@@ -75,7 +75,9 @@ def test_text_alone_needs_no_room_for_pictures(tiny, spec, examples, step):
     texts = [e for e in examples if not e.pictures]
     [seen] = pack_step(texts, spec(rows=4))
     [left_out] = pack_step(texts, replace(spec(rows=4), image_buckets=(VisionBucket(0, 64, 0),)))
-    (gradients, metrics), (expected, expected_metrics) = (step.gradients(tiny[2], [place(b, None)]) for b in (left_out, seen))
+    (gradients, metrics), (expected, expected_metrics) = (
+        step.gradients(tiny[2], [place(b, None)]) for b in (left_out, seen)
+    )
     assert metrics == pytest.approx(expected_metrics, rel=1e-6)
     for name, g in expected.items():
         np.testing.assert_allclose(gradients[name], g, atol=1e-6 * (1 + float(np.abs(g).max())), err_msg=name)

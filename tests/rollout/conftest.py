@@ -21,7 +21,10 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def service(tmp_path_factory):
     folder = tmp_path_factory.mktemp("service")
-    rows = [{"title": "Mount Kea", "text": "Mount Kea is 4207 metres high."}, {"title": "Tea", "text": "Tea is a drink."}]
+    rows = [
+        {"title": "Mount Kea", "text": "Mount Kea is 4207 metres high."},
+        {"title": "Tea", "text": "Tea is a drink."},
+    ]
     (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "pictures").mkdir()
     for seed, name in enumerate(("red house", "blue boat")):

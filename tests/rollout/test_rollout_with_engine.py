@@ -54,7 +54,9 @@ def test_trajectories_are_exact_and_do_not_depend_on_their_company(world, client
         sampled = np.array(trajectory.loss_mask, bool)
         full = world.full_logprobs(trajectory.token_ids, trajectory.pictures, 1.0)
         np.testing.assert_allclose(np.array(trajectory.logprobs)[sampled], full[sampled], atol=1e-4)
-        assert (np.array(trajectory.versions)[sampled] == 3).all() and (np.array(trajectory.versions)[~sampled] == -1).all()
+        assert (np.array(trajectory.versions)[sampled] == 3).all() and (
+            np.array(trajectory.versions)[~sampled] == -1
+        ).all()
 
     fewer, _ = roll_out(world, client, [7, 2, 5], pages=200)
     for name, trajectory in fewer.items():

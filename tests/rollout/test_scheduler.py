@@ -39,7 +39,9 @@ def test_every_kind_of_turn_gets_its_own_observation(tokenizer, client):
     rollout = scheduler(tokenizer, tools, script)
     finished, turns = [], []
     trajectories = rollout.run(
-        requests(*SCRIPTS), on_finish=lambda t: finished.append(t.id), on_turn=lambda t, turn: turns.append((t.id, turn))
+        requests(*SCRIPTS),
+        on_finish=lambda t: finished.append(t.id),
+        on_turn=lambda t, turn: turns.append((t.id, turn)),
     )
     by_name = {trajectory.id: trajectory for trajectory in trajectories}
     assert list(by_name) == list(SCRIPTS) and sorted(finished) == sorted(SCRIPTS)

@@ -29,7 +29,12 @@ TIMEOUT_S = 20.0
 
 def load() -> list[dict]:
     """All cases that are cells. Raises ValueError for a key that nobody reads, and for an id that is used twice."""
-    cases = [case for path in sorted(FOLDER.glob("*.yaml")) if path.name != SERVICE for case in yaml.safe_load(path.read_text())]
+    cases = [
+        case
+        for path in sorted(FOLDER.glob("*.yaml"))
+        if path.name != SERVICE
+        for case in yaml.safe_load(path.read_text())
+    ]
     for case in cases:
         for part in (case, *case.get("then", ()), case.get("elsewhere", {}), case.get("plain", {})):
             if unknown := part.keys() - KEYS:

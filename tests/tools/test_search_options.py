@@ -46,7 +46,9 @@ def test_without_options_there_is_no_provider_and_no_key_is_taken(environment):
 def test_providers_keep_their_order_and_their_own_rates(environment):
     for name, key in KEYS.items():
         environment.setenv(name, key)
-    options = parse("--text-providers brave,searxng=http://10.0.0.7:8080/search,serper --search-rate serper=3.5 --search-attempts 7")
+    options = parse(
+        "--text-providers brave,searxng=http://10.0.0.7:8080/search,serper --search-rate serper=3.5 --search-attempts 7"
+    )
     assert options.text == (("brave", ""), ("searxng", "http://10.0.0.7:8080/search"), ("serper", ""))
     assert {name: policy.rate for name, policy in options.policies.items()} == {"brave": 1, "searxng": 5, "serper": 3.5}
     assert {policy.attempts for policy in options.policies.values()} == {7}
@@ -68,7 +70,9 @@ def test_a_key_comes_from_a_file_or_the_environment_and_leaves_the_environment(e
 
 
 def test_replaying_needs_no_key_and_no_pictures_in_public():
-    options = parse("--text-providers serper --image-providers serpapi-lens --search-cache x.sqlite --search-cache-mode replay")
+    options = parse(
+        "--text-providers serper --image-providers serpapi-lens --search-cache x.sqlite --search-cache-mode replay"
+    )
     assert options.keys == {} and options.cache_mode == "replay"
 
 
@@ -95,7 +99,10 @@ def test_replaying_needs_no_key_and_no_pictures_in_public():
         ("--search-budget-s -1", "--search-budget-s -1 must be above 0"),
         ("--search-attempts 0", "--search-attempts 0 must be above 0"),
         ("--search-reply-mb 0", "--search-reply-mb 0 must be above 0"),
-        ("--search-budget-s 30 --text-providers retriever=http://h/x,searxng=http://h/y", "lower it to 25 or list fewer"),
+        (
+            "--search-budget-s 30 --text-providers retriever=http://h/x,searxng=http://h/y",
+            "lower it to 25 or list fewer",
+        ),
         ("--search-country usa", "--search-country 'usa' must be two letters"),
         ("--search-language e1", "must be two letters"),
         ("--search-proxy 10.0.0.1:3128", "--search-proxy"),
@@ -123,7 +130,9 @@ def test_lens_shows_no_picture_to_the_world_unless_told_how(environment):
         parse("--image-providers serper-lens")
 
 
-@pytest.mark.parametrize(("provider", "advice"), [("searxng", "json under search.formats"), ("serper", "check its key and plan")])
+@pytest.mark.parametrize(
+    ("provider", "advice"), [("searxng", "json under search.formats"), ("serper", "check its key and plan")]
+)
 def test_a_refused_access_says_what_the_operator_can_do(environment, provider, advice):
     environment.setenv("SERPER_API_KEY", KEYS["SERPER_API_KEY"])
 
@@ -173,7 +182,9 @@ def test_lens_and_the_released_cache_come_before_the_picture_index(environment, 
     """The image chain as the command line makes it, recorded, and then offline."""
     image = encode(Image.new("RGB", (64, 48), "teal"))
     (tmp_path / "teal.png").write_bytes(image)
-    (tmp_path / "table.jsonl").write_text(json.dumps({"image": "teal.png", "title": "in the index", "url": "https://e.org/teal.png"}))
+    (tmp_path / "table.jsonl").write_text(
+        json.dumps({"image": "teal.png", "title": "in the index", "url": "https://e.org/teal.png"})
+    )
     (tmp_path / "cache.json").write_text(
         json.dumps({"fvqa_train_3": {"tool_returned_web_title": ["released"], "cached_images_path": ["teal.png"]}})
     )
@@ -233,7 +244,13 @@ def answers(service, *queries: str):
 def test_a_service_records_replays_and_falls_back_and_never_tells_its_key(environment, tmp_path):
     """The whole way: command line, live provider, recording; then offline, from the recording and the index."""
     (tmp_path / "corpus.jsonl").write_text('{"title": "Bittern", "text": "A brown bird of the reeds."}\n')
-    shared = ["--no-sandbox", "--text-index", str(tmp_path / "corpus.jsonl"), "--search-cache", str(tmp_path / "answers")]
+    shared = [
+        "--no-sandbox",
+        "--text-index",
+        str(tmp_path / "corpus.jsonl"),
+        "--search-cache",
+        str(tmp_path / "answers"),
+    ]
     environment.setenv("SERPER_API_KEY", KEYS["SERPER_API_KEY"])
     organic = [{"title": "Heron", "link": "https://example.org/heron", "snippet": "A grey bird."}]
     with Site(says({"searchParameters": {}, "organic": organic}), says({"message": "over"}, 400)) as site:
@@ -245,7 +262,10 @@ def test_a_service_records_replays_and_falls_back_and_never_tells_its_key(enviro
             (down, again), info = answers(service, "brown bird", "heron")
         finally:
             service.stop()
-        assert site.seen[0].headers["x-api-key"] == KEYS["SERPER_API_KEY"] and [r.json["q"] for r in site.seen] == ["heron", "brown bird"]
+        assert site.seen[0].headers["x-api-key"] == KEYS["SERPER_API_KEY"] and [r.json["q"] for r in site.seen] == [
+            "heron",
+            "brown bird",
+        ]
     environment.delenv("SERPER_API_KEY")
     replayer = start_local_service(
         log_path=tmp_path / "log2", extra_args=[*shared, "--text-providers", "serper", "--search-cache-mode", "replay"]

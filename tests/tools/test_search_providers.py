@@ -114,7 +114,9 @@ def ask(name: str, url: str, query: str = "grey heron", k: int = 3) -> list[Item
     async def search():
         transport = Transport(name, Policy(attempts=1))
         try:
-            return await WebSearch(name, transport, SecretStr(KEY), f"{url}/found/here", Locale("de", "fr")).search(query, k)
+            return await WebSearch(name, transport, SecretStr(KEY), f"{url}/found/here", Locale("de", "fr")).search(
+                query, k
+            )
         finally:
             await transport.close()
 
@@ -149,7 +151,10 @@ def test_no_more_results_than_asked_for(name):
 
 def test_nothing_found_is_told_from_a_search_that_failed():
     nothing = {
-        "serpapi": {"search_metadata": {"status": "Success"}, "error": "Google hasn't returned any results for this query."},
+        "serpapi": {
+            "search_metadata": {"status": "Success"},
+            "error": "Google hasn't returned any results for this query.",
+        },
         "brave": {"type": "search", "query": {"original": "x"}},
         "searxng": {"query": "x", "results": [], "unresponsive_engines": []},
         "retriever": {"result": [[]]},
@@ -248,7 +253,10 @@ def test_lens_is_given_the_address_of_the_picture_and_results_carry_small_pictur
         assert asked.query == {"engine": "google_lens", "type": "visual_matches", "url": "https://example.org/teal.png",
                                "hl": "fr", "country": "de", "api_key": KEY}  # fmt: skip
     else:
-        assert asked.json == {"url": "https://example.org/teal.png", "gl": "de", "hl": "fr"} and asked.headers["x-api-key"] == KEY
+        assert (
+            asked.json == {"url": "https://example.org/teal.png", "gl": "de", "hl": "fr"}
+            and asked.headers["x-api-key"] == KEY
+        )
     assert [(item.title, item.url) for item in items] == [(f"Match {i}", f"https://example.org/{i}") for i in range(3)]
     small = [Image.open(io.BytesIO(item.thumbnail)) for item in items[:2]]
     assert [(s.format, s.size) for s in small] == [("PNG", (224, 168))] * 2 and items[2].thumbnail == b""

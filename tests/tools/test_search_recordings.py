@@ -71,7 +71,9 @@ def test_a_recording_works_without_a_network_and_holds_no_secret(path):
         finally:
             await transport.close()
 
-    with Site(says({"searchParameters": {}, "organic": [{"title": "Heron", "link": f"https://example.org/{KEY}"}]})) as site:
+    with Site(
+        says({"searchParameters": {}, "organic": [{"title": "Heron", "link": f"https://example.org/{KEY}"}]})
+    ) as site:
         first = run(search(site.url, "record", Recordings(path)))
     second = run(search(None, "replay", Recordings(path, read_only=True)))
     assert second.items == first.items and (first.cached, second.cached) == (False, True) and not second.degraded

@@ -64,7 +64,8 @@ def check(items) -> None:
         assert math.isfinite(item.score)
         assert item.url == "" or item.url.lower().startswith(("http://", "https://"))
         assert all(c >= " " or c == "\n" for c in item.title + item.snippet + item.date + item.url)
-        pb.SearchItem(title=item.title, url=item.url, snippet=item.snippet, date=item.date, score=item.score)  # goes on the wire
+        # It goes on the wire.
+        pb.SearchItem(title=item.title, url=item.url, snippet=item.snippet, date=item.date, score=item.score)
 
 
 @pytest.mark.parametrize("name", SHAPES)

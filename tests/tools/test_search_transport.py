@@ -78,7 +78,9 @@ def test_an_outage_is_tried_as_often_as_allowed_and_then_named(status):
     assert transport.counters[f"status {status}"] == 2 == transport.counters["requests"]
 
 
-@pytest.mark.parametrize(("status", "says_"), [(400, "status 400"), (401, "key"), (402, "key"), (403, "key"), (404, "404")])
+@pytest.mark.parametrize(
+    ("status", "says_"), [(400, "status 400"), (401, "key"), (402, "key"), (403, "key"), (404, "404")]
+)
 def test_what_asking_again_cannot_mend_is_asked_once(status, says_):
     with Site(says({"message": "Not enough credits"}, status)) as site:
         found, _ = search(site.url, "heron", attempts=3)
@@ -233,7 +235,9 @@ def test_requests_that_the_provider_rejects_do_not_keep_others_from_asking():
     """Sees a policy that shuts search for everybody with a few queries that a provider does not take."""
     with Site(*[says({}, 400)] * 8, says(GOOD)) as site:
         found, transport = search(site.url, *(f"query {i}" for i in range(9)), failures=3, concurrent=1)
-    assert [isinstance(result, SearchError) for result in found] == [True] * 8 + [False] and transport.breaker.state == "closed"
+    assert [isinstance(result, SearchError) for result in found] == [True] * 8 + [
+        False
+    ] and transport.breaker.state == "closed"
 
 
 class Clock:
@@ -273,7 +277,8 @@ def test_an_open_circuit_lets_one_trial_through_after_the_pause():
     clock.now = 20.0
     assert [_call(breaker, outage), _call(breaker)] == ["failed", "refused"]  # a failed trial: another whole pause
     clock.now = 30.0
-    assert _call(breaker, asyncio.CancelledError()) == "failed" and breaker.state == "half-open"  # says nothing either way
+    # A cancelled call says nothing either way.
+    assert _call(breaker, asyncio.CancelledError()) == "failed" and breaker.state == "half-open"
     assert _call(breaker, BadQuery("no word")) == "failed" and breaker.state == "closed"  # the provider did answer
 
 
@@ -301,5 +306,9 @@ def test_the_key_is_in_no_log_no_error_and_no_result(answer, name, caplog):
         shown = asyncio.run(ask(site.url))
         assert KEY in str(site.seen)  # it did go where it belongs
     assert KEY not in shown
-    logged = "\n".join(f"{record.getMessage()} {vars(record)}" for record in [*caplog.records, *log.records] if record.name != "asyncio")
+    logged = "\n".join(
+        f"{record.getMessage()} {vars(record)}"
+        for record in [*caplog.records, *log.records]
+        if record.name != "asyncio"
+    )
     assert KEY not in logged

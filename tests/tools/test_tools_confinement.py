@@ -253,7 +253,9 @@ def test_a_fork_bomb_is_bounded_killed_and_leaves_others_alone(bench, session):
 
 def test_what_an_interrupted_cell_began_ends_with_it(bench, session):
     """The bombs in a session that survived its interrupt would hold all its places, for good."""
-    bench.run(session, "import os, subprocess, time\nearlier, x = subprocess.Popen(['/bin/sleep', '300']), 7; time.sleep(0.1)")
+    bench.run(
+        session, "import os, subprocess, time\nearlier, x = subprocess.Popen(['/bin/sleep', '300']), 7; time.sleep(0.1)"
+    )
     before = len(alive(descendants(bench.service.process.pid)))
     bomb = "children = []\nfor _ in range(30):\n    children.append(os.fork())\n    while not children[-1]: time.sleep(0.01)\ntime.sleep(60)"
     result = bench.run(session, bomb, timeout_s=2)

@@ -107,7 +107,9 @@ def test_time_memory_and_disk_suffice_for_what_the_service_was_told(tmp_path):
     assert POD["spec"]["terminationGracePeriodSeconds"] >= options.drain_s + 10
     resources = CONTAINER["resources"]
     assert resources["requests"] == resources["limits"]  # guaranteed: never the first to be evicted
-    assert _bytes(resources["limits"]["memory"]) >= options.max_sessions * (26 << 20) + 16 * (options.limits.memory_mb << 19)
+    assert _bytes(resources["limits"]["memory"]) >= options.max_sessions * (26 << 20) + 16 * (
+        options.limits.memory_mb << 19
+    )
     (scratch,) = [v for v in POD["spec"]["volumes"] if v["name"] == "scratch"]
     assert _bytes(scratch["emptyDir"]["sizeLimit"]) >= options.max_sessions * (options.limits.disk_mb << 20)
     assert _bytes(resources["limits"]["ephemeral-storage"]) > _bytes(scratch["emptyDir"]["sizeLimit"])
@@ -126,7 +128,9 @@ def test_selectors_and_references_meet():
     assert ("ServiceAccount", POD["spec"]["serviceAccountName"]) in OBJECTS
     mounted, present = {m["name"] for m in CONTAINER["volumeMounts"]}, {v["name"] for v in POD["spec"]["volumes"]}
     assert mounted == present
-    spaces = {d["metadata"].get("namespace") for (kind, _), d in OBJECTS.items() if kind not in ("Namespace", "RuntimeClass")}
+    spaces = {
+        d["metadata"].get("namespace") for (kind, _), d in OBJECTS.items() if kind not in ("Namespace", "RuntimeClass")
+    }
     assert spaces == {"tools"} and ("Namespace", "tools") in OBJECTS
 
 

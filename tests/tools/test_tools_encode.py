@@ -34,7 +34,13 @@ def test_what_it_would_lose_goes_another_way():
     """Palettes, single bits, 16 bits, and a colour that means transparent."""
     clear = Image.new("RGB", (9, 9), (1, 2, 3))
     clear.info["transparency"] = (1, 2, 3)
-    for image in (Image.new("P", (9, 9)), Image.new("1", (9, 9)), Image.new("I;16", (9, 9)), Image.new("CMYK", (9, 9)), clear):
+    for image in (
+        Image.new("P", (9, 9)),
+        Image.new("1", (9, 9)),
+        Image.new("I;16", (9, 9)),
+        Image.new("CMYK", (9, 9)),
+        clear,
+    ):
         assert not png_encoder.can_encode(image)
         assert png.check(display.encode(image, "png"), 1e6)[1:] == (9, 9)
     found = Image.open(io.BytesIO(display.encode(clear, "png")))

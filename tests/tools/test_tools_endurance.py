@@ -44,7 +44,21 @@ def test_fuzzing_finds_no_crash_and_no_hang(tmp_path):
 def test_the_benchmark_measures_both_sides(tmp_path):
     """Sees a side that does not run the cells any more; what is fast or slow is not judged here."""
     report = tmp_path / "tools.json"
-    run("benchmarks.tools", "--rounds", "1", "--opens", "2", "--cells", "2", "--sessions", "2", "--live", "3", "--output", str(report))
+    run(
+        "benchmarks.tools",
+        "--rounds",
+        "1",
+        "--opens",
+        "2",
+        "--cells",
+        "2",
+        "--sessions",
+        "2",
+        "--live",
+        "3",
+        "--output",
+        str(report),
+    )
     found = {each["name"]: each for each in json.loads(report.read_text())["results"]}
     assert len(found) == 11 and all(each["service"] for each in found.values())
     both = [name for name, each in found.items() if each["kernels"]]

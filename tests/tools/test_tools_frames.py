@@ -234,7 +234,11 @@ def test_the_filter_allows_exactly_what_the_table_says(own_pid_namespace):
 def test_without_signal_scoping_a_session_may_only_signal_itself():
     code = seccomp.program(own_pid_namespace=False, signals_scoped=False, memory_counted=False, pid=77)
     table = syscalls.machine()[1]
-    assert [_decide(code, table[name]) for name in ("sendmsg", "sendmmsg", "sendto")] == [0x00050001, 0x00050001, 0x7FFF0000]
+    assert [_decide(code, table[name]) for name in ("sendmsg", "sendmmsg", "sendto")] == [
+        0x00050001,
+        0x00050001,
+        0x7FFF0000,
+    ]
     for name in ("kill", "tgkill"):
         assert [_decide(code, table[name], (pid, 9)) for pid in (77, 78, 1, 2**64 - 1)] == [
             0x7FFF0000,

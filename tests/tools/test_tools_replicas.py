@@ -165,7 +165,9 @@ def test_with_mutual_tls_only_certified_callers_are_answered_and_each_has_its_ow
             context = ssl.create_default_context(cafile=ca)
             import socket
 
-            with context.wrap_socket(socket.create_connection(("127.0.0.1", int(address[10:])), 10), server_hostname="x"):
+            with context.wrap_socket(
+                socket.create_connection(("127.0.0.1", int(address[10:])), 10), server_hostname="x"
+            ):
                 pass
     finally:
         service.stop()

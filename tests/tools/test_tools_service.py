@@ -200,7 +200,9 @@ def test_a_cell_whose_caller_vanished_is_stopped_and_keeps_its_variables_if_it_c
     name = served.new_session()
 
     def request(text: str) -> pb.ExecRequest:
-        return pb.ExecRequest(request_id=f"{name}-{zlib.crc32(text.encode())}", session_id=name, code=text, timeout_s=120)
+        return pb.ExecRequest(
+            request_id=f"{name}-{zlib.crc32(text.encode())}", session_id=name, code=text, timeout_s=120
+        )
 
     assert stub.Exec(request("import time\nx = 7"), metadata=bearer, timeout=60).status == pb.OK
     before = served.client.info()["counters"]["abandoned"]

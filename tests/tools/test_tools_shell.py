@@ -22,9 +22,7 @@ LIGHT = ["--packages", "numpy,pillow", "--warm", "2"]
 def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shell")
     (folder / "corpus.jsonl").write_text('{"title": "Iron", "text": "Iron melts at 1538 °C."}\n')
-    service = start_local_service(
-        text_index=folder / "corpus.jsonl", log_path=folder / "log.txt", extra_args=LIGHT
-    )
+    service = start_local_service(text_index=folder / "corpus.jsonl", log_path=folder / "log.txt", extra_args=LIGHT)
     yield service.address
     service.stop()
 
@@ -125,6 +123,10 @@ def _take_terminal() -> None:
 def test_what_is_wrong_is_said_in_one_line(tmp_path):
     for arguments in (["--address", "nowhere"], ["--image", str(tmp_path / "missing.png"), "--address", "127.0.0.1:1"]):
         run = subprocess.run(
-            [sys.executable, "-m", "tools_service.shell", *arguments], input="", capture_output=True, text=True, timeout=120
+            [sys.executable, "-m", "tools_service.shell", *arguments],
+            input="",
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         assert run.returncode == 2 and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1, run

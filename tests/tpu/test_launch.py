@@ -55,7 +55,9 @@ def test_a_dry_run_prints_the_whole_launch_and_runs_nothing(tmp_path):
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
 def test_gcloud_accepts_every_command(tmp_path):
     """Sees a misspelt or withdrawn flag; gcloud parses the commands without an account."""
-    shown = launch("up", *BASE, "--reserved", "--service-account=runner@lab", "--copy=gs://a=b", "--dry-run", *TRAIN).stdout
+    shown = launch(
+        "up", *BASE, "--reserved", "--service-account=runner@lab", "--copy=gs://a=b", "--dry-run", *TRAIN
+    ).stdout
     shown += launch("delete", *BASE, "--dry-run").stdout
     wanted = sorted({shlex.join(words) for words in commands(shown) if words[0] == "gcloud"})
     assert len(wanted) == 9  # create, list, scp, five ssh, delete
@@ -135,7 +137,11 @@ def cloud(tmp_path):
     python.write_text(f'#!/bin/bash\ncd "{stand_in}"\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     (tmp_path / "calls").touch()
-    environment = {"PATH": f"{gcloud.parent}:{os.environ['PATH']}", "FAKE_CLOUD": str(tmp_path), "DV2_PYTHON": str(python)}
+    environment = {
+        "PATH": f"{gcloud.parent}:{os.environ['PATH']}",
+        "FAKE_CLOUD": str(tmp_path),
+        "DV2_PYTHON": str(python),
+    }
     yield tmp_path, environment
     for pid in tmp_path.glob("home*/worker/*.pid"):
         subprocess.run(["kill", "-KILL", "--", f"-{pid.read_text().strip()}"], capture_output=True)
@@ -169,7 +175,9 @@ def test_a_slice_that_is_taken_away_is_asked_for_again_and_the_run_goes_on(cloud
         process.kill()
     assert process.returncode == 0, shown
     calls = (folder / "calls").read_text()
-    assert [calls.count(word) for word in ("resources create", "resources delete", "worker.sh install", "worker.sh start")] == [2, 1, 2, 2]
+    assert [
+        calls.count(word) for word in ("resources create", "resources delete", "worker.sh install", "worker.sh start")
+    ] == [2, 1, 2, 2]
     for worker in ("home0", "home1"):
         assert "trained with ['--config=x.py'" in (folder / "logs" / f"{worker}.log").read_text()
 

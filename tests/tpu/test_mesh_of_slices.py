@@ -103,7 +103,9 @@ def test_the_heads_gradient_is_not_held_while_layers_are_differentiated(nothing_
         rows = shaped((4, 1024, width), ROWS), shaped((4, 1024), ROWS, dtype=jnp.int32)
         with meshes.under(mesh):
             text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*weights, *rows).compile().as_text()
-        kinds = r" (while)\(|\[(?:512|128),32768\]\S* (?:fusion\(.*calls=%)?(all-reduce|reduce-scatter|collective-permute)"
+        kinds = (
+            r" (while)\(|\[(?:512|128),32768\]\S* (?:fusion\(.*calls=%)?(all-reduce|reduce-scatter|collective-permute)"
+        )
         return [loop or "sum" for loop, _ in re.findall(kinds, text.split("\nENTRY ")[1])]
 
     forward_and_logits = ["while"] * 3

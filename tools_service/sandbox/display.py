@@ -113,7 +113,9 @@ def encode(image: Image.Image, format: str) -> bytes:
         if image.mode == "F":
             image = array_to_image(np.asarray(image), any_size=True)
         buffer = io.BytesIO()
-        image.convert("RGBA" if has_alpha else "RGB").save(buffer, "WEBP", lossless=True, quality=0, method=0, exact=True)
+        image.convert("RGBA" if has_alpha else "RGB").save(
+            buffer, "WEBP", lossless=True, quality=0, method=0, exact=True
+        )
         return buffer.getvalue()
     if image.mode == "F":
         image = array_to_image(np.asarray(image), any_size=True)

@@ -64,7 +64,9 @@ def _except(index: int, values: tuple[int, ...]) -> list[Instruction]:
     return [_argument(index), *checks, _PERMIT, _DENY]
 
 
-def _rules(own_pid_namespace: bool, signals_scoped: bool, memory_counted: bool, pid: int) -> dict[str, list[Instruction]]:
+def _rules(
+    own_pid_namespace: bool, signals_scoped: bool, memory_counted: bool, pid: int
+) -> dict[str, list[Instruction]]:
     rules = {
         "clone": [_argument(0), (_JSET, 1, 0, _NAMESPACE_FLAGS), _PERMIT, _DENY],
         "clone3": [_UNKNOWN],  # its flags are behind a pointer; libc falls back to clone
@@ -94,7 +96,10 @@ def _rules(own_pid_namespace: bool, signals_scoped: bool, memory_counted: bool, 
 def of_plan(plan: Plan, pid: int) -> bytes:
     """The filter of the session process ``pid``."""
     return program(
-        own_pid_namespace=plan.namespaces, signals_scoped=plan.landlock >= 6, memory_counted=plan.cgroups != "none", pid=pid
+        own_pid_namespace=plan.namespaces,
+        signals_scoped=plan.landlock >= 6,
+        memory_counted=plan.cgroups != "none",
+        pid=pid,
     )
 
 

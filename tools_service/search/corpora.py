@@ -84,7 +84,9 @@ def _parquet_rows(path: str | Path) -> Iterator[dict]:
 def _package_rows(name: str) -> Iterator[dict]:
     reader = _PACKAGES.get(name.partition("/")[0])
     if reader is None:
-        raise ValueError(f"no corpus is known in package {name!r}; known: {', '.join(PACKAGE + known for known in _PACKAGES)}")
+        raise ValueError(
+            f"no corpus is known in package {name!r}; known: {', '.join(PACKAGE + known for known in _PACKAGES)}"
+        )
     yield from reader(*name.split("/"))
 
 

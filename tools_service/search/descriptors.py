@@ -98,7 +98,9 @@ def _local(grey: UInt8[np.ndarray, "H W"]) -> Local:
     # ORB leaves a margin of 31 pixels out, so smaller pictures have no feature; of a few pixels it makes an error.
     points, descriptors = (), None
     if min(grey.shape) > 2 * _MARGIN:
-        points, descriptors = cv2.ORB_create(_KEYPOINTS, edgeThreshold=_MARGIN, fastThreshold=10).detectAndCompute(grey, None)
+        points, descriptors = cv2.ORB_create(_KEYPOINTS, edgeThreshold=_MARGIN, fastThreshold=10).detectAndCompute(
+            grey, None
+        )
     if descriptors is None:
         return Local(np.zeros((0, 2), np.float32), np.zeros((0, 32), np.uint8))
     return Local(np.array([p.pt for p in points], np.float32), descriptors)

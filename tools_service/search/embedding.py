@@ -79,7 +79,9 @@ class Vectors:
         """Vectors on disk, which are mapped, not read. Raises ValueError where they do not fit the provider."""
         index = _usearch().Index.restore(str(Path(folder) / _FILE), view=True)
         if index is None or index.ndim != provider.dimensions:
-            raise ValueError(f"{folder}: the vectors are not {provider.dimensions} wide as those of {provider.name}; index anew")
+            raise ValueError(
+                f"{folder}: the vectors are not {provider.dimensions} wide as those of {provider.name}; index anew"
+            )
         return cls(provider, index)
 
     def nearest(self, image: bytes, k: int) -> tuple[Int64[np.ndarray, "K"], Float[np.ndarray, "K"]]:
@@ -91,7 +93,9 @@ class Vectors:
 def _checked(provider: EmbeddingProvider, images: Sequence[bytes]) -> Float32[np.ndarray, "N D"]:
     vectors = np.asarray(provider.embed(images), np.float32)
     if vectors.shape != (len(images), provider.dimensions):
-        raise ValueError(f"{provider.name} gave vectors of shape {vectors.shape}, not {(len(images), provider.dimensions)}")
+        raise ValueError(
+            f"{provider.name} gave vectors of shape {vectors.shape}, not {(len(images), provider.dimensions)}"
+        )
     if not np.isfinite(vectors).all() or not (np.abs(vectors).max(axis=1) > 0).all():
         raise ValueError(f"{provider.name} gave a vector that is zero or not finite")
     return vectors

@@ -50,7 +50,9 @@ def _serper(url: str, picture: str, locale: Locale, key: str) -> Request:
 
 APIS = {
     "serpapi-lens": LensApi(_serpapi, replies.SerpApiLensReply, "https://serpapi.com/search.json", "SERPAPI_API_KEY"),
-    "serper-lens": LensApi(_serper, replies.SerperLensReply, "https://google.serper.dev/lens", "SERPER_API_KEY", rate=20),
+    "serper-lens": LensApi(
+        _serper, replies.SerperLensReply, "https://google.serper.dev/lens", "SERPER_API_KEY", rate=20
+    ),
 }
 
 

@@ -43,40 +43,110 @@ class SearchOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of search, whose values ``take`` reads."""
     group = parser.add_argument_group(
-        "search", "Providers of a kind are asked in the order given, the index last; a later one's answer is marked degraded."
+        "search",
+        "Providers of a kind are asked in the order given, the index last; a later one's answer is marked degraded.",
     )
     add = group.add_argument
-    add("--text-index", default="", metavar="PATH",
-        help="folder made by `python -m tools_service.index text`, or a corpus (JSONL, Parquet, package:NAME)")
-    add("--image-index", default="", metavar="PATH",
-        help="folder made by `python -m tools_service.index image`, or pictures (folder, JSONL, Parquet)")
-    add("--text-providers", default="", metavar="NAME[=URL],...",
-        help=f"live text search: {', '.join(TEXT)}; searxng and retriever need =URL")
-    add("--image-providers", default="", metavar="NAME[=URL],...",
-        help=f"image search: {', '.join(IMAGE)}; the last is =FILE, the released JSON, and needs --mmsearch-rows")
-    add("--search-key", action="append", default=[], metavar="NAME=FILE",
-        help=f"file with the key of {', '.join(sorted(set(_ACCOUNTS.values())))} (otherwise: {', '.join(sorted(_ACCOUNTS))})")
+    add(
+        "--text-index",
+        default="",
+        metavar="PATH",
+        help="folder made by `python -m tools_service.index text`, or a corpus (JSONL, Parquet, package:NAME)",
+    )
+    add(
+        "--image-index",
+        default="",
+        metavar="PATH",
+        help="folder made by `python -m tools_service.index image`, or pictures (folder, JSONL, Parquet)",
+    )
+    add(
+        "--text-providers",
+        default="",
+        metavar="NAME[=URL],...",
+        help=f"live text search: {', '.join(TEXT)}; searxng and retriever need =URL",
+    )
+    add(
+        "--image-providers",
+        default="",
+        metavar="NAME[=URL],...",
+        help=f"image search: {', '.join(IMAGE)}; the last is =FILE, the released JSON, and needs --mmsearch-rows",
+    )
+    add(
+        "--search-key",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help=f"file with the key of {', '.join(sorted(set(_ACCOUNTS.values())))} (otherwise: {', '.join(sorted(_ACCOUNTS))})",
+    )
     add("--search-rate", action="append", default=[], metavar="NAME=N", help="requests a second to a provider, at most")
-    add("--search-timeout-s", type=float, default=Policy.timeout_s, metavar="S", help="for one attempt (default %(default)g)")
-    add("--search-budget-s", type=float, default=Policy.budget_s, metavar="S",
-        help="for one provider's attempts, queueing and waits together (default %(default)g)")
-    add("--search-attempts", type=int, default=Policy.attempts, metavar="N", help="at one provider (default %(default)d)")
-    add("--search-reply-mb", type=float, default=Policy.reply_bytes / 2**20, metavar="MB",
-        help="largest reply, unpacked (default %(default)g)")
+    add(
+        "--search-timeout-s",
+        type=float,
+        default=Policy.timeout_s,
+        metavar="S",
+        help="for one attempt (default %(default)g)",
+    )
+    add(
+        "--search-budget-s",
+        type=float,
+        default=Policy.budget_s,
+        metavar="S",
+        help="for one provider's attempts, queueing and waits together (default %(default)g)",
+    )
+    add(
+        "--search-attempts",
+        type=int,
+        default=Policy.attempts,
+        metavar="N",
+        help="at one provider (default %(default)d)",
+    )
+    add(
+        "--search-reply-mb",
+        type=float,
+        default=Policy.reply_bytes / 2**20,
+        metavar="MB",
+        help="largest reply, unpacked (default %(default)g)",
+    )
     add("--search-country", default="us", metavar="CC", help="two letters (default %(default)s)")
     add("--search-language", default="en", metavar="LL", help="two letters (default %(default)s)")
     add("--search-proxy", default="", metavar="URL", help="HTTP proxy on the way to providers")
-    add("--search-cache", default="", metavar="FILE", help="recording of live answers (SQLite), made where it does not exist")
-    add("--search-cache-mode", choices=recordings.MODES, default="record",
-        help="record: answer from the recording, ask and keep what it lacks; replay: never ask; refresh: always ask and keep")
-    add("--picture-urls", default="", metavar="FILE",
-        help='for Google Lens: table of pictures that are public already, rows of "url" and "sha256" or "image"')
-    add("--publish-folder", default="", metavar="DIR",
-        help="for Google Lens: SHOWS PICTURES TO THE WORLD, each in this folder while it is searched for")
+    add(
+        "--search-cache",
+        default="",
+        metavar="FILE",
+        help="recording of live answers (SQLite), made where it does not exist",
+    )
+    add(
+        "--search-cache-mode",
+        choices=recordings.MODES,
+        default="record",
+        help="record: answer from the recording, ask and keep what it lacks; replay: never ask; refresh: always ask and keep",
+    )
+    add(
+        "--picture-urls",
+        default="",
+        metavar="FILE",
+        help='for Google Lens: table of pictures that are public already, rows of "url" and "sha256" or "image"',
+    )
+    add(
+        "--publish-folder",
+        default="",
+        metavar="DIR",
+        help="for Google Lens: SHOWS PICTURES TO THE WORLD, each in this folder while it is searched for",
+    )
     add("--publish-url", default="", metavar="URL", help="address under which the web sees --publish-folder")
-    add("--mmsearch-rows", default="", metavar="FILE", help="data set (Parquet, JSONL) whose pictures mmsearch-r1 answers for")
-    add("--embedding", default="", metavar="MODULE:FUNCTION",
-        help="model that made the picture index's vectors (see tools_service.search.embedding)")
+    add(
+        "--mmsearch-rows",
+        default="",
+        metavar="FILE",
+        help="data set (Parquet, JSONL) whose pictures mmsearch-r1 answers for",
+    )
+    add(
+        "--embedding",
+        default="",
+        metavar="MODULE:FUNCTION",
+        help="model that made the picture index's vectors (see tools_service.search.embedding)",
+    )
 
 
 def take(given: dict) -> SearchOptions:
@@ -101,7 +171,9 @@ def take(given: dict) -> SearchOptions:
     )  # fmt: skip
     _check_lens(options)
     if ("mmsearch-r1" in dict(image)) != bool(options.mmsearch_rows):
-        raise ValueError("--image-providers mmsearch-r1=FILE and --mmsearch-rows FILE belong together: give both or neither")
+        raise ValueError(
+            "--image-providers mmsearch-r1=FILE and --mmsearch-rows FILE belong together: give both or neither"
+        )
     if options.embedding and not options.image_index:
         raise ValueError("--embedding is the model of a picture index: give --image-index")
     return options

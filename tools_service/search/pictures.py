@@ -126,7 +126,9 @@ class PictureIndex:
         provider = embedding.load(plug) if plug else None
         meta = os.path.join(path, _META)
         if not os.path.exists(path):
-            raise ValueError(f"{path} does not exist: give an image index, a folder of pictures, or a table (JSONL, Parquet)")
+            raise ValueError(
+                f"{path} does not exist: give an image index, a folder of pictures, or a table (JSONL, Parquet)"
+            )
         if not os.path.isfile(meta):
             return cls(*build(read_pictures(path)), embed(provider, path) if provider else None)
         described = json.loads(Path(meta).read_text())

@@ -117,12 +117,20 @@ class _Builder:
             from tools_service.search.thumbnails import Thumbnails
 
             self.thumbnails = Thumbnails()
-            self._pictures = UrlTable.open(options.picture_urls) if options.picture_urls else PublishFolder(*options.publish)
+            self._pictures = (
+                UrlTable.open(options.picture_urls) if options.picture_urls else PublishFolder(*options.publish)
+            )
 
     def text(self, name: str, url: str):
         if self._replays:
             return self._recorded(name, None)
-        search = web.WebSearch(name, self._transport(name, web.APIS[name].if_refused), self._key(web.APIS[name].key), url, self._options.locale)
+        search = web.WebSearch(
+            name,
+            self._transport(name, web.APIS[name].if_refused),
+            self._key(web.APIS[name].key),
+            url,
+            self._options.locale,
+        )
         return search if self.recordings is None else self._recorded(name, search)
 
     def image(self, name: str, where: str):
@@ -139,7 +147,9 @@ class _Builder:
 
     def _recorded(self, name: str, provider) -> Recorded:
         locale = self._options.locale
-        return Recorded(name, provider, self.recordings, self._options.cache_mode, f"{locale.country}-{locale.language}")
+        return Recorded(
+            name, provider, self.recordings, self._options.cache_mode, f"{locale.country}-{locale.language}"
+        )
 
     def _transport(self, name: str, if_refused: str) -> Transport:
         policy = self._options.policies.get(name, Policy())

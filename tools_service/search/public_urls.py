@@ -52,7 +52,9 @@ class UrlTable:
                 except ValueError:
                     raise ValueError(f'{path}: "sha256" of row {number} is not hexadecimal') from None
             else:
-                digest = hashlib.sha256(picture_bytes(row.get("image"), Path(path).parent, f"{path}: row {number}")).digest()
+                digest = hashlib.sha256(
+                    picture_bytes(row.get("image"), Path(path).parent, f"{path}: row {number}")
+                ).digest()
             urls[digest] = url
         return cls(urls)
 

@@ -52,7 +52,9 @@ class Answer:
     recorded_at: float  # seconds since 1970
 
     def row(self) -> tuple:
-        items = json.dumps([_plain(item) for item in self.items], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        items = json.dumps(
+            [_plain(item) for item in self.items], sort_keys=True, ensure_ascii=False, separators=(",", ":")
+        )
         return self.provider, self.variant, self.query, self.k, items, self.recorded_at
 
     @classmethod

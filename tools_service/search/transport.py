@@ -124,7 +124,9 @@ class Transport:
             return
         self.counters[f"status {status}"] += 1
         if response.is_redirect:
-            raise SearchError(f"{self.name} answers with a redirect ({status}), which is not followed: give its final URL")
+            raise SearchError(
+                f"{self.name} answers with a redirect ({status}), which is not followed: give its final URL"
+            )
         if status in _REFUSED:
             raise SearchError(f"{self.name} refuses access ({status}): {self._if_refused}")
         if status in _RETRIED or status >= 500:

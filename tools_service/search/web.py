@@ -59,7 +59,13 @@ def _serpapi(url: str, query: str, k: int, locale: Locale, key: str) -> Request:
 
 
 def _brave(url: str, query: str, k: int, locale: Locale, key: str) -> Request:
-    asked = {"q": query, "count": k, "country": locale.country.upper(), "search_lang": locale.language, "text_decorations": "false"}
+    asked = {
+        "q": query,
+        "count": k,
+        "country": locale.country.upper(),
+        "search_lang": locale.language,
+        "text_decorations": "false",
+    }
     return Request("GET", url, params=asked, headers={"X-Subscription-Token": key})
 
 
@@ -111,7 +117,9 @@ class WebSearch:
                 f"the query has {len(query)} characters and {len(query.split())} words; "
                 f"{self.name} takes {api.most_chars} and {api.most_words} at most"
             )
-        reply = await self.transport.ask(api.ask(self._url, query, min(k, api.most_results), self._locale, key), api.reply)
+        reply = await self.transport.ask(
+            api.ask(self._url, query, min(k, api.most_results), self._locale, key), api.reply
+        )
         return [without(key, item) for item in reply.items()[:k]]
 
 
