@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,7 @@ PROVES = (
 )
 COMMAND = "python -m dv2_jax.compile_ahead"
 CACHE = "build/compiled"
+ENDED = "the process ended"
 
 
 def run(
@@ -43,17 +46,20 @@ def run(
     number: int | None = None,
     hlo: str = "",
     cache: str = "",
+    write: Callable[[str, int, Sequence[Row]], None] = lambda place, total, rows: None,
 ) -> tuple[str, int, list[Row]]:
     """What the slice is, how many programs of `config.recipe` the words `programs` name, and a row for each of them (or
     for that of one `number`).
 
     The compiled programs' text is written to the folder `hlo`, if there is one; results are kept in the folder `cache`.
+    `write` gets the same before each program and at the end: a program begun is a row of the error ENDED, which stays
+    where the compiler takes the process along.
     """
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # libtpu compiles; it must not look for chips
     jax.config.update("jax_enable_compilation_cache", False)  # without a chip, what is in it cannot be read back
-    from dv2_jax.parallel.aot import compile_for, slice_of_one_host, topology_devices
+    from dv2_jax.parallel.aot import Compiled, compile_for, slice_of_one_host, topology_devices
     from dv2_jax.parallel.mesh import under
     from dv2_jax.parallel.roofline import GIB, chip_of
     from dv2_jax.recipes.compiled import Row
@@ -69,18 +75,23 @@ def run(
     chosen = choose(found, programs)
     if number is not None and not 0 <= number < len(chosen):
         raise ConfigError(f"--number {number}: there are {len(chosen)} programs, counted from 0")
-    rows = []
-    for place, program in enumerate(chosen):
-        if number not in (None, place):
+    sizes = ", ".join(f"{name} {size}" for name, size in policy.mesh.shape.items())
+    place = f"{topology}, {len(devices)} devices of {chip.memory / GIB:.2f} GiB, mesh {sizes}"
+    rows: list[Row] = []
+    for index, program in enumerate(chosen):
+        if number not in (None, index):
             continue
         print(f"compiling {program.name} {program.shape} ...", file=sys.stderr, flush=True)
-        text = Path(hlo, f"{place}-{program.name.replace(' ', '-')}.hlo.txt") if hlo else None
+        begun = Compiled(0.0, error=ENDED)
+        row = Row(program.name, program.shape, begun, chip, program.beside, program.useful, program.repeats)
+        write(place, len(chosen), [*rows, row])
+        text = Path(hlo, f"{index}-{program.name.replace(' ', '-')}.hlo.txt") if hlo else None
         with under(program.mesh):
             kept = Path(cache) if cache else None
             compiled = compile_for(program.function, program.arguments, text, kept, program.loops)
-        rows.append(Row(program.name, program.shape, compiled, chip, program.beside, program.useful, program.repeats))
-    sizes = ", ".join(f"{name} {size}" for name, size in policy.mesh.shape.items())
-    return f"{topology}, {len(devices)} devices of {chip.memory / GIB:.2f} GiB, mesh {sizes}", len(chosen), rows
+        rows.append(replace(row, compiled=compiled))
+    write(place, len(chosen), rows)
+    return place, len(chosen), rows
 
 
 def choose(found: Sequence[Program], words: Sequence[str]) -> list[Program]:
@@ -117,24 +128,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_list(Path(arguments.table), Path(arguments.output), arguments.cache or CACHE)
     from dv2_jax.parallel.aot import TopologyError
 
+    def write(place: str, total: int, rows: Sequence[Row]) -> None:
+        if arguments.json:
+            document = {"place": place, "versions": versions(), "programs": total, "rows": [r.to_dict() for r in rows]}
+            Path(arguments.json).write_text(json.dumps(document, indent=1), encoding="utf-8")
+
     try:
         config = load(rest, verb="compile_ahead", default_config="configs/rl.py")
-        place, total, rows = run(
+        place, _, rows = run(
             config,
             arguments.topology,
             arguments.programs,
             number=arguments.number,
             hlo=arguments.hlo,
             cache=arguments.cache,
+            write=write,
         )
     except (ConfigError, TopologyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     from dv2_jax.recipes.compiled import LEGEND, table
 
-    if arguments.json:
-        document = {"place": place, "versions": versions(), "programs": total, "rows": [row.to_dict() for row in rows]}
-        Path(arguments.json).write_text(json.dumps(document, indent=1), encoding="utf-8")
     print(f"{place}; {versions()}\n{LEGEND}\n\n{table(rows)}\n\n{PROVES}")
     return 0 if all(row.fits for row in rows) else 1
 
@@ -162,6 +176,7 @@ def run_list(source: Path, output: Path, cache: str) -> int:
         try:
             place, rows = _each_alone(shlex.split(line), cache)
             text += [f"{place}.", "", table(rows), ""]
+            failed += any(row.compiled.error.startswith(ENDED) for row in rows)
         except RuntimeError as error:
             failed += 1
             text += [f"**Did not compile:** {_reason(str(error))}", ""]
@@ -170,7 +185,10 @@ def run_list(source: Path, output: Path, cache: str) -> int:
 
 
 def _reason(written: str) -> str:
-    """The line that says why, of what a process wrote: that which names an error, or the last."""
+    """The line that says why, of what a process wrote: a failed check of the compiler, that which names an error, or the
+    last."""
+    if check := re.search(r"^F\d{4} .*?\] (.{,200})", written, re.MULTILINE):
+        return check[1]
     lines = [line.strip() for line in written.splitlines() if line.strip()] or ["no reason was given"]
     return next(
         (line for line in reversed(lines) if "Error" in line.split(":")[0] or line.startswith("error:")), lines[-1]
@@ -178,9 +196,10 @@ def _reason(written: str) -> str:
 
 
 def _each_alone(arguments: list[str], cache: str) -> tuple[str, list[Row]]:
-    """The programs of one command, each compiled by a process of its own, whose memory is then free again.
+    """The programs of one command, each compiled by a process of its own, whose memory is then free again, and whose end
+    is that one's alone.
 
-    Raises RuntimeError with what a process wrote before it failed.
+    Raises RuntimeError with what a process wrote that failed before it compiled anything.
     """
     from dv2_jax.recipes.compiled import Row
 
@@ -195,7 +214,10 @@ def _each_alone(arguments: list[str], cache: str) -> tuple[str, list[Row]]:
             if not result.exists():
                 raise RuntimeError(done.stderr or f"ended with {done.returncode}")
             document: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-            rows += map(Row.from_dict, document["rows"])
+            [row] = map(Row.from_dict, document["rows"])
+            if row.compiled.error == ENDED:
+                row = replace(row, compiled=replace(row.compiled, error=f"{ENDED}: {_reason(done.stderr)}"))
+            rows.append(row)
             if len(rows) == document["programs"]:
                 return document["place"], rows
 

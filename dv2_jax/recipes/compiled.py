@@ -49,7 +49,7 @@ class Row:
         done, costs = self.compiled, self.compiled.costs
         first = [self.name, self.shape, "yes" if self.fits else "**no**"]
         if done.error:
-            return [*first, "", "", "", gib(self.beside), *[""] * 7, done.error]
+            return [*first, "", "", "", gib(self.beside), *[""] * 7, done.error.replace("|", "\\|")]
         sizes = [gib(size) for size in (done.arguments, done.temporaries, done.peak, self.beside)]
         work = ["?"] * 3
         if costs is not None:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 
 import jax
 import numpy as np
@@ -190,6 +191,34 @@ def test_a_list_of_commands_becomes_a_report(tmp_path, capsys):
     document = json.loads(kept.read_text())
     kept.write_text(json.dumps(document | {"seconds": 12345.0}))
     assert compile_ahead.main(call) == 1 and "12345" in report.read_text()
+
+
+AN_END = """
+import os, sys
+if "--number" in sys.argv and sys.argv[sys.argv.index("--number") + 1] in "01":
+    from dv2_jax.parallel import aot
+    def compile_for(*_):
+        print("F0101 00:00:00.000000 1 emitter.cc:1] Check failed: a || b no window", file=sys.stderr, flush=True)
+        os.abort()
+    aot.compile_for = compile_for
+"""
+
+
+@needs_libtpu
+def test_a_compiler_that_takes_its_process_along_ends_one_program(tmp_path, monkeypatch):
+    """Sees the other programs of a command lost with one, and a table that does not say which, nor why."""
+    (tmp_path / "sitecustomize.py").write_text(AN_END)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    listed, report = tmp_path / "list.txt", tmp_path / "report.md"
+    listed.write_text("--topology v5e:2x2 --config=configs/sft.py --config.mesh.data=1 --config.mesh.fsdp=-1\n")
+    call = ["--table", str(listed), "--output", str(report), "--cache", str(tmp_path / "cache")]
+    assert compile_ahead.main(call) == 1
+    gradient, larger_gradient, optimiser = (
+        line for line in report.read_text().splitlines() if line.startswith("| SFT")
+    )
+    for ended in (gradient, larger_gradient):
+        assert "**no**" in ended and r"ended: Check failed: a \|\| b no window" in ended
+    assert "SFT optimiser" in optimiser and "yes" in optimiser
 
 
 @pytest.mark.parametrize("of_a_host", [4, 8])
