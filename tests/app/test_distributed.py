@@ -1,11 +1,5 @@
 """Two real processes on the loopback interface agree on what only one of them knows."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 
 from dv2_jax.parallel import distributed
@@ -39,39 +33,9 @@ print(json.dumps({
 """
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def test_two_processes_agree_on_process_0s_value_and_see_each_others_flags():
+def test_two_processes_agree_on_process_0s_value_and_see_each_others_flags(two_processes):
     """Sees a value that stays local (each process would go its own way), and ragged lengths that would hang."""
-    port = free_port()
-    shared = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-        "JAX_NUM_PROCESSES": "2",
-    }
-    shared.pop("XLA_FLAGS", None)  # one device for each process
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            env=shared | {"JAX_PROCESS_ID": str(index)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (_, errors) in zip(processes, outputs):
-        assert process.returncode == 0, errors
-    first, second = (json.loads(out.splitlines()[-1]) for out, _ in outputs)  # Gloo prints its own lines before
+    first, second = two_processes(PROGRAM)
     assert (first.pop("main"), second.pop("main")) == (True, False)
     assert (
         first

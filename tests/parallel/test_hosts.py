@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import jax
@@ -111,28 +106,6 @@ print(json.dumps(found))
 """
 
 
-def test_weights_come_whole_to_the_devices_of_every_host():
+def test_weights_come_whole_to_the_devices_of_every_host(two_processes):
     """Sees: a part of a weight that another host kept, or that lies where another part belongs; programs compiled anew."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        address = "127.0.0.1:%d" % listener.getsockname()[1]
-    shared = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2",
-                           "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            env=shared | {"JAX_PROCESS_ID": str(index)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (out, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, errors[-3000:]
-        assert json.loads(out.splitlines()[-1]) == [0] * 6
+    assert two_processes(PROGRAM, devices_each=2) == [[0] * 6] * 2

@@ -34,12 +34,9 @@ SOURCE = ModelSource(init="random", preset="tiny", compute_dtype="bfloat16", rem
 
 
 @pytest.fixture(autouse=True)
-def rolled(monkeypatch):
+def rolled(monkeypatch, nothing_cached):
     """Layers in a loop, as in the real sizes; the few of the tiny model would be unrolled."""
     monkeypatch.setattr(text, "UNROLL_LAYERS", 1)
-    caching = jax.config.jax_enable_compilation_cache
-    yield
-    jax.config.update("jax_enable_compilation_cache", caching)
 
 
 def recipe(name, *, rows, **fields):

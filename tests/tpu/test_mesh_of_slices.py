@@ -1,22 +1,28 @@
 """The mesh and its table. That losses do not depend on the mesh is held by tests/recipes."""
 
-import importlib.util
 import math
 import re
 
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from dv2_jax.config import ConfigError, MeshConfig
 from dv2_jax.model.config import ModelConfig
 from dv2_jax.model.params import abstract_params, logical_axes
 from dv2_jax.ops.logprobs import row_logprobs
-from dv2_jax.parallel import mesh as meshes
 from dv2_jax.parallel.aot import topology_devices
-from dv2_jax.parallel.mesh import AXES, ROWS, check_divisible, gathered_beside, make_mesh, param_shardings, split_rows
+from dv2_jax.parallel.mesh import (
+    AXES,
+    ROWS,
+    check_divisible,
+    gathered_beside,
+    make_mesh,
+    param_shardings,
+    split_rows,
+    under,
+)
 
 SIZES = ("3b", "7b", "32b", "72b")
 
@@ -69,23 +75,10 @@ def test_without_a_mesh_activations_and_weights_are_left_alone():
     assert [str(equation.primitive) for equation in program.eqns] == ["add", "add"]
 
 
-@pytest.fixture
-def nothing_cached():
-    """Without a chip, what was compiled for one cannot be read back."""
-    caching = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # else jax goes on as it began
-    yield
-    jax.config.update("jax_enable_compilation_cache", caching)
-    compilation_cache.reset_cache()
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (pip install 'dv2_jax[tpu]')"
-)
 def test_the_heads_gradient_is_not_held_while_layers_are_differentiated(nothing_cached):
     """Sees it summed over the devices in every turn of the loop that makes it (which sends it as often), and only at the
     end (until which every device holds all of it); the latter is what the compiler does when left alone."""
+    pytest.importorskip("libtpu", reason="the TPU compiler is not installed: pip install 'dv2_jax[tpu]'")
     mesh = make_mesh(MeshConfig(data=1, fsdp=4), topology_devices("v5p:2x2x1"))
     width, vocabulary = 512, 32_768
 
@@ -101,7 +94,7 @@ def test_the_heads_gradient_is_not_held_while_layers_are_differentiated(nothing_
 
         weights = shaped((8, width, width), None, "fsdp"), shaped((width, vocabulary), "fsdp")
         rows = shaped((4, 1024, width), ROWS), shaped((4, 1024), ROWS, dtype=jnp.int32)
-        with meshes.under(mesh):
+        with under(mesh):
             text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*weights, *rows).compile().as_text()
         kinds = (
             r" (while)\(|\[(?:512|128),32768\]\S* (?:fusion\(.*calls=%)?(all-reduce|reduce-scatter|collective-permute)"
