@@ -32,7 +32,7 @@ class Qwen2_5_VL(nnx.Module):
         self.config = config
         self.compute_dtype = jnp.dtype(compute_dtype)
         self.vision = VisionTower(init, config.vision, remat=remat)
-        self.projector = Projector(init, config.vision)
+        self.projector = Projector(init, config.vision, remat=remat)
         self.text = TextTower(init, config.text, remat=remat)
 
     def encode_images(self, vision: VisionBatch) -> Float[Array, "M D"]:

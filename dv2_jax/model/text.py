@@ -30,12 +30,12 @@ class TextLayer(nnx.Module):
     def __init__(self, init: Init, config: TextConfig, *, remat: bool):
         width, dim = config.hidden_size, config.head_dim
         residual_scale = (2 * config.num_layers) ** -0.5
-        self.attention_norm = RMSNorm(init, width, config.rms_norm_eps)
+        self.attention_norm = RMSNorm(init, width, config.rms_norm_eps, remat=remat)
         self.q = Linear(init, (width,), (config.num_heads, dim), ("embed", "heads", "head_dim"), bias=True)
         self.k = Linear(init, (width,), (config.num_kv_heads, dim), ("embed", "kv_heads", "head_dim"), bias=True)
         self.v = Linear(init, (width,), (config.num_kv_heads, dim), ("embed", "kv_heads", "head_dim"), bias=True)
         self.o = Linear(init, (config.num_heads, dim), (width,), ("heads", "head_dim", "embed"), scale=residual_scale)
-        self.mlp_norm = RMSNorm(init, width, config.rms_norm_eps)
+        self.mlp_norm = RMSNorm(init, width, config.rms_norm_eps, remat=remat)
         self.mlp = GatedMLP(
             init,
             width,
@@ -60,7 +60,7 @@ class TextTower(nnx.Module):
         self.config, self.remat = config, remat
         self.embedding = init.param((config.vocab_size, config.hidden_size), ("vocab", "embed"), std=0.02)
         self.layers = TextLayer(init.stacked(config.num_layers), config, remat=remat)
-        self.norm = RMSNorm(init, config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(init, config.hidden_size, config.rms_norm_eps, remat=remat)
         self.head = (
             None
             if config.tie_word_embeddings

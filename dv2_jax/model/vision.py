@@ -32,12 +32,12 @@ class VisionBlock(nnx.Module):
         width, heads, dim = config.hidden_size, config.num_heads, config.head_dim
         residual_scale = (2 * config.depth) ** -0.5
         into, out = ("vision_embed", "vision_heads", "head_dim"), ("vision_heads", "head_dim", "vision_embed")
-        self.attention_norm = RMSNorm(init, width, NORM_EPS)
+        self.attention_norm = RMSNorm(init, width, NORM_EPS, remat=remat)
         self.q = Linear(init, (width,), (heads, dim), into, bias=True)
         self.k = Linear(init, (width,), (heads, dim), into, bias=True)
         self.v = Linear(init, (width,), (heads, dim), into, bias=True)
         self.o = Linear(init, (heads, dim), (width,), out, bias=True, scale=residual_scale)
-        self.mlp_norm = RMSNorm(init, width, NORM_EPS)
+        self.mlp_norm = RMSNorm(init, width, NORM_EPS, remat=remat)
         self.mlp = GatedMLP(
             init,
             width,
@@ -125,9 +125,9 @@ def _period(pattern: list[bool]) -> int:
 class Projector(nnx.Module):
     """Four patches of a 2x2 square, normalised one by one, become one token of the text tower."""
 
-    def __init__(self, init: Init, config: VisionConfig):
+    def __init__(self, init: Init, config: VisionConfig, *, remat: bool):
         merged = config.hidden_size * config.spatial_merge_size**2
-        self.norm = RMSNorm(init, config.hidden_size, NORM_EPS)
+        self.norm = RMSNorm(init, config.hidden_size, NORM_EPS, remat=remat)
         self.hidden = Linear(init, (merged,), (merged,), ("merged", "merged_mlp"), bias=True)
         self.out = Linear(init, (merged,), (config.out_hidden_size,), ("merged_mlp", "embed"), bias=True)
 

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from dv2_jax.ops.recompute import after
+from dv2_jax.parallel.mesh import traced_platform
+
 BLOCK = 128  # queries
 MAX_BLOCKS = 32  # the loop is unrolled: more blocks cost compile time, fewer cost memory
 
@@ -52,6 +55,8 @@ def backward(
     causal: bool, q: Array, k: Array, v: Array, segments: Array, gradient: Array, normaliser: Array, delta: Array
 ) -> tuple[Array, Array, Array]:
     """``delta`` is the sum over hd of gradient times output [B K G T 1]."""
+    if traced_platform() == "cpu":
+        q = after(q, gradient)  # else its compiler scores all blocks of a short row before the gradient is there
     dq = []
     dk, dv = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     for block in _blocks(q.shape[3], causal):

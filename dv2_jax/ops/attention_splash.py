@@ -15,6 +15,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jaxtyping import Array, Float, Int
 
 from dv2_jax.ops.attention_sharding import on_own_rows_and_heads
+from dv2_jax.parallel.mesh import row_axes, traced_platform
 
 LANES = 128  # rows shorter than this, or no multiple of it, are for the blocked form
 BLOCK = 512  # queries and keys; the kernel's own default of 128 is several times slower on long rows
@@ -27,13 +28,9 @@ def available(tokens: int) -> bool:
     """
     if tokens % LANES:
         return False
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty:
-        device = mesh.abstract_device
-        return (device.platform if device is not None else jax.default_backend()) == "tpu"
-    if jax.default_backend() != "tpu":
+    if traced_platform() != "tpu":
         return False
-    if jax.device_count() > 1:
+    if row_axes() is None and jax.device_count() > 1:
         raise RuntimeError("several TPUs and no mesh: trace and run under `with jax.set_mesh(mesh):`")
     return True
 

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-TILE = 128  # queries and keys; 64 costs more operations, 256 computes more of what the causal mask hides
+TILE = 128  # queries and keys where the mask is causal: larger ones compute more of what it hides
+WIDE_TILE = 288  # where it is not, and larger ones only cost less, as long as one's scores stay in cache
+MULTIPLE = 16  # of a tile's size: numbers in a vector
 LOWEST = float(np.finfo(np.float32).min)
 
 
@@ -29,13 +31,19 @@ class _Tiles(NamedTuple):
     end: Int[Array, "N"]
 
 
-def _cut(x: Shaped[Array, "B ... T hd"]) -> Shaped[Array, "N ... t hd"]:
+def _tile(tokens: int, causal: bool) -> int:
+    """Tokens of a tile: as few tiles as may be, and all full but for a few tokens of the last one."""
+    tiles = -(-tokens // (TILE if causal else WIDE_TILE))
+    return -(-tokens // (tiles * MULTIPLE)) * MULTIPLE
+
+
+def _cut(x: Shaped[Array, "B ... T hd"], tile: int) -> Shaped[Array, "N ... t hd"]:
     """Pad the tokens to whole tiles and bring the tiles to the front."""
     tokens = x.shape[-2]
     pad = [(0, 0)] * x.ndim
-    pad[-2] = (0, -tokens % TILE)
+    pad[-2] = (0, -tokens % tile)
     x = jnp.pad(x, pad)
-    x = x.reshape(*x.shape[:-2], -1, TILE, x.shape[-1])
+    x = x.reshape(*x.shape[:-2], -1, tile, x.shape[-1])
     x = jnp.moveaxis(x, -3, 1)
     return x.reshape(-1, *x.shape[2:])
 
@@ -47,10 +55,10 @@ def _join(x: Float[Array, "N ... t hd"], batch: int, tokens: int) -> Float[Array
 
 
 def _tiles(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> _Tiles:
-    batch = q.shape[0]
-    cut_segments = _cut(segments[..., None] + 1)[..., 0] - 1  # tokens that fill the last tile: -1, seen by none
+    batch, tile = q.shape[0], _tile(q.shape[-2], causal)
+    cut_segments = _cut(segments[..., None] + 1, tile)[..., 0] - 1  # tokens that fill the last tile: -1, seen by none
     # Padding counts as the last segment: then ids rise along a packed row and the ranges of tiles are tight.
-    ordered = jnp.where(cut_segments <= 0, jnp.iinfo(jnp.int32).max, cut_segments).reshape(batch, -1, TILE)
+    ordered = jnp.where(cut_segments <= 0, jnp.iinfo(jnp.int32).max, cut_segments).reshape(batch, -1, tile)
     low, high = ordered.min(-1), ordered.max(-1)
     shared = (low[:, :, None] <= high[:, None, :]) & (low[:, None, :] <= high[:, :, None])
     count = shared.shape[1]
@@ -58,15 +66,16 @@ def _tiles(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> _Tile
         shared &= np.tril(np.ones((count, count), bool))
     first = jnp.argmax(shared, axis=-1).astype(jnp.int32)
     end = (count - jnp.argmax(shared[:, :, ::-1], axis=-1)).astype(jnp.int32)
-    return _Tiles(_cut(q), _cut(k), _cut(v), cut_segments, first.reshape(-1), end.reshape(-1))
+    return _Tiles(_cut(q, tile), _cut(k, tile), _cut(v, tile), cut_segments, first.reshape(-1), end.reshape(-1))
 
 
 def _bias(causal: bool, tiles: _Tiles, query: Array, key: Array, *, keys_axis: int) -> Float[Array, "t t"]:
     """0 where a query of one tile may see a key of another (both tiles counted over all rows), else the lowest number."""
     allowed = jnp.expand_dims(tiles.segments[query], keys_axis) == jnp.expand_dims(tiles.segments[key], 1 - keys_axis)
     if causal:
-        place = np.arange(TILE)
-        allowed &= (query - key) * TILE + np.expand_dims(place, keys_axis) >= np.expand_dims(place, 1 - keys_axis)
+        tile = tiles.segments.shape[1]
+        place = np.arange(tile)
+        allowed &= (query - key) * tile + np.expand_dims(place, keys_axis) >= np.expand_dims(place, 1 - keys_axis)
     return jnp.where(allowed, 0.0, LOWEST)
 
 
@@ -78,7 +87,8 @@ def _row_start(tile: Array, tiles: _Tiles, batch: int) -> Array:
 def forward(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> tuple[Array, Array]:
     batch, heads, groups, tokens, dim = q.shape
     tiles = _tiles(causal, q, k, v, segments)
-    square, thin = (heads, groups, TILE, TILE), (heads, groups * TILE, dim)
+    tile = tiles.segments.shape[1]
+    square, thin = (heads, groups, tile, tile), (heads, groups * tile, dim)
 
     def one(query: Array) -> tuple[Array, Array]:
         mine, start = tiles.q[query].reshape(thin), _row_start(query, tiles, batch)
@@ -90,11 +100,11 @@ def forward(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> tupl
             scores += _bias(causal, tiles, query, key, keys_axis=1)
             new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
             p, shrink = jnp.exp(scores - new_top), jnp.exp(top - new_top)
-            product = _product(p.reshape(heads, -1, TILE).astype(v.dtype), tiles.v[key])
+            product = _product(p.reshape(heads, -1, tile).astype(v.dtype), tiles.v[key])
             return new_top, total * shrink + p.sum(-1, keepdims=True), mixed * shrink + product.reshape(mixed.shape)
 
-        column = (heads, groups, TILE, 1)
-        empty = (jnp.full(column, LOWEST), jnp.zeros(column), jnp.zeros((heads, groups, TILE, dim)))
+        column = (heads, groups, tile, 1)
+        empty = (jnp.full(column, LOWEST), jnp.zeros(column), jnp.zeros((heads, groups, tile, dim)))
         top, total, mixed = jax.lax.fori_loop(tiles.first[query], tiles.end[query], step, empty)
         return (mixed / total).astype(q.dtype), top + jnp.log(total)
 
@@ -109,8 +119,9 @@ def backward(
     takes twice as long for."""
     batch, heads, groups, tokens, dim = q.shape
     tiles = _tiles(causal, q, k, v, segments)
-    thin, row = (heads, groups * TILE, dim), (heads, 1, groups, TILE)
-    square, flat = (heads, TILE, groups, TILE), (heads, TILE, groups * TILE)
+    tile = tiles.segments.shape[1]
+    thin, row = (heads, groups * tile, dim), (heads, 1, groups, tile)
+    square, flat = (heads, tile, groups, tile), (heads, tile, groups * tile)
     key_columns = tiles.k.swapaxes(-1, -2)
 
     def one(sums: tuple[Array, Array], xs) -> tuple[tuple[Array, Array], Array]:
@@ -133,13 +144,15 @@ def backward(
             dk = dk.at[key].add(_product(ds, mine))
             return dk, dv, dq + _product(key_columns[key], ds)
 
-        empty = jnp.zeros((heads, dim, groups * TILE), jnp.float32)
+        empty = jnp.zeros((heads, dim, groups * tile), jnp.float32)
         dk, dv, dq = jax.lax.fori_loop(tiles.first[query], tiles.end[query], step, (*sums, empty))
-        return (dk, dv), dq.swapaxes(-1, -2).reshape(heads, groups, TILE, dim).astype(q.dtype)
+        return (dk, dv), dq.swapaxes(-1, -2).reshape(heads, groups, tile, dim).astype(q.dtype)
 
     zeros = jnp.zeros(tiles.k.shape, jnp.float32)
     numbers = jnp.arange(tiles.first.shape[0])
-    (dk, dv), dq = jax.lax.scan(one, (zeros, zeros), (numbers, tiles.q, _cut(gradient), _cut(normaliser), _cut(delta)))
+    (dk, dv), dq = jax.lax.scan(
+        one, (zeros, zeros), (numbers, tiles.q, *(_cut(x, tile) for x in (gradient, normaliser, delta)))
+    )
     join = lambda x, like: _join(x, batch, tokens).astype(like.dtype)  # noqa: E731
     return join(dq, q), join(dk, k), join(dv, v)
 

@@ -123,6 +123,14 @@ def under(mesh: Mesh | None) -> AbstractContextManager:
     return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
+def traced_platform() -> str:
+    """What kind of device the program that is being traced is for: those of the current mesh, which may be devices that
+    are not here."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def row_axes() -> tuple[str, ...] | None:
     """Mesh axes that split rows, under the current mesh; None without one."""
     return None if jax.sharding.get_abstract_mesh().empty else ROWS
