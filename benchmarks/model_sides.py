@@ -19,7 +19,7 @@ Pass = Callable[[], float]  # computes, waits for the result, returns the loss
 
 def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, Pass]:
     """The forms of attention and log-probs that training uses. Rows are split over ``devices``, as the laptop presets do;
-    a single row's heads and features."""
+    a single row's tokens."""
     import jax
 
     from dv2_jax.parallel import distributed, host_allocator
@@ -32,10 +32,10 @@ def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, 
     from dv2_jax.model import VisionBucket, build, logical_axes, merge, vision_batch
     from dv2_jax.ops.attention import causal_segment_attention
     from dv2_jax.ops.logprobs import row_logprobs
-    from dv2_jax.parallel.mesh import ROWS, make_mesh, param_shardings, under
+    from dv2_jax.parallel.mesh import ROWS, make_mesh, param_shardings, rows_by_context, split_rows, under
 
     rows = devices if shape["ids"].shape[0] % devices == 0 else 1
-    mesh = make_mesh(MeshConfig(data=rows, fsdp=1, tensor=devices // rows)) if devices > 1 else None
+    mesh = make_mesh(MeshConfig(data=rows, fsdp=1, context=devices // rows)) if devices > 1 else None
     params = load_hf(folder, CONFIG, param_shardings(mesh, logical_axes(CONFIG)) if mesh else None)
     graphdef, _ = build(CONFIG)
     ids, segments, positions = (np.asarray(shape[name], np.int32) for name in ("ids", "segments", "positions"))
@@ -47,7 +47,8 @@ def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, 
     if "patches" in shape:
         grid = tuple(int(n) for n in shape["grid"])
         side = CONFIG.vision.window_size // CONFIG.vision.patch_size  # of a window, in patches
-        bucket = VisionBucket(1, len(shape["patches"]), math.prod(-(-size // side) for size in grid))  # fits it
+        windows = math.prod(-(-size // side) for size in grid)
+        bucket = VisionBucket(1, len(shape["patches"]), -(-windows // devices) * devices)  # fits it
         vision = vision_batch([(shape["patches"], grid)], [bucket], CONFIG.vision)
     place = jax.NamedSharding(mesh, jax.P(ROWS)) if mesh else None
     batch = jax.device_put((ids, targets, weight, segments, positions.swapaxes(0, 1), index.astype(np.int32)), place)
@@ -58,7 +59,8 @@ def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, 
         model = merge(graphdef, params)
         embeds = model.embed(ids) if vision is None else model.embed(ids, model.encode_images(vision), index)
         attend = lambda q, k, v, cache: (causal_segment_attention(q, k, v, segments), cache)  # noqa: E731
-        hidden, _ = model.hidden(embeds, positions.swapaxes(0, 1), attend)
+        hidden, _ = model.hidden(split_rows(embeds), positions.swapaxes(0, 1), attend)
+        hidden, targets, weight = (rows_by_context(x) for x in (split_rows(hidden), targets, weight))
         logprobs, _ = row_logprobs(hidden, model.head_kernel(), targets)
         return -(logprobs * weight).sum() / weight.sum()
 

@@ -45,6 +45,7 @@ class MeshConfig:
     data: int = 1  # replicas that share the batch
     fsdp: int = -1  # -1: all remaining devices
     tensor: int = 1  # devices that split each layer's heads and features
+    context: int = 1  # devices that split each row's tokens and pictures
     cpu_devices: int = 1  # devices that JAX makes of a machine without accelerators; XLA_FLAGS goes before
 
 

@@ -22,7 +22,7 @@ from dv2_jax.model.text import unroll_of
 from dv2_jax.model.vision_inputs import VisionBatch
 from dv2_jax.ops.attention import segment_attention
 from dv2_jax.ops.gather import move_rows
-from dv2_jax.parallel.mesh import undivided
+from dv2_jax.parallel.mesh import context_shards, split_patches, whole_patches
 
 NORM_EPS = 1e-6  # fixed in the published tower, whatever the text tower's is
 
@@ -64,7 +64,8 @@ class VisionTower(nnx.Module):
         """Hidden states of all patches, row after row; see ``VisionBatch`` for the order."""
         config = self.config
         rows, length, _ = batch.patches.shape
-        x = self._embed(batch.patches.astype(dtype))
+        patches = batch.patches.astype(dtype)
+        x = self._embed(split_patches(patches) if context_shards() > 1 else patches)
         whole = patch_turn(batch.coordinates, head_dim=config.head_dim)
         full = [i in config.fullatt_block_indexes for i in range(config.depth)]
         graph, stacked = nnx.split(self.blocks)
@@ -73,13 +74,15 @@ class VisionTower(nnx.Module):
             if batch.window_index is None:
                 return self._scan(graph, blocks, x, whole, batch.window_segments)
             slots = batch.window_segments.shape
-            flat = move_rows(x.reshape(rows * length, -1), batch.window_index.reshape(-1), batch.window_inverse)
+            flat = move_rows(
+                whole_patches(x.reshape(rows * length, -1)), batch.window_index.reshape(-1), batch.window_inverse
+            )
             coordinates = jnp.take(
                 batch.coordinates.reshape(-1, 2), batch.window_index, axis=0, mode="fill", fill_value=0
             )
             turn = patch_turn(coordinates, head_dim=config.head_dim)
             windows = self._scan(graph, blocks, flat.reshape(*slots, -1), turn, batch.window_segments)
-            flat = windows.reshape(slots[0] * slots[1], -1)
+            flat = whole_patches(windows.reshape(slots[0] * slots[1], -1))
             return move_rows(flat, batch.window_inverse, batch.window_index.reshape(-1)).reshape(rows, length, -1)
 
         def period(x, stacked):
@@ -95,7 +98,7 @@ class VisionTower(nnx.Module):
         periods = config.depth // _period(full)
         stacked = jax.tree.map(lambda w: w.reshape(periods, -1, *w.shape[1:]), stacked)
         x, _ = jax.lax.scan(period, x, stacked, unroll=unroll_of(config.depth))
-        return undivided(x).reshape(rows * length, -1)
+        return split_patches(x).reshape(rows * length, -1)
 
     def _embed(self, patches: Float[Array, "R P half"]) -> Float[Array, "R P C"]:
         # A still picture's frames are equal, so the batch carries one of them and the kernel's frames are summed.
@@ -108,7 +111,7 @@ class VisionTower(nnx.Module):
 
     def _scan(self, graph: nnx.GraphDef, stacked: nnx.State, x: Array, turn: Turn, segments: Array) -> Array:
         def body(x, params):
-            return nnx.merge(graph, params)(undivided(x), turn, segments), None
+            return nnx.merge(graph, params)(split_patches(x), turn, segments), None
 
         if self.remat:
             body = jax.checkpoint(body)
@@ -132,6 +135,6 @@ class Projector(nnx.Module):
         self.out = Linear(init, (merged,), (config.out_hidden_size,), ("merged_mlp", "embed"), bias=True)
 
     def __call__(self, x: Float[Array, "P C"]) -> Float[Array, "M D"]:
-        x = self.norm(undivided(x))
+        x = self.norm(split_patches(x))
         x = x.reshape(-1, self.hidden.inputs[0])
         return self.out(jax.nn.gelu(self.hidden(x), approximate=False))

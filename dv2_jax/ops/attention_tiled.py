@@ -15,26 +15,32 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 TILE = 128  # queries and keys where the mask is causal: larger ones compute more of what it hides
-WIDE_TILE = 288  # where it is not, and larger ones only cost less, as long as one's scores stay in cache
+WIDE_TILE = 288  # keys where it is not, and larger ones only cost less, as long as one's scores stay in cache
+WIDE_QUERIES = 2  # times as many queries: the keys, and their gradients, are taken out and put back less often
 MULTIPLE = 16  # of a tile's size: numbers in a vector
 LOWEST = float(np.finfo(np.float32).min)
 
 
 class _Tiles(NamedTuple):
-    """The operands cut into N = B * n tiles of t tokens."""
+    """The operands cut into N = B * n tiles of t queries, and M = B * m of s keys. t = s where the mask is causal."""
 
     q: Float[Array, "N K G t hd"]
-    k: Float[Array, "N K t hd"]
-    v: Float[Array, "N K t hd"]
-    segments: Int[Array, "N t"]
+    k: Float[Array, "M K s hd"]
+    v: Float[Array, "M K s hd"]
+    of_queries: Int[Array, "N t"]  # their segments
+    of_keys: Int[Array, "M s"]
     first: Int[Array, "N"]  # first key tile that a query tile needs, counted in its own row
     end: Int[Array, "N"]
+    row_start: Int[Array, "N"]  # the number of its row's first key tile
 
 
-def _tile(tokens: int, causal: bool) -> int:
-    """Tokens of a tile: as few tiles as may be, and all full but for a few tokens of the last one."""
-    tiles = -(-tokens // (TILE if causal else WIDE_TILE))
-    return -(-tokens // (tiles * MULTIPLE)) * MULTIPLE
+def _sizes(tokens: int, causal: bool) -> tuple[int, int]:
+    """Queries and keys of a tile: as few tiles as may be, and all full but for a few tokens of the last one."""
+
+    def size(largest: int) -> int:
+        return -(-tokens // (-(-tokens // largest) * MULTIPLE)) * MULTIPLE
+
+    return (size(TILE), size(TILE)) if causal else (size(WIDE_QUERIES * WIDE_TILE), size(WIDE_TILE))
 
 
 def _cut(x: Shaped[Array, "B ... T hd"], tile: int) -> Shaped[Array, "N ... t hd"]:
@@ -55,56 +61,60 @@ def _join(x: Float[Array, "N ... t hd"], batch: int, tokens: int) -> Float[Array
 
 
 def _tiles(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> _Tiles:
-    batch, tile = q.shape[0], _tile(q.shape[-2], causal)
-    cut_segments = _cut(segments[..., None] + 1, tile)[..., 0] - 1  # tokens that fill the last tile: -1, seen by none
-    # Padding counts as the last segment: then ids rise along a packed row and the ranges of tiles are tight.
-    ordered = jnp.where(cut_segments <= 0, jnp.iinfo(jnp.int32).max, cut_segments).reshape(batch, -1, tile)
-    low, high = ordered.min(-1), ordered.max(-1)
-    shared = (low[:, :, None] <= high[:, None, :]) & (low[:, None, :] <= high[:, :, None])
-    count = shared.shape[1]
+    batch, (queries, keys) = q.shape[0], _sizes(q.shape[-2], causal)
+    # Tokens that fill the last tile are of segment -1, and seen by none.
+    of_queries, of_keys = (_cut(segments[..., None] + 1, size)[..., 0] - 1 for size in (queries, keys))
+
+    def ends(of: Array) -> tuple[Array, Array]:
+        # Padding counts as the last segment: then ids rise along a packed row and the ranges of tiles are tight.
+        ordered = jnp.where(of <= 0, jnp.iinfo(jnp.int32).max, of).reshape(batch, -1, of.shape[-1])
+        return ordered.min(-1), ordered.max(-1)
+
+    (low, high), (key_low, key_high) = ends(of_queries), ends(of_keys)
+    shared = (low[:, :, None] <= key_high[:, None, :]) & (key_low[:, None, :] <= high[:, :, None])
+    count, key_count = shared.shape[1:]
     if causal:
         shared &= np.tril(np.ones((count, count), bool))
     first = jnp.argmax(shared, axis=-1).astype(jnp.int32)
-    end = (count - jnp.argmax(shared[:, :, ::-1], axis=-1)).astype(jnp.int32)
-    return _Tiles(_cut(q, tile), _cut(k, tile), _cut(v, tile), cut_segments, first.reshape(-1), end.reshape(-1))
+    end = (key_count - jnp.argmax(shared[:, :, ::-1], axis=-1)).astype(jnp.int32)
+    row_start = jnp.asarray(np.repeat(np.arange(batch) * key_count, count), jnp.int32)
+    cut = _cut(q, queries), _cut(k, keys), _cut(v, keys)
+    return _Tiles(*cut, of_queries, of_keys, first.reshape(-1), end.reshape(-1), row_start)
 
 
-def _bias(causal: bool, tiles: _Tiles, query: Array, key: Array, *, keys_axis: int) -> Float[Array, "t t"]:
-    """0 where a query of one tile may see a key of another (both tiles counted over all rows), else the lowest number."""
-    allowed = jnp.expand_dims(tiles.segments[query], keys_axis) == jnp.expand_dims(tiles.segments[key], 1 - keys_axis)
+def _bias(causal: bool, tiles: _Tiles, query: Array, key: Array, *, keys_axis: int) -> Float[Array, "t s"]:
+    """0 where a query of one tile may see a key of another (both tiles counted over all rows), else the lowest number.
+    [s t] where ``keys_axis`` is 0."""
+    of_queries, of_keys = tiles.of_queries[query], tiles.of_keys[key]
+    allowed = jnp.expand_dims(of_queries, keys_axis) == jnp.expand_dims(of_keys, 1 - keys_axis)
     if causal:
-        tile = tiles.segments.shape[1]
+        tile = tiles.of_keys.shape[1]
         place = np.arange(tile)
         allowed &= (query - key) * tile + np.expand_dims(place, keys_axis) >= np.expand_dims(place, 1 - keys_axis)
     return jnp.where(allowed, 0.0, LOWEST)
 
 
-def _row_start(tile: Array, tiles: _Tiles, batch: int) -> Array:
-    count = tiles.first.shape[0] // batch
-    return tile // count * count
-
-
 def forward(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> tuple[Array, Array]:
     batch, heads, groups, tokens, dim = q.shape
     tiles = _tiles(causal, q, k, v, segments)
-    tile = tiles.segments.shape[1]
-    square, thin = (heads, groups, tile, tile), (heads, groups * tile, dim)
+    size, keys = tiles.of_queries.shape[1], tiles.of_keys.shape[1]
+    shape, thin = (heads, groups, size, keys), (heads, groups * size, dim)
 
     def one(query: Array) -> tuple[Array, Array]:
-        mine, start = tiles.q[query].reshape(thin), _row_start(query, tiles, batch)
+        mine, start = tiles.q[query].reshape(thin), tiles.row_start[query]
 
         def step(key, state):
             top, total, mixed = state
             key = start + key
-            scores = _product(mine, tiles.k[key].swapaxes(-1, -2)).reshape(square)
+            scores = _product(mine, tiles.k[key].swapaxes(-1, -2)).reshape(shape)
             scores += _bias(causal, tiles, query, key, keys_axis=1)
             new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
             p, shrink = jnp.exp(scores - new_top), jnp.exp(top - new_top)
-            product = _product(p.reshape(heads, -1, tile).astype(v.dtype), tiles.v[key])
+            product = _product(p.reshape(heads, -1, keys).astype(v.dtype), tiles.v[key])
             return new_top, total * shrink + p.sum(-1, keepdims=True), mixed * shrink + product.reshape(mixed.shape)
 
-        column = (heads, groups, tile, 1)
-        empty = (jnp.full(column, LOWEST), jnp.zeros(column), jnp.zeros((heads, groups, tile, dim)))
+        column = (heads, groups, size, 1)
+        empty = (jnp.full(column, LOWEST), jnp.zeros(column), jnp.zeros((heads, groups, size, dim)))
         top, total, mixed = jax.lax.fori_loop(tiles.first[query], tiles.end[query], step, empty)
         return (mixed / total).astype(q.dtype), top + jnp.log(total)
 
@@ -115,18 +125,18 @@ def forward(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> tupl
 def backward(
     causal: bool, q: Array, k: Array, v: Array, segments: Array, gradient: Array, normaliser: Array, delta: Array
 ) -> tuple[Array, Array, Array]:
-    """Probabilities stand with the keys first, [K t G t]: then no product has to transpose one, which XLA's CPU code
+    """Probabilities stand with the keys first, [K s G t]: then no product has to transpose one, which XLA's CPU code
     takes twice as long for."""
     batch, heads, groups, tokens, dim = q.shape
     tiles = _tiles(causal, q, k, v, segments)
-    tile = tiles.segments.shape[1]
-    thin, row = (heads, groups * tile, dim), (heads, 1, groups, tile)
-    square, flat = (heads, tile, groups, tile), (heads, tile, groups * tile)
+    size, keys = tiles.of_queries.shape[1], tiles.of_keys.shape[1]
+    thin, row = (heads, groups * size, dim), (heads, 1, groups, size)
+    shape, flat = (heads, keys, groups, size), (heads, keys, groups * size)
     key_columns = tiles.k.swapaxes(-1, -2)
 
     def one(sums: tuple[Array, Array], xs) -> tuple[tuple[Array, Array], Array]:
         query, mine, upstream, normaliser, delta = xs
-        start = _row_start(query, tiles, batch)
+        start = tiles.row_start[query]
         mine, upstream, normaliser, delta = (
             *(x.reshape(thin) for x in (mine, upstream)),
             *(x.reshape(row) for x in (normaliser, delta)),
@@ -137,21 +147,21 @@ def backward(
             dk, dv, dq = sums
             key = start + key
             bias = _bias(causal, tiles, query, key, keys_axis=0)[:, None]
-            p = jnp.exp(_product(tiles.k[key], mine_columns).reshape(square) + bias - normaliser)
-            ds = p * (_product(tiles.v[key], upstream_columns).reshape(square) - delta)
+            p = jnp.exp(_product(tiles.k[key], mine_columns).reshape(shape) + bias - normaliser)
+            ds = p * (_product(tiles.v[key], upstream_columns).reshape(shape) - delta)
             p, ds = p.reshape(flat).astype(v.dtype), ds.reshape(flat).astype(k.dtype)
             dv = dv.at[key].add(_product(p, upstream))
             dk = dk.at[key].add(_product(ds, mine))
             return dk, dv, dq + _product(key_columns[key], ds)
 
-        empty = jnp.zeros((heads, dim, groups * tile), jnp.float32)
+        empty = jnp.zeros((heads, dim, groups * size), jnp.float32)
         dk, dv, dq = jax.lax.fori_loop(tiles.first[query], tiles.end[query], step, (*sums, empty))
-        return (dk, dv), dq.swapaxes(-1, -2).reshape(heads, groups, tile, dim).astype(q.dtype)
+        return (dk, dv), dq.swapaxes(-1, -2).reshape(heads, groups, size, dim).astype(q.dtype)
 
     zeros = jnp.zeros(tiles.k.shape, jnp.float32)
     numbers = jnp.arange(tiles.first.shape[0])
     (dk, dv), dq = jax.lax.scan(
-        one, (zeros, zeros), (numbers, tiles.q, *(_cut(x, tile) for x in (gradient, normaliser, delta)))
+        one, (zeros, zeros), (numbers, tiles.q, *(_cut(x, size) for x in (gradient, normaliser, delta)))
     )
     join = lambda x, like: _join(x, batch, tokens).astype(like.dtype)  # noqa: E731
     return join(dq, q), join(dk, k), join(dv, v)

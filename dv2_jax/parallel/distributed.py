@@ -24,7 +24,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 PIECE = 1 << 16  # bytes of text that a process sends at once: one shape, so that one program is compiled for all texts
-WIDTH_FLAG = "xla_cpu_prefer_vector_width"
 T = TypeVar("T")
 
 
@@ -32,8 +31,9 @@ def initialize(environ: dict[str, str] | None = None, cpu_devices: int = 1) -> N
     """Joins the other processes, if there are any; before anything asks JAX for devices.
 
     Where the CPU is the only kind of device, it becomes ``cpu_devices`` of them, unless ``XLA_FLAGS`` says how many:
-    two cores compute two halves of a batch faster than they share the small matrices of a tiny model. Its compiler is told
-    to use the widest vectors (by default it keeps to half of AVX-512's), unless ``XLA_FLAGS`` says how wide.
+    two cores compute two halves of a batch faster than they share the small matrices of a tiny model. Its programs
+    use the widest vectors (by default half of AVX-512's), and threads of one device only do not help another one where
+    there is no core left to; unless ``XLA_FLAGS`` says otherwise.
 
     Explicit: ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``.
     Otherwise a TPU host or a Slurm job of several tasks is detected by JAX. Any other machine stays alone.
@@ -45,8 +45,8 @@ def initialize(environ: dict[str, str] | None = None, cpu_devices: int = 1) -> N
             jax.config.update("jax_num_cpu_devices", cpu_devices)
         except RuntimeError:  # a program that used JAX before keeps the devices it has
             warnings.warn(f"JAX runs already: mesh.cpu_devices = {cpu_devices} changes nothing", stacklevel=2)
-    if not _on_tpu_host(environ) and WIDTH_FLAG not in environ.get("XLA_FLAGS", ""):
-        environ["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} --{WIDTH_FLAG}=512".strip()
+    if not _on_tpu_host(environ):
+        _set_cpu_flags(environ, cpu_devices)
     given = [name for name in (COORDINATOR, COUNT, INDEX) if environ.get(name)]
     if given:
         missing = [name for name in (COORDINATOR, COUNT, INDEX) if name not in given]
@@ -57,6 +57,17 @@ def initialize(environ: dict[str, str] | None = None, cpu_devices: int = 1) -> N
         jax.distributed.initialize()
     if jax.distributed.is_initialized() and jax.process_count() > 1 and jax.default_backend() == "cpu":
         _connect()
+
+
+def _set_cpu_flags(environ: dict[str, str], cpu_devices: int) -> None:
+    flags = {"xla_cpu_prefer_vector_width": "512"}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if 1 < cores <= cpu_devices:
+        flags["xla_cpu_multi_thread_eigen"] = "false"
+    given = environ.get("XLA_FLAGS", "")
+    environ["XLA_FLAGS"] = " ".join(
+        [given, *(f"--{name}={flags[name]}" for name in flags if name not in given)]
+    ).strip()
 
 
 def _connect() -> None:

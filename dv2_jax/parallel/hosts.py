@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, Sharding, SingleDeviceSh
 from jaxtyping import Array
 
 from dv2_jax.config import ConfigError
-from dv2_jax.parallel.mesh import AXES, param_shardings
+from dv2_jax.parallel.mesh import AXES, CONTEXT, param_shardings
 
 Params = dict[str, Array]
 
@@ -28,13 +28,16 @@ def own_mesh(mesh: Mesh, widest: int, process: int | None = None) -> Mesh:
 
     `tensor` takes as many of those along `fsdp` as it can within `widest`, what divides all that it splits
     (`parallel.mesh.widest_tensor`); `data` takes the rest, and `fsdp` none.
-    Raises ConfigError where the devices of a row, those along `tensor`, belong to several processes.
+    So it does with those along `context`, which a mesh to generate on does not have.
+    Raises ConfigError where the devices of a row, those along `context` and `tensor`, belong to several processes.
     """
     owners, fsdp, tensor = owners_of_rows(mesh), mesh.shape["fsdp"], mesh.shape["tensor"]
-    if len(set(owners)) == 1 and fsdp == 1:
+    spare = fsdp * mesh.shape.get(CONTEXT, 1)
+    if len(set(owners)) == 1 and spare == 1:
         return mesh
-    rows = mesh.devices.reshape(-1, tensor)[np.equal(owners, jax.process_index() if process is None else process)]
-    tensor *= math.gcd(max(1, widest // tensor), math.gcd(fsdp, len(rows)))
+    mine = np.equal(owners, jax.process_index() if process is None else process)
+    rows = mesh.devices.reshape(len(owners), -1)[mine].reshape(-1, tensor)
+    tensor *= math.gcd(max(1, widest // tensor), math.gcd(spare, len(rows)))
     return Mesh(rows.reshape(-1, 1, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -43,12 +46,13 @@ def owners_of_rows(mesh: Mesh) -> list[int]:
 
     Raises ConfigError as `own_mesh`, and where processes have different numbers of shards.
     """
-    tensor = mesh.shape["tensor"]
-    owners = [{device.process_index for device in row} for row in mesh.devices.reshape(-1, tensor)]
+    rows = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    owners = [{device.process_index for device in row} for row in rows]
     if any(len(owner) > 1 for owner in owners):
+        written = ", ".join(f"mesh.{name}={mesh.shape[name]}" for name in mesh.axis_names[2:])
         raise ConfigError(
-            f"mesh.tensor={tensor}: some of its groups of devices belong to several hosts, but every host generates on"
-            " its own devices and packs its own rows; choose a smaller mesh.tensor (1 always works) and a larger mesh.fsdp"
+            f"{written}: some of these groups of devices belong to several hosts, but every host generates on its own"
+            " devices and packs its own rows; choose smaller ones (1 always works) and a larger mesh.fsdp"
         )
     found = [owner.pop() for owner in owners]
     if len({found.count(process) for process in found}) > 1:

@@ -1,7 +1,9 @@
 """The device mesh, and the one table that says where each dimension of each array lies.
 
 `data` and `fsdp` split the rows of a batch; `fsdp` also splits every weight, which is gathered where it is used;
-`tensor` splits the heads and features of a layer, and its devices work on the same rows.
+`tensor` splits the heads and features of a layer, and its devices work on the same rows. `context`, which a mesh has only
+where it is more than one device, splits the tokens and patches of a row; attention, which needs all of them, is split by
+heads instead (Jacobs et al., arXiv:2309.14509).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from dv2_jax.config import ConfigError, MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # mesh axes of a batch's leading dimension
+CONTEXT = "context"
 
 # Logical name of a parameter's dimension -> mesh axis. None: every device holds all of it.
 AXIS_RULES: dict[str, str | None] = {
@@ -49,33 +52,34 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     every device exactly once.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = [config.data, config.fsdp, config.tensor]
-    written = ", ".join(f"mesh.{name}={size}" for name, size in zip(AXES, sizes, strict=True))
+    axes = AXES if config.context == 1 else (*ROWS, CONTEXT, "tensor")
+    sizes = [getattr(config, name) for name in axes]
+    written = ", ".join(f"mesh.{name}={size}" for name, size in zip(axes, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ConfigError(f"{written}: sizes are at least 1, and at most one is -1 (what the others leave)")
     known = math.prod(size for size in sizes if size != -1)
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
         raise ConfigError(f"{written}: does not divide {len(devices)} devices; set one of them to -1")
-    return _arranged(sizes, devices)
+    return _arranged(axes, sizes, devices)
 
 
-def _arranged(sizes: Sequence[int], devices: Sequence[Any]) -> Mesh:
-    """The mesh in the order of the slice's links; host by host where that order is not known, or would lay a `tensor`
-    group, whose devices send most and make up one engine, over more hosts than it needs."""
-    kinds = (AxisType.Auto,) * len(AXES)
+def _arranged(axes: Sequence[str], sizes: Sequence[int], devices: Sequence[Any]) -> Mesh:
+    """The mesh in the order of the slice's links; host by host where that order is not known, or would lay the devices
+    of a row, which send most, over more hosts than it needs."""
+    kinds = (AxisType.Auto,) * len(axes)
     try:
-        mesh = jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
+        mesh = jax.make_mesh(sizes, axes, axis_types=kinds, devices=devices)
     except NotImplementedError as error:
         warnings.warn(
             f"the mesh {tuple(sizes)} is laid out host by host, not along the slice's links: {error}", stacklevel=3
         )
     else:
-        groups = mesh.devices.reshape(-1, sizes[-1])
+        groups = mesh.devices.reshape(math.prod(sizes[:2]), -1)
         if all(len({device.process_index for device in group}) == 1 for group in groups):
             return mesh
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(ordered).reshape(sizes), AXES, axis_types=kinds)
+    return Mesh(np.array(ordered).reshape(sizes), axes, axis_types=kinds)
 
 
 def device_mesh(config: MeshConfig) -> Mesh | None:
@@ -142,19 +146,52 @@ def row_shards() -> int:
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ROWS)
 
 
+def context_shards() -> int:
+    """Over how many devices the tokens of a row are split under the current mesh."""
+    return jax.sharding.get_abstract_mesh().shape.get(CONTEXT, 1)
+
+
 def split_rows(x: Array) -> Array:
-    """Keeps the leading dimension of an activation split over the devices of its rows, and nothing else split.
+    """Keeps the leading dimension of an activation split over the devices of its rows, its tokens over those of
+    `context`, and nothing else split.
 
     Left to itself the compiler may split features instead, because the weights lie split by features: it then sends
-    activations, which are larger than weights.
+    activations, which are larger than weights. Raises ConfigError where `context` does not divide the tokens.
     """
-    return x if row_axes() is None else jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS))
+    if row_axes() is None:
+        return x
+    if (parts := context_shards()) == 1:
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS))
+    if x.shape[1] % parts:
+        raise ConfigError(f"mesh.context={parts} does not divide rows of {x.shape[1]} tokens; choose a divisor")
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS, CONTEXT))
 
 
-def undivided(x: Array) -> Array:
-    """Keeps an activation whole on every device that works on it. Under ``vmap(..., spmd_axis_name=ROWS)`` that leaves
-    it split by the mapped dimension and nothing else, for the reason of `split_rows`."""
-    return x if row_axes() is None else jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * x.ndim))
+def split_patches(x: Array) -> Array:
+    """Keeps an activation of pictures, [rows patches ...] or [patches ...], split over the devices of `context` by the
+    first of its dimensions that they divide, and by nothing else. Under ``vmap(..., spmd_axis_name=ROWS)`` that leaves
+    it split by the mapped dimension as well; for the reason of `split_rows`."""
+    parts = context_shards()
+    dimension = next((n for n, size in enumerate(x.shape[:-1]) if size % parts == 0), None) if parts > 1 else None
+    return _constrained(x, *(CONTEXT if n == dimension else None for n in range(x.ndim)))
+
+
+def whole_patches(x: Array) -> Array:
+    """All of it on every device of `context`: for moving rows, of which each may go anywhere."""
+    return x if context_shards() == 1 else _constrained(x, *[None] * x.ndim)
+
+
+def rows_by_context(x: Array) -> Array:
+    """[B T ...] as [B * context, T / context, ...]: what each device of `context` has of a row, as a row of its own."""
+    parts = context_shards()
+    if parts == 1:
+        return x
+    x = x.reshape(x.shape[0] * parts, x.shape[1] // parts, *x.shape[2:])
+    return jax.lax.with_sharding_constraint(x, PartitionSpec((*ROWS, CONTEXT)))
+
+
+def _constrained(x: Array, *axes: str | None) -> Array:
+    return x if row_axes() is None else jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 
 def gathered_beside(x: Array, weight: Array, *axes: str | None) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ from dv2_jax.data.packing import PackedBatch
 from dv2_jax.model.params import GraphDef, merge
 from dv2_jax.ops.attention import causal_segment_attention
 from dv2_jax.ops.logprobs import row_logprobs
-from dv2_jax.parallel.mesh import gathered_beside, row_axes, row_shards, split_rows
+from dv2_jax.parallel.mesh import context_shards, gathered_beside, row_axes, row_shards, rows_by_context, split_rows
 
 CHUNK = 512  # tokens per device whose logits exist at once: 0.3 GB of them where V is 152,064
 
@@ -50,10 +50,11 @@ def token_logprobs(
 
     hidden, _ = model.hidden(split_rows(embeds), batch.positions, attend)
     head = model.head_kernel().astype(hidden.dtype)
-    return row_logprobs(
-        *gathered_beside(split_rows(hidden), head, "embed", "vocab"),
-        batch.targets,
+    logprobs, entropy = row_logprobs(
+        *gathered_beside(rows_by_context(split_rows(hidden)), head, "embed", "vocab"),
+        rows_by_context(batch.targets),
         temperature=temperature,
         forbidden=forbidden,
-        chunk=CHUNK * row_shards(),
+        chunk=CHUNK * row_shards() * context_shards(),
     )
+    return logprobs.reshape(rows, tokens), entropy.reshape(rows, tokens)

@@ -78,3 +78,15 @@ def test_half_an_explicit_setup_is_an_error_that_names_what_is_missing():
     """Sees a launcher that forgot the index on one host, which would otherwise train alone."""
     with pytest.raises(ValueError, match="JAX_PROCESS_ID missing"):
         distributed.initialize({"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_NUM_PROCESSES": "2"})
+
+
+def test_programs_for_a_cpu_use_wide_vectors_unless_told_otherwise(monkeypatch):
+    """Sees a flag that the user gave and that is overridden; devices that would wait for each other's threads."""
+    monkeypatch.setattr(distributed.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(distributed, "_on_tpu_host", lambda _: False)
+    environ = {"XLA_FLAGS": "--xla_dump_to=x"}
+    distributed.initialize(environ)
+    assert environ["XLA_FLAGS"] == "--xla_dump_to=x --xla_cpu_prefer_vector_width=512"
+    environ = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_cpu_prefer_vector_width=256"}
+    distributed.initialize(environ, cpu_devices=2)
+    assert environ["XLA_FLAGS"].endswith("--xla_cpu_prefer_vector_width=256 --xla_cpu_multi_thread_eigen=false")

@@ -44,7 +44,7 @@ def random_qkv(rows, tokens, heads, kv_heads, dim, seed=0):
 
 @pytest.mark.parametrize("backend", ["tiled", "blocked", "auto"])
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("tokens", [64, 300])
+@pytest.mark.parametrize("tokens", [64, 300, 1300])
 def test_packed_rows_see_their_own_segments_only(tokens, causal, backend):
     """Sees a tile wrongly skipped, a mask off by one and padding of the last tile that leaks in."""
     q, k, v = random_qkv(3, tokens, 4, 2, 16)
@@ -56,9 +56,9 @@ def test_packed_rows_see_their_own_segments_only(tokens, causal, backend):
 
 @pytest.mark.parametrize("backend", ["tiled", "blocked"])
 @pytest.mark.parametrize("causal", [True, False])
-def test_gradients_agree_with_differentiating_a_plain_softmax(causal, backend):
+@pytest.mark.parametrize("tokens", [300, 700])  # 700: two tiles of queries and three of keys
+def test_gradients_agree_with_differentiating_a_plain_softmax(tokens, causal, backend):
     """The backward passes are written by hand; jax differentiates the oracle."""
-    tokens = 300
     q, k, v = random_qkv(2, tokens, 4, 2, 16)
     segments = jnp.asarray(packed_segments(2, tokens, 7))
     weights = jax.random.normal(jax.random.key(9), q.shape)

@@ -8,9 +8,9 @@ import sys
 
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
-from dv2_jax.config import MeshConfig
+from dv2_jax.config import ConfigError, MeshConfig
 from dv2_jax.ops.attention import causal_segment_attention, segment_attention
-from dv2_jax.parallel.mesh import ROWS, make_mesh, under
+from dv2_jax.parallel.mesh import ROWS, make_mesh, split_rows, under
 
 shapes = [(4, 300, heads, 16) for heads in (4, 2, 2)]
 q, k, v = (jax.random.normal(key, shape) for key, shape in zip(jax.random.split(jax.random.key(0), 3), shapes))
@@ -40,6 +40,36 @@ for function in (rows, groups):
         assert "all-gather" not in compiled.as_text() and "collective-permute" not in compiled.as_text(), (function, sizes)
         for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(alone)):
             np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+causal = jax.jit(jax.value_and_grad(rows, (0, 1, 2)))(q, k, v)
+def pictures(q, k, v):  # outside of a vmap, as a single group's
+    return (jnp.sin(segment_attention(q, k, v, segments[:q.shape[0]])) * (segments > 0)[:q.shape[0], :, None, None]).sum()
+whole = jax.jit(jax.value_and_grad(pictures, (0, 1, 2)))(q, k, v)
+single = jax.jit(jax.value_and_grad(pictures, (0, 1, 2)))(q[:1], k[:1], v[:1])
+for function, expected, count in ((rows, causal, 4), (pictures, whole, 4), (pictures, single, 1)):
+    for sizes in (MeshConfig(2, 1, 1, context=2), MeshConfig(1, 1, 2, context=2) if count > 1 else MeshConfig(1, 2, 1, context=2)):
+        if (sizes.tensor, function) == (2, rows):
+            continue  # more devices than heads of keys
+        mesh = make_mesh(sizes)
+        assert mesh.axis_names == ("data", "fsdp", "context", "tensor") and mesh.size == 4
+        with under(mesh):
+            found = jax.jit(jax.value_and_grad(lambda *x: function(*x), (0, 1, 2)))(q[:count], k[:count], v[:count])
+        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+try:
+    with under(make_mesh(MeshConfig(data=1, fsdp=1, tensor=1, context=4))):
+        jax.jit(lambda *x: rows(*x))(q, k, v)
+except ConfigError as error:
+    assert "mesh.context=4 does not divide 2 heads of keys" in str(error)
+else:
+    raise AssertionError("two heads of keys on four devices")
+try:
+    with under(make_mesh(MeshConfig(data=2, fsdp=1, tensor=1, context=2))):
+        split_rows(jnp.ones((2, 7, 3)))
+except ConfigError as error:
+    assert "mesh.context=2 does not divide rows of 7 tokens" in str(error)
+else:
+    raise AssertionError("seven tokens on two devices")
 print("equal")
 """
 

@@ -22,10 +22,11 @@ class Device:
 
 
 def mesh(owners) -> Mesh:
-    """A mesh of devices that belong to these processes."""
+    """A mesh of devices that belong to these processes; with `context` where there are four dimensions."""
     owners = np.array(owners)
     devices = [Device(int(process), number) for number, process in enumerate(owners.flat)]
-    return Mesh(np.array(devices, object).reshape(owners.shape), AXES)
+    names = AXES if owners.ndim == 3 else ("data", "fsdp", "context", "tensor")
+    return Mesh(np.array(devices, object).reshape(owners.shape), names)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +63,21 @@ def test_the_widest_tensor_divides_all_that_it_splits():
     assert widest_tensor(params, axes) == 6
 
 
+@pytest.mark.parametrize(("widest", "shape"), [(1, (4, 1, 1)), (2, (2, 1, 2)), (4, (1, 1, 4))])
+def test_devices_that_split_tokens_generate_like_all_others(widest, shape):
+    """Sees a mesh to generate on that keeps `context`, and rows of a batch that are counted once for each of its devices."""
+    whole = mesh([[[[0], [0]], [[0], [0]], [[1], [1]], [[1], [1]]]])
+    assert owners_of_rows(whole) == [0, 0, 1, 1]
+    own = own_mesh(whole, widest, 1)
+    assert own.axis_names == AXES and own.devices.shape == shape
+    assert own.devices.ravel().tolist() == whole.devices[0, 2:].ravel().tolist()
+    assert own_mesh(mesh([[[[0], [0]]]]), widest, 0).axis_names == AXES
+
+
 def test_meshes_that_hosts_cannot_divide_are_refused_with_the_fix():
-    with pytest.raises(ConfigError, match=r"mesh.tensor=2: .* several hosts.*smaller mesh.tensor"):
+    with pytest.raises(ConfigError, match=r"mesh.context=2, mesh.tensor=1: .* several hosts"):
+        own_mesh(mesh([[[[0], [1]]]]), 4, 0)
+    with pytest.raises(ConfigError, match=r"mesh.tensor=2: .* several hosts.*choose smaller ones"):
         own_mesh(mesh([[[0, 1], [0, 1]]]), 4, 0)
     with pytest.raises(ConfigError, match="different numbers"):
         own_mesh(mesh([[[0], [0], [1]]]), 4, 0)

@@ -37,6 +37,11 @@ def test_an_axis_without_a_rule_is_named_with_its_parameter():
         (MeshConfig(data=1, fsdp=-1, tensor=2), "does not divide 1 devices"),
         (MeshConfig(data=-1, fsdp=-1, tensor=1), "at most one is -1"),
         (MeshConfig(data=0, fsdp=-1, tensor=1), "mesh.data=0"),
+        (
+            MeshConfig(data=1, fsdp=1, context=2),
+            "mesh.data=1, mesh.fsdp=1, mesh.context=2, mesh.tensor=1: does not divide",
+        ),
+        (MeshConfig(data=1, fsdp=1, context=0), "mesh.context=0"),
     ],
 )
 def test_sizes_that_do_not_use_every_device_once_are_refused(sizes, message):

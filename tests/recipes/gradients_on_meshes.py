@@ -33,7 +33,12 @@ def gradients(sizes: MeshConfig | None) -> dict[str, np.ndarray]:
 
 def main() -> None:
     alone = gradients(None)
-    for sizes in (MeshConfig(4, 1, 1), MeshConfig(1, 2, 2)):
+    for sizes in (
+        MeshConfig(4, 1, 1),
+        MeshConfig(1, 2, 2),
+        MeshConfig(1, 2, 1, context=2),
+        MeshConfig(2, 1, 1, context=2),
+    ):
         for name, found in gradients(sizes).items():
             error = np.abs(found - alone[name]).max() / np.abs(alone[name]).max()
             assert error <= 2e-5, f"{sizes}: {name} differs by {error:.1e} of its largest"
