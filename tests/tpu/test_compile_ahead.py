@@ -83,6 +83,17 @@ def test_reinforcement_learning_and_the_engine_compile_for_another_slice():
 
 
 @needs_libtpu
+def test_rows_that_are_split_by_tokens_compile():
+    """Sees tokens that every device of a row works on: twice the arithmetic."""
+    config = recipe("sft", rows=2, mesh=MeshConfig(fsdp=2, context=2))
+    place, _, [row] = compile_ahead.run(config, "v5e:2x2", ["gradient"])
+    assert place.endswith("mesh data 1, fsdp 2, context 2, tensor 1")
+    assert row.fits and row.compiled.costs.unknown_loops == 0
+    assert row.useful < row.compiled.costs.flops < 1.8 * row.useful
+    assert row.compiled.costs.calls["all-to-all"] > 0
+
+
+@needs_libtpu
 def test_the_engine_of_a_slice_of_several_hosts_is_that_of_one():
     """Sees an engine that spans hosts, which no run has, and a copy of the weights that is not reckoned with."""
     config = recipe("rl", rows=16, mesh=MeshConfig(data=1, fsdp=16))
