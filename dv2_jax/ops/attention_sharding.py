@@ -41,16 +41,14 @@ def on_own_rows_and_heads(
 
 
 def _with_context(attend, q, k, v, segment_ids, *, causal):
-    parts, rows = context_shards(), ROWS if causal else None
-    if not causal and q.shape[0] % parts == 0:
+    rows = ROWS if causal else None
+    if not causal and q.shape[0] % context_shards() == 0:
         rows = CONTEXT
         split = whole = PartitionSpec(rows, None, "tensor", None)
     else:
         _check_heads(k.shape[2])
-        split, whole = (
-            PartitionSpec(rows, CONTEXT, "tensor", None),
-            PartitionSpec(rows, None, ("tensor", CONTEXT), None),
-        )
+        split = PartitionSpec(rows, CONTEXT, "tensor", None)
+        whole = PartitionSpec(rows, None, ("tensor", CONTEXT), None)
     # What has equally many heads is exchanged together: devices wait for each other once.
     operands = [jnp.concatenate([q, k, v], -1)] if q.shape == k.shape else [q, jnp.concatenate([k, v], -1)]
     operands = [jax.lax.with_sharding_constraint(x, split) for x in operands]
@@ -61,9 +59,8 @@ def _with_context(attend, q, k, v, segment_ids, *, causal):
 
     places = (PartitionSpec(rows, None), *(whole for _ in operands))
     out = jax.shard_map(local, in_specs=places, out_specs=whole, check_vma=False)(segment_ids, *operands)
-    return jax.lax.with_sharding_constraint(
-        out, split
-    )  # left to itself the compiler splits what comes after by features
+    # Left to itself the compiler splits what comes after by features.
+    return jax.lax.with_sharding_constraint(out, split)
 
 
 def _check_heads(heads: int) -> None:
