@@ -16,7 +16,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from dv2_jax.ops import attention_blocked, attention_splash, attention_tiled
 from dv2_jax.ops.attention_sharding import on_own_rows_and_heads
@@ -55,21 +55,29 @@ def _attention(q, k, v, segment_ids, *, causal, backend):
     return on_own_rows_and_heads(local, q, k, v, segment_ids, causal=causal)
 
 
-def _local(form: tuple[bool, Backend], q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
-    batch, tokens, heads, dim = q.shape
-    groups = heads // k.shape[2]
-    q = q.reshape(batch, tokens, k.shape[2], groups, dim).transpose(0, 2, 3, 1, 4) * dim**-0.5
-    out = _grouped(form, q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), segment_ids)
-    return out.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, heads, dim)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _grouped(form, q, k, v, segments):
-    """q [B K G T hd] (scaled), k and v [B K T hd] -> [B K G T hd], in the form for the platform it is lowered for.
+def _local(form: tuple[bool, Backend], q: Array, k: Array, v: Array, segments: Array) -> Array:
+    """q [B T H hd], k and v [B T K hd] -> [B T H hd], in the form for the platform it is lowered for.
 
     The backward pass recomputes probabilities from the row-wise normaliser (Dao et al., arXiv:2205.14135).
     """
     return _forward(form, q, k, v, segments)[0]
+
+
+def _grouped(x: Shaped[Array, "B T H n"], kv_heads: int) -> Shaped[Array, "B K G T n"]:
+    """Query heads by the head of keys that they share."""
+    batch, tokens, heads, size = x.shape
+    return x.reshape(batch, tokens, kv_heads, heads // kv_heads, size).transpose(0, 2, 3, 1, 4)
+
+
+def _ungrouped(x: Shaped[Array, "B K G T n"]) -> Shaped[Array, "B T H n"]:
+    batch, kv_heads, groups, tokens, size = x.shape
+    return x.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, kv_heads * groups, size)
+
+
+def _operands(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+    """Queries [B K G T hd], scaled, and keys and values [B K T hd]."""
+    return _grouped(q, k.shape[2]) * q.shape[-1] ** -0.5, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
 
 def _choose(form: tuple[bool, Backend], name: str, tokens: int, *operands):
@@ -84,15 +92,21 @@ def _choose(form: tuple[bool, Backend], name: str, tokens: int, *operands):
 
 
 def _forward(form, q, k, v, segments):
-    out, normaliser = _choose(form, "forward", q.shape[3], q, k, v, segments)
+    out, normaliser = _choose(form, "forward", q.shape[1], *_operands(q, k, v), segments)
+    out = _ungrouped(out)
     return out, (q, k, v, segments, out, normaliser)
 
 
 def _backward(form, saved, gradient):
     q, k, v, segments, out, normaliser = saved
+    # Of the output as it left, which what comes after keeps anyway, not of the one with heads first.
     delta = jnp.sum(gradient.astype(jnp.float32) * out, axis=-1, keepdims=True)
-    dq, dk, dv = _choose(form, "backward", q.shape[3], q, k, v, segments, gradient, normaliser, delta)
-    return dq, dk, dv, np.zeros(segments.shape, jax.dtypes.float0)
+    gradient, delta = (_grouped(x, k.shape[2]) for x in (gradient, delta))
+    dq, dk, dv = _choose(
+        form, "backward", q.shape[1], *_operands(q, k, v), segments, gradient, normaliser, delta
+    )
+    dq = _ungrouped(dq) * q.shape[-1] ** -0.5
+    return dq, dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3), np.zeros(segments.shape, jax.dtypes.float0)
 
 
-_grouped.defvjp(_forward, _backward)
+_local.defvjp(_forward, _backward)

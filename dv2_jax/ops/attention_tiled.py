@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
+from dv2_jax.ops.recompute import after
+
 TILE = 128  # queries and keys where the mask is causal: larger ones compute more of what it hides
 WIDE_TILE = 288  # keys where it is not, and larger ones only cost less, as long as one's scores stay in cache
 WIDE_QUERIES = 2  # times as many queries: the keys, and their gradients, are taken out and put back less often
@@ -100,8 +102,8 @@ def forward(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> tupl
     size, keys = tiles.of_queries.shape[1], tiles.of_keys.shape[1]
     shape, thin = (heads, groups, size, keys), (heads, groups * size, dim)
 
-    def one(query: Array) -> tuple[Array, Array]:
-        mine, start = tiles.q[query].reshape(thin), tiles.row_start[query]
+    def one(places: Array, query: Array) -> tuple[Array, Array]:
+        mine, start = places[query].reshape(thin), tiles.row_start[query]
 
         def step(key, state):
             top, total, mixed = state
@@ -116,9 +118,10 @@ def forward(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> tupl
         column = (heads, groups, size, 1)
         empty = (jnp.full(column, LOWEST), jnp.zeros(column), jnp.zeros((heads, groups, size, dim)))
         top, total, mixed = jax.lax.fori_loop(tiles.first[query], tiles.end[query], step, empty)
-        return (mixed / total).astype(q.dtype), top + jnp.log(total)
+        return places.at[query].set((mixed / total).astype(q.dtype)), top + jnp.log(total)
 
-    out, normaliser = jax.lax.map(one, jnp.arange(tiles.first.shape[0]))
+    # Outputs take the places of their queries: nothing has to be there for them from the program's start.
+    out, normaliser = jax.lax.scan(one, tiles.q, jnp.arange(tiles.first.shape[0]))
     return _join(out, batch, tokens), _join(normaliser, batch, tokens)
 
 
@@ -134,9 +137,10 @@ def backward(
     shape, flat = (heads, keys, groups, size), (heads, keys, groups * size)
     key_columns = tiles.k.swapaxes(-1, -2)
 
-    def one(sums: tuple[Array, Array], xs) -> tuple[tuple[Array, Array], Array]:
-        query, mine, upstream, normaliser, delta = xs
-        start = tiles.row_start[query]
+    def one(state: tuple[Array, Array, Array], xs) -> tuple[tuple[Array, Array, Array], None]:
+        dk, dv, places = state
+        query, mine, normaliser, delta = xs
+        upstream, start = places[query], tiles.row_start[query]
         mine, upstream, normaliser, delta = (
             *(x.reshape(thin) for x in (mine, upstream)),
             *(x.reshape(row) for x in (normaliser, delta)),
@@ -155,14 +159,16 @@ def backward(
             return dk, dv, dq + _product(key_columns[key], ds)
 
         empty = jnp.zeros((heads, dim, groups * size), jnp.float32)
-        dk, dv, dq = jax.lax.fori_loop(tiles.first[query], tiles.end[query], step, (*sums, empty))
-        return (dk, dv), dq.swapaxes(-1, -2).reshape(heads, groups, size, dim).astype(q.dtype)
+        dk, dv, dq = jax.lax.fori_loop(tiles.first[query], tiles.end[query], step, (dk, dv, empty))
+        dq = dq.swapaxes(-1, -2).reshape(heads, groups, size, dim)
+        return (dk, dv, places.at[query].set(dq.astype(gradient.dtype))), None
 
-    zeros = jnp.zeros(tiles.k.shape, jnp.float32)
+    # Gradients of queries take the places of those of the outputs, and sums begin when these are there: else the
+    # compiler fills their places when the program starts, and keeps them until here.
+    zeros = after(jnp.zeros(tiles.k.shape, jnp.float32), gradient[(0,) * gradient.ndim].astype(jnp.float32))
     numbers = jnp.arange(tiles.first.shape[0])
-    (dk, dv), dq = jax.lax.scan(
-        one, (zeros, zeros), (numbers, tiles.q, *(_cut(x, size) for x in (gradient, normaliser, delta)))
-    )
+    xs = numbers, tiles.q, *(_cut(x, size) for x in (normaliser, delta))
+    (dk, dv, dq), _ = jax.lax.scan(one, (zeros, zeros, _cut(gradient, size)), xs)
     join = lambda x, like: _join(x, batch, tokens).astype(like.dtype)  # noqa: E731
     return join(dq, q), join(dk, k), join(dv, v)
 

@@ -17,7 +17,7 @@ from dv2_jax.parallel.mesh import traced_platform
 
 
 def after(x: Float[Array, "..."], gradient: Float[Array, "..."]) -> Float[Array, "..."]:
-    """``x``, once the gradient (of the same shape) is there. Where that is not finite, nor is what comes of it."""
+    """``x``, once the gradient (of the same shape, or one number of it) is there. Where that is not finite, nor is what comes of it."""
     if traced_platform() != "cpu":
         return jax.lax.optimization_barrier((x, gradient))[0]
     return x + (0 * gradient).astype(x.dtype)
