@@ -16,7 +16,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from dv2_jax.ops import attention_blocked, attention_splash, attention_tiled
 from dv2_jax.ops.attention_sharding import on_own_rows_and_heads
@@ -64,22 +64,6 @@ def _local(form: tuple[bool, Backend], q: Array, k: Array, v: Array, segments: A
     return _forward(form, q, k, v, segments)[0]
 
 
-def _grouped(x: Shaped[Array, "B T H n"], kv_heads: int) -> Shaped[Array, "B K G T n"]:
-    """Query heads by the head of keys that they share."""
-    batch, tokens, heads, size = x.shape
-    return x.reshape(batch, tokens, kv_heads, heads // kv_heads, size).transpose(0, 2, 3, 1, 4)
-
-
-def _ungrouped(x: Shaped[Array, "B K G T n"]) -> Shaped[Array, "B T H n"]:
-    batch, kv_heads, groups, tokens, size = x.shape
-    return x.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, kv_heads * groups, size)
-
-
-def _operands(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
-    """Queries [B K G T hd], scaled, and keys and values [B K T hd]."""
-    return _grouped(q, k.shape[2]) * q.shape[-1] ** -0.5, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-
-
 def _choose(form: tuple[bool, Backend], name: str, tokens: int, *operands):
     causal, backend = form
     tiled = functools.partial(getattr(attention_tiled, name), causal)
@@ -92,21 +76,15 @@ def _choose(form: tuple[bool, Backend], name: str, tokens: int, *operands):
 
 
 def _forward(form, q, k, v, segments):
-    out, normaliser = _choose(form, "forward", q.shape[1], *_operands(q, k, v), segments)
-    out = _ungrouped(out)
+    out, normaliser = _choose(form, "forward", q.shape[1], q, k, v, segments)
     return out, (q, k, v, segments, out, normaliser)
 
 
 def _backward(form, saved, gradient):
     q, k, v, segments, out, normaliser = saved
-    # Of the output as it left, which what comes after keeps anyway, not of the one with heads first.
-    delta = jnp.sum(gradient.astype(jnp.float32) * out, axis=-1, keepdims=True)
-    gradient, delta = (_grouped(x, k.shape[2]) for x in (gradient, delta))
-    dq, dk, dv = _choose(
-        form, "backward", q.shape[1], *_operands(q, k, v), segments, gradient, normaliser, delta
-    )
-    dq = _ungrouped(dq) * q.shape[-1] ** -0.5
-    return dq, dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3), np.zeros(segments.shape, jax.dtypes.float0)
+    delta = jnp.sum(gradient.astype(jnp.float32) * out, axis=-1)
+    gradients = _choose(form, "backward", q.shape[1], q, k, v, segments, gradient, normaliser, delta)
+    return *gradients, np.zeros(segments.shape, jax.dtypes.float0)
 
 
 _local.defvjp(_forward, _backward)

@@ -1,14 +1,10 @@
-"""Segment attention in unrolled blocks of queries, all rows at once.
-
-q is [B K G T hd] and already scaled, k and v are [B K T hd]; the normaliser is the log of the softmax's
-denominator [B K G T 1]. A causal block scores only its own prefix.
-"""
+"""Segment attention in unrolled blocks of queries, all rows at once. A causal block scores only its own prefix."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from dv2_jax.ops.recompute import after
 from dv2_jax.parallel.mesh import traced_platform
@@ -36,7 +32,31 @@ def _scores(
     return scores + bias[:, None, None]
 
 
-def forward(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> tuple[Array, Array]:
+def _grouped(x: Shaped[Array, "B T H n"], kv_heads: int) -> Shaped[Array, "B K G T n"]:
+    """Query heads by the head of keys that they share."""
+    batch, tokens, heads, size = x.shape
+    return x.reshape(batch, tokens, kv_heads, heads // kv_heads, size).transpose(0, 2, 3, 1, 4)
+
+
+def _ungrouped(x: Shaped[Array, "B K G T n"]) -> Shaped[Array, "B T H n"]:
+    batch, kv_heads, groups, tokens, size = x.shape
+    return x.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, kv_heads * groups, size)
+
+
+def _operands(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+    """Queries [B K G T hd], scaled, and keys and values [B K T hd]."""
+    return _grouped(q, k.shape[2]) * q.shape[-1] ** -0.5, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+
+
+def forward(
+    causal: bool,
+    q: Float[Array, "B T H hd"],
+    k: Float[Array, "B T K hd"],
+    v: Float[Array, "B T K hd"],
+    segments: Int[Array, "B T"],
+) -> tuple[Float[Array, "B T H hd"], Float[Array, "B T H"]]:
+    """The output, and the log of the softmax's denominator in fp32."""
+    q, k, v = _operands(q, k, v)
     outputs, normalisers = [], []
     for block in _blocks(q.shape[3], causal):
         scores = _scores(causal, q, k, segments, block)
@@ -48,13 +68,23 @@ def forward(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> tupl
         )
         outputs.append((out / total).astype(q.dtype))
         normalisers.append(top + jnp.log(total))
-    return jnp.concatenate(outputs, axis=3), jnp.concatenate(normalisers, axis=3)
+    out, normaliser = (_ungrouped(jnp.concatenate(blocks, axis=3)) for blocks in (outputs, normalisers))
+    return out, normaliser[..., 0]
 
 
 def backward(
-    causal: bool, q: Array, k: Array, v: Array, segments: Array, gradient: Array, normaliser: Array, delta: Array
-) -> tuple[Array, Array, Array]:
-    """``delta`` is the sum over hd of gradient times output [B K G T 1]."""
+    causal: bool,
+    q: Float[Array, "B T H hd"],
+    k: Float[Array, "B T K hd"],
+    v: Float[Array, "B T K hd"],
+    segments: Int[Array, "B T"],
+    gradient: Float[Array, "B T H hd"],
+    normaliser: Float[Array, "B T H"],
+    delta: Float[Array, "B T H"],
+) -> tuple[Float[Array, "B T H hd"], Float[Array, "B T K hd"], Float[Array, "B T K hd"]]:
+    """Gradients of q, k and v. ``delta`` is the sum over hd of gradient times output, in fp32."""
+    gradient, normaliser, delta = (_grouped(x, k.shape[2]) for x in (gradient, normaliser[..., None], delta[..., None]))
+    q, k, v = _operands(q, k, v)
     if traced_platform() == "cpu":
         q = after(q, gradient)  # else its compiler scores all blocks of a short row before the gradient is there
     dq = []
@@ -70,4 +100,5 @@ def backward(
         dv = dv.at[keys].add(
             jnp.einsum("bkgts,bkgtd->bksd", p.astype(v.dtype), gradient[queries], preferred_element_type=jnp.float32)
         )
-    return jnp.concatenate(dq, axis=3), dk.astype(k.dtype), dv.astype(v.dtype)
+    dq = _ungrouped(jnp.concatenate(dq, axis=3)) * q.shape[-1] ** -0.5
+    return dq, *(x.astype(k.dtype).transpose(0, 2, 1, 3) for x in (dk, dv))

@@ -1,7 +1,7 @@
 """Segment attention tile by tile, for a CPU: every tile's scores stay in cache, and tiles between which no
 segment is shared are skipped (a row packed with four trajectories costs a quarter of one that is full).
 
-Layouts as in ``attention_blocked``. The loops are data dependent, which a CPU runs as they are; one
+The loops are data dependent, which a CPU runs as they are; one
 program serves every packing.
 """
 
@@ -26,9 +26,10 @@ LOWEST = float(np.finfo(np.float32).min)
 class _Tiles(NamedTuple):
     """The operands cut into N = B * n tiles of t queries, and M = B * m of s keys. t = s where the mask is causal."""
 
-    q: Float[Array, "N K G t hd"]
-    k: Float[Array, "M K s hd"]
-    v: Float[Array, "M K s hd"]
+    q: Float[Array, "N t K G hd"]
+    k: Float[Array, "M s K hd"]
+    v: Float[Array, "M s K hd"]
+    key_columns: Float[Array, "M K hd s"]
     of_queries: Int[Array, "N t"]  # their segments
     of_keys: Int[Array, "M s"]
     first: Int[Array, "N"]  # first key tile that a query tile needs, counted in its own row
@@ -45,27 +46,20 @@ def _sizes(tokens: int, causal: bool) -> tuple[int, int]:
     return (size(TILE), size(TILE)) if causal else (size(WIDE_QUERIES * WIDE_TILE), size(WIDE_TILE))
 
 
-def _cut(x: Shaped[Array, "B ... T hd"], tile: int) -> Shaped[Array, "N ... t hd"]:
-    """Pad the tokens to whole tiles and bring the tiles to the front."""
-    tokens = x.shape[-2]
-    pad = [(0, 0)] * x.ndim
-    pad[-2] = (0, -tokens % tile)
-    x = jnp.pad(x, pad)
-    x = x.reshape(*x.shape[:-2], -1, tile, x.shape[-1])
-    x = jnp.moveaxis(x, -3, 1)
-    return x.reshape(-1, *x.shape[2:])
+def _cut(x: Shaped[Array, "B T ..."], tile: int) -> Shaped[Array, "N t ..."]:
+    """Pad the tokens to whole tiles. Nothing moves: a tile's heads are brought to the front when it is taken out."""
+    pad = [(0, 0), (0, -x.shape[1] % tile), *[(0, 0)] * (x.ndim - 2)]
+    return jnp.pad(x, pad).reshape(-1, tile, *x.shape[2:])
 
 
-def _join(x: Float[Array, "N ... t hd"], batch: int, tokens: int) -> Float[Array, "B ... T hd"]:
-    x = x.reshape(batch, -1, *x.shape[1:])
-    x = jnp.moveaxis(x, 1, -3)
-    return x.reshape(*x.shape[:-3], -1, x.shape[-1])[..., :tokens, :]
+def _join(x: Shaped[Array, "N t ..."], batch: int, tokens: int) -> Shaped[Array, "B T ..."]:
+    return x.reshape(batch, -1, *x.shape[2:])[:, :tokens]
 
 
 def _tiles(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> _Tiles:
-    batch, (queries, keys) = q.shape[0], _sizes(q.shape[-2], causal)
+    batch, (queries, keys) = q.shape[0], _sizes(q.shape[1], causal)
     # Tokens that fill the last tile are of segment -1, and seen by none.
-    of_queries, of_keys = (_cut(segments[..., None] + 1, size)[..., 0] - 1 for size in (queries, keys))
+    of_queries, of_keys = (_cut(segments + 1, size) - 1 for size in (queries, keys))
 
     def ends(of: Array) -> tuple[Array, Array]:
         # Padding counts as the last segment: then ids rise along a packed row and the ranges of tiles are tight.
@@ -80,8 +74,14 @@ def _tiles(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> _Tile
     first = jnp.argmax(shared, axis=-1).astype(jnp.int32)
     end = (key_count - jnp.argmax(shared[:, :, ::-1], axis=-1)).astype(jnp.int32)
     row_start = jnp.asarray(np.repeat(np.arange(batch) * key_count, count), jnp.int32)
-    cut = _cut(q, queries), _cut(k, keys), _cut(v, keys)
-    return _Tiles(*cut, of_queries, of_keys, first.reshape(-1), end.reshape(-1), row_start)
+    k, v = _cut(k, keys), _cut(v, keys)
+    columns = k.transpose(0, 2, 3, 1)
+    q = _by_key_head(_cut(q, queries), k.shape[2])
+    return _Tiles(q, k, v, columns, of_queries, of_keys, first.reshape(-1), end.reshape(-1), row_start)
+
+
+def _by_key_head(x: Shaped[Array, "N t H ..."], heads: int) -> Shaped[Array, "N t K G ..."]:
+    return x.reshape(*x.shape[:2], heads, -1, *x.shape[3:])
 
 
 def _bias(causal: bool, tiles: _Tiles, query: Array, key: Array, *, keys_axis: int) -> Float[Array, "t s"]:
@@ -96,81 +96,101 @@ def _bias(causal: bool, tiles: _Tiles, query: Array, key: Array, *, keys_axis: i
     return jnp.where(allowed, 0.0, LOWEST)
 
 
-def forward(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> tuple[Array, Array]:
-    batch, heads, groups, tokens, dim = q.shape
+def forward(
+    causal: bool,
+    q: Float[Array, "B T H hd"],
+    k: Float[Array, "B T K hd"],
+    v: Float[Array, "B T K hd"],
+    segments: Int[Array, "B T"],
+) -> tuple[Float[Array, "B T H hd"], Float[Array, "B T H"]]:
+    """The output, and the log of the softmax's denominator in fp32."""
+    batch, tokens = q.shape[:2]
     tiles = _tiles(causal, q, k, v, segments)
-    size, keys = tiles.of_queries.shape[1], tiles.of_keys.shape[1]
+    _, size, heads, groups, dim = tiles.q.shape
+    keys = tiles.of_keys.shape[1]
     shape, thin = (heads, groups, size, keys), (heads, groups * size, dim)
 
     def one(places: Array, query: Array) -> tuple[Array, Array]:
-        mine, start = places[query].reshape(thin), tiles.row_start[query]
+        mine = (places[query] * dim**-0.5).transpose(1, 2, 0, 3).reshape(thin)
+        start = tiles.row_start[query]
 
         def step(key, state):
             top, total, mixed = state
             key = start + key
-            scores = _product(mine, tiles.k[key].swapaxes(-1, -2)).reshape(shape)
+            scores = _product(mine, tiles.key_columns[key]).reshape(shape)
             scores += _bias(causal, tiles, query, key, keys_axis=1)
             new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
             p, shrink = jnp.exp(scores - new_top), jnp.exp(top - new_top)
-            product = _product(p.reshape(heads, -1, keys).astype(v.dtype), tiles.v[key])
+            product = _product(p.reshape(heads, -1, keys).astype(v.dtype), tiles.v[key].swapaxes(0, 1))
             return new_top, total * shrink + p.sum(-1, keepdims=True), mixed * shrink + product.reshape(mixed.shape)
 
         column = (heads, groups, size, 1)
         empty = (jnp.full(column, LOWEST), jnp.zeros(column), jnp.zeros((heads, groups, size, dim)))
         top, total, mixed = jax.lax.fori_loop(tiles.first[query], tiles.end[query], step, empty)
-        return places.at[query].set((mixed / total).astype(q.dtype)), top + jnp.log(total)
+        out = (mixed / total).astype(q.dtype).transpose(2, 0, 1, 3)
+        return places.at[query].set(out), (top + jnp.log(total))[..., 0].transpose(2, 0, 1)
 
-    # Outputs take the places of their queries: nothing has to be there for them from the program's start.
+    # Outputs take the places of their queries: no others have to be there from the program's start.
     out, normaliser = jax.lax.scan(one, tiles.q, jnp.arange(tiles.first.shape[0]))
-    return _join(out, batch, tokens), _join(normaliser, batch, tokens)
+    return _join(out, batch, tokens).reshape(q.shape), _join(normaliser, batch, tokens).reshape(q.shape[:3])
 
 
 def backward(
-    causal: bool, q: Array, k: Array, v: Array, segments: Array, gradient: Array, normaliser: Array, delta: Array
-) -> tuple[Array, Array, Array]:
-    """Probabilities stand with the keys first, [K s G t]: then no product has to transpose one, which XLA's CPU code
-    takes twice as long for."""
-    batch, heads, groups, tokens, dim = q.shape
+    causal: bool,
+    q: Float[Array, "B T H hd"],
+    k: Float[Array, "B T K hd"],
+    v: Float[Array, "B T K hd"],
+    segments: Int[Array, "B T"],
+    gradient: Float[Array, "B T H hd"],
+    normaliser: Float[Array, "B T H"],
+    delta: Float[Array, "B T H"],
+) -> tuple[Float[Array, "B T H hd"], Float[Array, "B T K hd"], Float[Array, "B T K hd"]]:
+    """Gradients of q, k and v. ``delta`` is the sum over hd of gradient times output, in fp32.
+
+    Probabilities stand with the keys first, [K s G t]: then no product has to transpose one, which XLA's CPU code takes
+    twice as long for.
+    """
+    batch, tokens = q.shape[:2]
     tiles = _tiles(causal, q, k, v, segments)
-    size, keys = tiles.of_queries.shape[1], tiles.of_keys.shape[1]
+    _, size, heads, groups, dim = tiles.q.shape
+    keys = tiles.of_keys.shape[1]
     thin, row = (heads, groups * size, dim), (heads, 1, groups, size)
     shape, flat = (heads, keys, groups, size), (heads, keys, groups * size)
-    key_columns = tiles.k.swapaxes(-1, -2)
+    scale = dim**-0.5
 
     def one(state: tuple[Array, Array, Array], xs) -> tuple[tuple[Array, Array, Array], None]:
         dk, dv, places = state
         query, mine, normaliser, delta = xs
-        upstream, start = places[query], tiles.row_start[query]
-        mine, upstream, normaliser, delta = (
-            *(x.reshape(thin) for x in (mine, upstream)),
-            *(x.reshape(row) for x in (normaliser, delta)),
-        )
+        mine, upstream = ((x.transpose(1, 2, 0, 3)).reshape(thin) for x in (mine * scale, places[query]))
+        normaliser, delta = (x.transpose(1, 2, 0).reshape(row) for x in (normaliser, delta))
         mine_columns, upstream_columns = mine.swapaxes(-1, -2), upstream.swapaxes(-1, -2)
+        start = tiles.row_start[query]
 
         def step(key, sums):
             dk, dv, dq = sums
             key = start + key
             bias = _bias(causal, tiles, query, key, keys_axis=0)[:, None]
-            p = jnp.exp(_product(tiles.k[key], mine_columns).reshape(shape) + bias - normaliser)
-            ds = p * (_product(tiles.v[key], upstream_columns).reshape(shape) - delta)
+            p = jnp.exp(_product(tiles.k[key].swapaxes(0, 1), mine_columns).reshape(shape) + bias - normaliser)
+            ds = p * (_product(tiles.v[key].swapaxes(0, 1), upstream_columns).reshape(shape) - delta)
             p, ds = p.reshape(flat).astype(v.dtype), ds.reshape(flat).astype(k.dtype)
-            dv = dv.at[key].add(_product(p, upstream))
-            dk = dk.at[key].add(_product(ds, mine))
-            return dk, dv, dq + _product(key_columns[key], ds)
+            dv = dv.at[key].add(_product(p, upstream).swapaxes(0, 1))
+            dk = dk.at[key].add(_product(ds, mine).swapaxes(0, 1))
+            return dk, dv, dq + _product(tiles.key_columns[key], ds)
 
         empty = jnp.zeros((heads, dim, groups * size), jnp.float32)
         dk, dv, dq = jax.lax.fori_loop(tiles.first[query], tiles.end[query], step, (dk, dv, empty))
-        dq = dq.swapaxes(-1, -2).reshape(heads, groups, size, dim)
+        dq = (dq * scale).reshape(heads, dim, groups, size).transpose(3, 0, 2, 1)
         return (dk, dv, places.at[query].set(dq.astype(gradient.dtype))), None
 
     # Gradients of queries take the places of those of the outputs, and sums begin when these are there: else the
     # compiler fills their places when the program starts, and keeps them until here.
     zeros = after(jnp.zeros(tiles.k.shape, jnp.float32), gradient[(0,) * gradient.ndim].astype(jnp.float32))
     numbers = jnp.arange(tiles.first.shape[0])
-    xs = numbers, tiles.q, *(_cut(x, size) for x in (normaliser, delta))
-    (dk, dv, dq), _ = jax.lax.scan(one, (zeros, zeros, _cut(gradient, size)), xs)
-    join = lambda x, like: _join(x, batch, tokens).astype(like.dtype)  # noqa: E731
-    return join(dq, q), join(dk, k), join(dv, v)
+    places, normaliser, delta = (_by_key_head(_cut(x, size), heads) for x in (gradient, normaliser, delta))
+    (dk, dv, dq), _ = jax.lax.scan(one, (zeros, zeros, places), (numbers, tiles.q, normaliser, delta))
+    return tuple(
+        _join(x, batch, tokens).reshape(like.shape).astype(like.dtype) for x, like in zip((dq, dk, dv), (q, k, v))
+    )
 
 
 def _product(a: Array, b: Array) -> Array:
