@@ -49,10 +49,10 @@ class TextLayer(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], turn: Turn, attend: Attend, cache: Any
     ) -> tuple[Float[Array, "B T D"], Any]:
-        y = self.attention_norm(x)
-        out, cache = attend(rotate(self.q(y), turn), rotate(self.k(y), turn), self.v(y), cache)
+        q, k, v = self.attention_norm.into(x, self.q, self.k, self.v)
+        out, cache = attend(rotate(q, turn), rotate(k, turn), v, cache)
         x = x + self.o(out)
-        return x + self.mlp(self.mlp_norm(x)), cache
+        return x + self.mlp(x, self.mlp_norm), cache
 
 
 class TextTower(nnx.Module):

@@ -49,9 +49,9 @@ class VisionBlock(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "R P C"], turn: Turn, segments: Int[Array, "R P"]) -> Float[Array, "R P C"]:
-        y = self.attention_norm(x)
-        x = x + self.o(segment_attention(rotate(self.q(y), turn), rotate(self.k(y), turn), self.v(y), segments))
-        return x + self.mlp(self.mlp_norm(x))
+        q, k, v = self.attention_norm.into(x, self.q, self.k, self.v)
+        x = x + self.o(segment_attention(rotate(q, turn), rotate(k, turn), v, segments))
+        return x + self.mlp(x, self.mlp_norm)
 
 
 class VisionTower(nnx.Module):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dv2_jax.parallel.mesh import traced_platform
@@ -41,3 +42,35 @@ def _backward(function, saved, gradient):
 
 
 recomputed.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def recomputed_products(
+    function: Callable[..., Float[Array, "N F"]],
+    inputs: tuple[Float[Array, "N F"] | Float[Array, "F"], ...],
+    kernels: tuple[Float[Array, "F ..."], ...],
+) -> tuple[Float[Array, "N ..."], ...]:
+    """``function(*inputs)``, of the first input's shape, times each kernel. Of the left side of the products, which their
+    gradients need, nothing but the inputs is kept."""
+    left = function(*inputs)
+    return tuple(jnp.tensordot(left, kernel, 1) for kernel in kernels)
+
+
+def _products_forward(function, inputs, kernels):
+    return recomputed_products(function, inputs, kernels), (inputs, kernels)
+
+
+def _products_backward(function, saved, gradients):
+    (x, *others), kernels = saved
+    pairs = [
+        (g.reshape(len(g), -1), kernel.reshape(len(kernel), -1)) for g, kernel in zip(gradients, kernels, strict=True)
+    ]
+    upstream = sum(gradient @ kernel.T for gradient, kernel in pairs)
+    left, backward = jax.vjp(function, after(x, upstream), *others)
+    changes = (left.T @ gradient for gradient, _ in pairs)
+    return backward(upstream), tuple(
+        change.reshape(kernel.shape) for change, kernel in zip(changes, kernels, strict=True)
+    )
+
+
+recomputed_products.defvjp(_products_forward, _products_backward)
