@@ -5,6 +5,7 @@ python -m benchmarks.model_sides ours|torch MODEL_FOLDER SHAPE_FILE DEVICES|THRE
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -32,7 +33,7 @@ def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, 
     from dv2_jax.model import VisionBucket, build, logical_axes, merge, vision_batch
     from dv2_jax.ops.attention import causal_segment_attention
     from dv2_jax.ops.logprobs import row_logprobs
-    from dv2_jax.parallel.mesh import ROWS, make_mesh, param_shardings, rows_by_context, split_rows, under
+    from dv2_jax.parallel.mesh import ROWS, make_mesh, param_shardings, patch_axes, rows_by_context, split_rows, under
 
     rows = devices if shape["ids"].shape[0] % devices == 0 else 1
     mesh = make_mesh(MeshConfig(data=rows, fsdp=1, context=devices // rows)) if devices > 1 else None
@@ -52,7 +53,11 @@ def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, 
         vision = vision_batch([(shape["patches"], grid)], [bucket], CONFIG.vision)
     place = jax.NamedSharding(mesh, jax.P(ROWS)) if mesh else None
     batch = jax.device_put((ids, targets, weight, segments, positions.swapaxes(0, 1), index.astype(np.int32)), place)
-    vision = jax.device_put(vision, jax.NamedSharding(mesh, jax.P()) if mesh else None)
+    if vision and mesh:
+        whole = jax.NamedSharding(mesh, jax.P())
+        places = jax.tree.map(lambda _: whole, vision)
+        split = jax.NamedSharding(mesh, jax.P(*patch_axes(vision.patches.shape, mesh.shape["context"])))
+        vision = jax.device_put(vision, dataclasses.replace(places, patches=split))
 
     def loss(params, vision, batch):
         ids, targets, weight, segments, positions, index = batch

@@ -94,10 +94,10 @@ class RMSNorm(nnx.Module):
         if self.remat:
             y = self(x)
             return tuple(layer(y) for layer in layers)
-        return _products(partial(_normed, self.eps), (x, self.scale[...]), layers)
+        return products_of(partial(_normed, self.eps), (x, self.scale[...]), layers)
 
 
-def _products(
+def products_of(
     function: Callable[..., Array], inputs: tuple[Float[Array, "... F"], ...], layers: Sequence[Linear]
 ) -> tuple[Float[Array, "..."], ...]:
     """What layers make of ``function(*inputs)``, which the backward pass works out again."""
@@ -142,7 +142,7 @@ class GatedMLP(nnx.Module):
     def __call__(self, x: Float[Array, "... D"], norm: RMSNorm) -> Float[Array, "... D"]:
         flat = x.reshape(-1, x.shape[-1])
         gate, up = norm.into(flat, self.gate, self.up)
-        [y] = [self.down(_gated(gate, up))] if self.remat else _products(_gated, (gate, up), [self.down])
+        [y] = [self.down(_gated(gate, up))] if self.remat else products_of(_gated, (gate, up), [self.down])
         return y.reshape(x.shape)
 
 

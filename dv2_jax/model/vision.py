@@ -9,6 +9,7 @@ length. So no block costs the square of all patches, and there is one attention 
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from dv2_jax.model.config import VisionConfig
-from dv2_jax.model.layers import GatedMLP, Init, Linear, RMSNorm
+from dv2_jax.model.layers import GatedMLP, Init, Linear, RMSNorm, products_of
 from dv2_jax.model.rope import Turn, patch_turn, rotate
 from dv2_jax.model.text import unroll_of
 from dv2_jax.model.vision_inputs import VisionBatch
@@ -130,6 +131,7 @@ class Projector(nnx.Module):
 
     def __init__(self, init: Init, config: VisionConfig, *, remat: bool):
         merged = config.hidden_size * config.spatial_merge_size**2
+        self.remat = remat
         self.norm = RMSNorm(init, config.hidden_size, NORM_EPS, remat=remat)
         self.hidden = Linear(init, (merged,), (merged,), ("merged", "merged_mlp"), bias=True)
         self.out = Linear(init, (merged,), (config.out_hidden_size,), ("merged_mlp", "embed"), bias=True)
@@ -137,4 +139,6 @@ class Projector(nnx.Module):
     def __call__(self, x: Float[Array, "P C"]) -> Float[Array, "M D"]:
         x = self.norm(split_patches(x))
         x = x.reshape(-1, self.hidden.inputs[0])
-        return self.out(jax.nn.gelu(self.hidden(x), approximate=False))
+        hidden, gelu = self.hidden(x), partial(jax.nn.gelu, approximate=False)
+        [merged] = [self.out(gelu(hidden))] if self.remat else products_of(gelu, (hidden,), [self.out])
+        return merged

@@ -171,9 +171,13 @@ def split_patches(x: Array) -> Array:
     """Keeps an activation of pictures, [rows patches ...] or [patches ...], split over the devices of `context` by the
     first of its dimensions that they divide, and by nothing else. Under ``vmap(..., spmd_axis_name=ROWS)`` that leaves
     it split by the mapped dimension as well; for the reason of `split_rows`."""
-    parts = context_shards()
-    dimension = next((n for n, size in enumerate(x.shape[:-1]) if size % parts == 0), None) if parts > 1 else None
-    return _constrained(x, *(CONTEXT if n == dimension else None for n in range(x.ndim)))
+    return _constrained(x, *patch_axes(x.shape, context_shards()))
+
+
+def patch_axes(shape: Sequence[int], context: int) -> tuple[str | None, ...]:
+    """By which mesh axis each dimension of what pictures have is split, among ``context`` devices."""
+    dimension = next((n for n, size in enumerate(shape[:-1]) if size % context == 0), None) if context > 1 else None
+    return tuple(CONTEXT if n == dimension else None for n in range(len(shape)))
 
 
 def whole_patches(x: Array) -> Array:

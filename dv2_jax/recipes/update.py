@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from dv2_jax.data.packing import Example, PackedBatch, PackSpec, assign_rows, bucket_of, build_batch
 from dv2_jax.parallel import distributed, host_allocator
-from dv2_jax.parallel.mesh import ROWS, under
+from dv2_jax.parallel.mesh import CONTEXT, ROWS, patch_axes, under
 from dv2_jax.recipes.state import Params, TrainState, split_params, state_shardings
 
 # (all parameters, microbatch) -> (its share of the step's loss, metrics). Metrics of microbatches add up; those whose
@@ -169,11 +169,14 @@ def place(batch: PackedBatch, mesh: Mesh | None) -> PackedBatch:
 
 def batch_shardings(batch: PackedBatch, mesh: Mesh) -> PackedBatch:
     """Where every array of a batch (which may be abstract) lies."""
+    context = mesh.shape.get(CONTEXT, 1)
 
-    def place(path, _leaf) -> NamedSharding:
+    def place(path, leaf) -> NamedSharding:
         name = path[0].name
         if name == "denominator":
             return NamedSharding(mesh, PartitionSpec())
+        if path[-1].name == "patches":
+            return NamedSharding(mesh, PartitionSpec(ROWS, *patch_axes(np.shape(leaf)[1:], context)))
         return NamedSharding(mesh, PartitionSpec(None, ROWS) if name == "positions" else PartitionSpec(ROWS))
 
     return jax.tree_util.tree_map_with_path(place, batch)
