@@ -5,6 +5,8 @@
     python -m benchmarks.model --tunix /path/to/venv/bin/python # text alone; that environment needs google-tunix
 
 Every side is a process of its own that stays; they take turns, round by round, on the same cores, and medians count.
+In its turn a side computes everything twice, and the second time counts: a step of training follows another one, while
+memory that lay idle for seconds must first be fetched again, on a virtual machine from its host.
 All sides compute the mean loss of the next token (*forward*), or it and the gradient of every weight (*gradient*), of
 the same model in fp32; transformers and we have the same weights, and their losses must agree. A side's memory is the
 largest resident size of its process while it takes its turns, after a first one.
@@ -78,6 +80,7 @@ def measure(sides: Sequence[Side], rounds: int, clock: str = "wall") -> dict[str
     for number in range(rounds):
         for side in sides if number % 2 == 0 else sides[::-1]:
             for name in PASSES:
+                side.ask(name)
                 found[side.name][name].append(side.ask(name)[clock])
     for side in sides:
         found[side.name]["memory"] = side.ask("memory")["bytes"]

@@ -98,3 +98,27 @@ def test_bfloat16_inputs_are_summed_in_fp32():
         assert out.dtype == jnp.bfloat16
         error = np.abs(np.asarray(out, np.float64) - dense(q, k, v, segments, True))
         assert error.max() < 0.02 and error.mean() < 1e-3
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="measures XLA's CPU compiler")
+@pytest.mark.parametrize("attend", [causal_segment_attention, segment_attention])
+def test_tiles_keep_what_the_backward_pass_needs_and_no_more(attend):
+    """Per layer its input, queries, keys, values, output and one copy. Sees the output kept in a second layout, and space
+    for gradients that is laid out at the program's start: each is one or two more."""
+    rows, tokens, heads, dim = 4, 512, 2, 64
+    segments = jnp.ones((rows, tokens), jnp.int32)
+
+    def loss(x, weights):
+        for weight in weights:
+            q = x * weight
+            x = x + attend(q, 2 * q, 3 * q, segments, backend="tiled")
+        return (x * x).sum()
+
+    def temporaries(layers):  # in activations
+        x, weights = (
+            jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(rows, tokens, heads, dim), (layers, 1, dim)]
+        )
+        compiled = jax.jit(jax.grad(loss, (0, 1))).lower(x, weights).compile()
+        return compiled.memory_analysis().temp_size_in_bytes / (rows * tokens * heads * dim * 4)
+
+    assert (temporaries(6) - temporaries(2)) / 4 <= 6.5
