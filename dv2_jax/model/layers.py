@@ -140,10 +140,11 @@ class GatedMLP(nnx.Module):
         self.down = Linear(init, (hidden,), (size,), (mlp, embed), bias=bias, scale=residual_scale)
 
     def __call__(self, x: Float[Array, "... D"], norm: RMSNorm) -> Float[Array, "... D"]:
-        flat = x.reshape(-1, x.shape[-1])
-        gate, up = norm.into(flat, self.gate, self.up)
-        [y] = [self.down(_gated(gate, up))] if self.remat else products_of(_gated, (gate, up), [self.down])
-        return y.reshape(x.shape)
+        if self.remat:
+            flat = norm(x).reshape(-1, x.shape[-1])
+            return self.down(_gated(self.gate(flat), self.up(flat))).reshape(x.shape)
+        [y] = products_of(_gated, norm.into(x, self.gate, self.up), [self.down])
+        return y
 
 
 def _gated(gate: Float[Array, "N F"], up: Float[Array, "N F"]) -> Float[Array, "N F"]:

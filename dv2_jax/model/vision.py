@@ -140,5 +140,7 @@ class Projector(nnx.Module):
         x = self.norm(split_patches(x))
         x = x.reshape(-1, self.hidden.inputs[0])
         hidden, gelu = self.hidden(x), partial(jax.nn.gelu, approximate=False)
-        [merged] = [self.out(gelu(hidden))] if self.remat else products_of(gelu, (hidden,), [self.out])
+        if self.remat:
+            return self.out(gelu(hidden))
+        [merged] = products_of(gelu, (hidden,), [self.out])
         return merged

@@ -1,8 +1,7 @@
 """Segment attention tile by tile, for a CPU: every tile's scores stay in cache, and tiles between which no
 segment is shared are skipped (a row packed with four trajectories costs a quarter of one that is full).
 
-The loops are data dependent, which a CPU runs as they are; one
-program serves every packing.
+The loops are data dependent, which a CPU runs as they are; one program serves every packing.
 """
 
 from __future__ import annotations
@@ -161,7 +160,7 @@ def backward(
     def one(state: tuple[Array, Array, Array], xs) -> tuple[tuple[Array, Array, Array], None]:
         dk, dv, places = state
         query, mine, normaliser, delta = xs
-        mine, upstream = ((x.transpose(1, 2, 0, 3)).reshape(thin) for x in (mine * scale, places[query]))
+        mine, upstream = (x.transpose(1, 2, 0, 3).reshape(thin) for x in (mine * scale, places[query]))
         normaliser, delta = (x.transpose(1, 2, 0).reshape(row) for x in (normaliser, delta))
         mine_columns, upstream_columns = mine.swapaxes(-1, -2), upstream.swapaxes(-1, -2)
         start = tiles.row_start[query]
@@ -188,9 +187,8 @@ def backward(
     numbers = jnp.arange(tiles.first.shape[0])
     places, normaliser, delta = (_by_key_head(_cut(x, size), heads) for x in (gradient, normaliser, delta))
     (dk, dv, dq), _ = jax.lax.scan(one, (zeros, zeros, places), (numbers, tiles.q, normaliser, delta))
-    return tuple(
-        _join(x, batch, tokens).reshape(like.shape).astype(like.dtype) for x, like in zip((dq, dk, dv), (q, k, v))
-    )
+    pairs = zip((dq, dk, dv), (q, k, v), strict=True)
+    return tuple(_join(x, batch, tokens).reshape(like.shape).astype(like.dtype) for x, like in pairs)
 
 
 def _product(a: Array, b: Array) -> Array:

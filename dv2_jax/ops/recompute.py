@@ -18,7 +18,8 @@ from dv2_jax.parallel.mesh import traced_platform
 
 
 def after(x: Float[Array, "..."], gradient: Float[Array, "..."]) -> Float[Array, "..."]:
-    """``x``, once the gradient (of the same shape, or one number of it) is there. Where that is not finite, nor is what comes of it."""
+    """``x``, once the gradient (of the same shape, or one number of it) is there. Where that is not finite, nor is what
+    comes of it."""
     if traced_platform() != "cpu":
         return jax.lax.optimization_barrier((x, gradient))[0]
     return x + (0 * gradient).astype(x.dtype)
@@ -62,15 +63,11 @@ def _products_forward(function, inputs, kernels):
 
 def _products_backward(function, saved, gradients):
     (x, *others), kernels = saved
-    pairs = [
-        (g.reshape(len(g), -1), kernel.reshape(len(kernel), -1)) for g, kernel in zip(gradients, kernels, strict=True)
-    ]
-    upstream = sum(gradient @ kernel.T for gradient, kernel in pairs)
+    flat = [gradient.reshape(len(gradient), -1) for gradient in gradients]
+    upstream = sum(gradient @ kernel.reshape(len(kernel), -1).T for gradient, kernel in zip(flat, kernels, strict=True))
     left, backward = jax.vjp(function, after(x, upstream), *others)
-    changes = (left.T @ gradient for gradient, _ in pairs)
-    return backward(upstream), tuple(
-        change.reshape(kernel.shape) for change, kernel in zip(changes, kernels, strict=True)
-    )
+    changes = (left.T @ gradient for gradient in flat)
+    return backward(upstream), tuple(x.reshape(kernel.shape) for x, kernel in zip(changes, kernels, strict=True))
 
 
 recomputed_products.defvjp(_products_forward, _products_backward)
