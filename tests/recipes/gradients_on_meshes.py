@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import numpy as np
 import optax
@@ -27,7 +29,11 @@ def gradients(sizes: MeshConfig | None) -> dict[str, np.ndarray]:
     step = make_sft_step(build(CONFIG)[0], optax.sgd(1.0), tuple(sorted(params)), param_shardings=shardings)
     batches = pack_step(EXAMPLES, SPEC)
     assert len(batches) >= 2
-    found, _ = step.gradients(params, [place(batch, mesh) for batch in batches])
+    batches = [place(batch, mesh) for batch in batches]
+    if sizes:
+        patches, apart = batches[0].vision.patches, sizes.data * sizes.fsdp * sizes.context
+        assert apart * math.prod(patches.sharding.shard_shape(patches.shape)) == patches.size, "patches lie twice"
+    found, _ = step.gradients(params, batches)
     return {name: np.asarray(g) for name, g in found.items()}
 
 
