@@ -53,11 +53,12 @@ def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, 
         vision = vision_batch([(shape["patches"], grid)], [bucket], CONFIG.vision)
     place = jax.NamedSharding(mesh, jax.P(ROWS)) if mesh else None
     batch = jax.device_put((ids, targets, weight, segments, positions.swapaxes(0, 1), index.astype(np.int32)), place)
-    if vision and mesh:
-        whole = jax.NamedSharding(mesh, jax.P())
-        places = jax.tree.map(lambda _: whole, vision)
+    vision_place = None
+    if mesh and vision:  # patches as a run places them, split
         split = jax.NamedSharding(mesh, jax.P(*patch_axes(vision.patches.shape, mesh.shape["context"])))
-        vision = jax.device_put(vision, dataclasses.replace(places, patches=split))
+        whole = jax.tree.map(lambda _: jax.NamedSharding(mesh, jax.P()), vision)
+        vision_place = dataclasses.replace(whole, patches=split)
+    vision = jax.device_put(vision, vision_place)
 
     def loss(params, vision, batch):
         ids, targets, weight, segments, positions, index = batch

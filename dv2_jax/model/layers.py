@@ -119,7 +119,7 @@ class GatedMLP(nnx.Module):
     """down(silu(gate y) * up y) of the normed y.
 
     The backward pass works y and the product out again instead of keeping them, unless the whole layer is (``remat``):
-    for a few operations per element, less than half is kept.
+    for a few operations per element, about half is kept.
     """
 
     def __init__(

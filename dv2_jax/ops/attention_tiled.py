@@ -1,7 +1,8 @@
 """Segment attention tile by tile, for a CPU: every tile's scores stay in cache, and tiles between which no
 segment is shared are skipped (a row packed with four trajectories costs a quarter of one that is full).
 
-The loops are data dependent, which a CPU runs as they are; one program serves every packing.
+Arguments and results are those of ``attention_blocked``. The loops are data dependent, which a CPU runs as they are; one
+program serves every packing.
 """
 
 from __future__ import annotations
@@ -95,14 +96,7 @@ def _bias(causal: bool, tiles: _Tiles, query: Array, key: Array, *, keys_axis: i
     return jnp.where(allowed, 0.0, LOWEST)
 
 
-def forward(
-    causal: bool,
-    q: Float[Array, "B T H hd"],
-    k: Float[Array, "B T K hd"],
-    v: Float[Array, "B T K hd"],
-    segments: Int[Array, "B T"],
-) -> tuple[Float[Array, "B T H hd"], Float[Array, "B T H"]]:
-    """The output, and the log of the softmax's denominator in fp32."""
+def forward(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> tuple[Array, Array]:
     batch, tokens = q.shape[:2]
     tiles = _tiles(causal, q, k, v, segments)
     _, size, heads, groups, dim = tiles.q.shape
@@ -135,20 +129,10 @@ def forward(
 
 
 def backward(
-    causal: bool,
-    q: Float[Array, "B T H hd"],
-    k: Float[Array, "B T K hd"],
-    v: Float[Array, "B T K hd"],
-    segments: Int[Array, "B T"],
-    gradient: Float[Array, "B T H hd"],
-    normaliser: Float[Array, "B T H"],
-    delta: Float[Array, "B T H"],
-) -> tuple[Float[Array, "B T H hd"], Float[Array, "B T K hd"], Float[Array, "B T K hd"]]:
-    """Gradients of q, k and v. ``delta`` is the sum over hd of gradient times output, in fp32.
-
-    Probabilities stand with the keys first, [K s G t]: then no product has to transpose one, which XLA's CPU code takes
-    twice as long for.
-    """
+    causal: bool, q: Array, k: Array, v: Array, segments: Array, gradient: Array, normaliser: Array, delta: Array
+) -> tuple[Array, Array, Array]:
+    """Probabilities stand with the keys first, [K s G t]: then no product has to transpose one, which XLA's CPU code
+    takes twice as long for."""
     batch, tokens = q.shape[:2]
     tiles = _tiles(causal, q, k, v, segments)
     _, size, heads, groups, dim = tiles.q.shape

@@ -100,7 +100,6 @@ def test_bfloat16_inputs_are_summed_in_fp32():
         assert error.max() < 0.02 and error.mean() < 1e-3
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="measures XLA's CPU compiler")
 @pytest.mark.parametrize("attend", [causal_segment_attention, segment_attention])
 def test_tiles_keep_what_the_backward_pass_needs_and_no_more(attend):
     """Per layer its input, queries, keys, values, output and one copy. Sees the output kept in a second layout, and space
