@@ -50,7 +50,8 @@ def write_shape(file: Path, name: str, divide: int = 1) -> int:
         frame = rng.normal(size=(side * side, 3, 1, 14 * 14)).astype(np.float32)
         arrays["patches"] = np.repeat(frame, 2, axis=2).reshape(side * side, -1)
         arrays["grid"] = np.array(grid)
-        text = rng.integers(20, CONFIG.text.vocab_size, 256 // divide)
+        length = 256 // divide - merged_tokens(grid) % 2  # an even row, for two devices
+        text = rng.integers(20, CONFIG.text.vocab_size, length)
         ids = np.array([[12, *[CONFIG.image_token_id] * merged_tokens(grid), 13, *text]])
         positions = mrope_positions(ids[0], [grid], CONFIG)[0][:, None]
         segments = np.ones_like(ids)
