@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from tools_service.proto import tools_pb2 as pb
-from tools_service.sandbox import frames, png, webp
+from tools_service.sandbox.protocol import frames, png_validator, webp_validator
 
 _FORMATS = ("PNG", "PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _MAX_PIXELS = 1e6
@@ -223,8 +223,8 @@ def parse_picture(dice: random.Random) -> None:
     if dice.random() < 0.5:
         data = _checksums_mended(data)
     try:
-        passed, width, height = png.check(data, _MAX_PIXELS)
-    except png.BadPicture:
+        passed, width, height = png_validator.check(data, _MAX_PIXELS)
+    except png_validator.BadPicture:
         return
     try:
         with warnings.catch_warnings():
@@ -245,8 +245,8 @@ def parse_webp(dice: random.Random) -> None:
     if dice.random() < 0.7 and len(data) > 8:
         data[4:8] = struct.pack("<I", len(data) - 8)
     try:
-        passed, width, height = webp.check(bytes(data), _MAX_PIXELS)
-    except png.BadPicture:
+        passed, width, height = webp_validator.check(bytes(data), _MAX_PIXELS)
+    except png_validator.BadPicture:
         return
     try:
         image = Image.open(io.BytesIO(passed))

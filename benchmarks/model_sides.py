@@ -23,7 +23,7 @@ def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, 
     a single row's tokens."""
     import jax
 
-    from dv2_jax.parallel import distributed, host_allocator
+    from dv2_jax.parallel import distributed, malloc
 
     distributed.initialize(cpu_devices=devices)
 
@@ -77,7 +77,7 @@ def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, 
             new = not function._cache_size()
             found = jax.block_until_ready(function(params, vision, batch))
         if new:
-            host_allocator.give_back()  # as a run does once its programs are compiled
+            malloc.give_back()  # as a run does once its programs are compiled
         return float(found[0] if isinstance(found, tuple) else found)
 
     return {"forward": lambda: run(forward), "gradient": lambda: run(gradient)}

@@ -39,7 +39,7 @@ def roles(server: int) -> Roles:
             if "sandbox.manager" in command:
                 manager = manager or process
             # Sessions are forks of the zygote and show its command line: it is the oldest.
-            elif "sandbox.zygote" in command and (zygote is None or process.create_time() < zygote.create_time()):
+            elif "worker.zygote" in command and (zygote is None or process.create_time() < zygote.create_time()):
                 zygote = process
     if manager is None or zygote is None:
         raise LookupError(f"process {server} has no manager or no zygote below it")

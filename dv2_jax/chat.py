@@ -20,8 +20,8 @@ from rich.console import Console
 from dv2_jax.config import Config, ConfigError, load
 
 if TYPE_CHECKING:
-    from dv2_jax.evaluation.narration import Narrator
-    from dv2_jax.evaluation.session import Session
+    from dv2_jax.evaluation.chat_printer import Narrator
+    from dv2_jax.rollout.session import Session
 
 
 def parser() -> argparse.ArgumentParser:
@@ -89,8 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    from dv2_jax.evaluation.narration import Narrator
-    from dv2_jax.evaluation.session import open_session
+    from dv2_jax.evaluation.chat_printer import Narrator
+    from dv2_jax.rollout.session import open_session
 
     with tempfile.TemporaryDirectory(prefix="dv2_jax_chat_") as folder, ExitStack() as stack:
         with console.status("loading the policy and starting its tools"):

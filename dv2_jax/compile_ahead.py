@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 from dv2_jax.config import Config, ConfigError, load
 
 if TYPE_CHECKING:
-    from dv2_jax.recipes.compiled import Row
-    from dv2_jax.recipes.programs import Program
+    from dv2_jax.aot.compile_report import Row
+    from dv2_jax.aot.programs import Program
 
 PROVES = (
     "Compiled, not run: this shows that the programs compile and how much memory, arithmetic and communication the"
@@ -59,11 +59,11 @@ def run(
 
     jax.config.update("jax_platforms", "cpu")  # libtpu compiles; it must not look for chips
     jax.config.update("jax_enable_compilation_cache", False)  # without a chip, what is in it cannot be read back
-    from dv2_jax.parallel.aot import Compiled, compile_for, slice_of_one_host, topology_devices
+    from dv2_jax.aot.compile import Compiled, compile_for, slice_of_one_host, topology_devices
+    from dv2_jax.aot.compile_report import Row
+    from dv2_jax.aot.programs import abstract_policy, engine_programs, rl_programs, sft_programs
+    from dv2_jax.aot.roofline import GIB, chip_of
     from dv2_jax.parallel.mesh import under
-    from dv2_jax.parallel.roofline import GIB, chip_of
-    from dv2_jax.recipes.compiled import Row
-    from dv2_jax.recipes.programs import abstract_policy, engine_programs, rl_programs, sft_programs
 
     devices = topology_devices(topology)
     chip, host = chip_of(devices[0]), topology_devices(slice_of_one_host(topology, devices))
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("give --topology, or --table and --output")
     if arguments.table:
         return run_list(Path(arguments.table), Path(arguments.output), arguments.cache or CACHE)
-    from dv2_jax.parallel.aot import TopologyError
+    from dv2_jax.aot.compile import TopologyError
 
     def write(place: str, total: int, rows: Sequence[Row]) -> None:
         if arguments.json:
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, TopologyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from dv2_jax.recipes.compiled import LEGEND, table
+    from dv2_jax.aot.compile_report import LEGEND, table
 
     print(f"{place}; {versions()}\n{LEGEND}\n\n{table(rows)}\n\n{PROVES}")
     return 0 if all(row.fits for row in rows) else 1
@@ -164,7 +164,7 @@ def run_list(source: Path, output: Path, cache: str) -> int:
 
     Returns 1 when a program did not compile for another reason than its size.
     """
-    from dv2_jax.recipes.compiled import LEGEND, table
+    from dv2_jax.aot.compile_report import LEGEND, table
 
     text, failed = [], 0
     for line in source.read_text(encoding="utf-8").splitlines():
@@ -201,7 +201,7 @@ def _each_alone(arguments: list[str], cache: str) -> tuple[str, list[Row]]:
 
     Raises RuntimeError with what a process wrote that failed before it compiled anything.
     """
-    from dv2_jax.recipes.compiled import Row
+    from dv2_jax.aot.compile_report import Row
 
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -17,8 +17,8 @@ from dv2_jax.config import Config, ConfigError, run_verb
 
 if TYPE_CHECKING:
     from dv2_jax.data.question import Question
-    from dv2_jax.evaluation.counting import EvalResult
-    from dv2_jax.evaluation.session import Session
+    from dv2_jax.evaluation.summary import EvalResult
+    from dv2_jax.rollout.session import Session
 
 BASELINES = ("guessing", "no_tools")
 GUESSING_SAMPLE = 1000  # training questions that the guesser has seen
@@ -31,13 +31,13 @@ def run(config: Config) -> dict:
     from rich.console import Console
 
     from dv2_jax.evaluation.baselines import RefusingTools
-    from dv2_jax.evaluation.benchmark import benchmark
-    from dv2_jax.evaluation.session import open_session
     from dv2_jax.evaluation.table import print_comparison
     from dv2_jax.parallel import distributed
     from dv2_jax.parallel.mesh import device_mesh
     from dv2_jax.recipes.run import write_json
-    from dv2_jax.telemetry.report import write_report
+    from dv2_jax.report.page import write_report
+    from dv2_jax.rollout.question_sources import benchmark
+    from dv2_jax.rollout.session import open_session
     from dv2_jax.telemetry.trajectories import TrajectoryWriter
 
     started = time.perf_counter()
@@ -83,7 +83,7 @@ def run(config: Config) -> dict:
 def _answer(session: Session, questions: Sequence[Question], title: str, console, tools=None) -> EvalResult:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from dv2_jax.evaluation.evaluate import evaluate
+    from dv2_jax.evaluation.answering import evaluate
     from dv2_jax.parallel import distributed
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -94,9 +94,9 @@ def _answer(session: Session, questions: Sequence[Question], title: str, console
 
 
 def _guessing(config: Config, questions: Sequence[Question]) -> dict[str, float]:
-    from dv2_jax.data.tasks import generate
     from dv2_jax.evaluation.baselines import guessing_accuracy
-    from dv2_jax.evaluation.benchmark import EMBEDDED
+    from dv2_jax.rollout.question_sources import EMBEDDED
+    from dv2_jax.toy.tasks import generate
 
     if config.task.source != EMBEDDED:
         raise ConfigError("eval.baselines = guessing: needs the embedded tasks (task.source=default)")

@@ -28,9 +28,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(checkpoint: str, output: str | Path, dtype: str) -> str | Path:
-    """Load and write; see :func:`dv2_jax.checkpoint.export.export_hf` for what lands in ``output``."""
-    from dv2_jax.checkpoint.export import export_hf, image_config
-    from dv2_jax.checkpoint.policy import architecture, load_weights
+    """Load and write; see :func:`dv2_jax.checkpoint.hf_export.export_hf` for what lands in ``output``."""
+    from dv2_jax.checkpoint.hf_export import export_hf, image_config
+    from dv2_jax.checkpoint.policy_spec import architecture, load_weights
     from dv2_jax.config import ImageConfig, ModelSource
 
     source = ModelSource(init=checkpoint if ":" in checkpoint else f"checkpoint:{checkpoint}")

@@ -16,13 +16,14 @@ MAX_LINES = 450
 
 # Lower number: lower level. An import runs to a lower level, or stays on its own without making a cycle.
 LEVELS = {
-    "config": 0, "config_help": 0, "overrides": 0, "telemetry": 0,
-    "ops": 1, "parallel": 1,
+    "config": 0, "telemetry": 0,
+    "ops": 1, "parallel": 1, "report": 1,
     "model": 2, "checkpoint": 2,
-    "engine": 3, "rl": 3, "agent": 3, "rewards": 3, "data": 3,
-    "rollout": 4, "evaluation": 4, "curation": 4,
-    "recipes": 5,
-    "train": 6, "evaluate": 6, "curate": 6, "export": 6, "chat": 6, "compile_ahead": 6,
+    "engine": 3, "rl": 3, "agent": 3, "rewards": 3, "data": 3, "toy.tasks": 3,
+    "rollout": 4, "trainer": 4,
+    "evaluation": 5, "toy": 5, "aot": 5,
+    "recipes": 6,
+    "train": 7, "evaluate": 7, "export": 7, "chat": 7, "compile_ahead": 7,
 }  # fmt: skip
 GENERATED = re.compile(r"_pb2(_grpc)?\.py$")
 
@@ -64,7 +65,9 @@ def is_module(name: str) -> bool:
 
 
 def part(module: str) -> str:
-    """``dv2_jax.rl.losses`` → ``rl``; the package itself → ````."""
+    """``dv2_jax.rl.losses`` → ``rl``; ``dv2_jax.toy.tasks`` is a part of its own; the package itself → ````."""
+    if module.startswith("dv2_jax.toy.tasks"):
+        return "toy.tasks"
     return module.split(".")[1] if "." in module else ""
 
 

@@ -9,9 +9,10 @@ import signal
 import sys
 from collections.abc import Iterator
 
-from tools_service import logs, server
-from tools_service import options as command_line
-from tools_service.sandbox.host import SandboxUnavailable
+from tools_service.common import logs
+from tools_service.sandbox.manager.manager_client import SandboxUnavailable
+from tools_service.server import options as command_line
+from tools_service.server import servicer
 
 
 async def serve(options: command_line.Options) -> None:
@@ -21,7 +22,7 @@ async def serve(options: command_line.Options) -> None:
         loop.add_signal_handler(number, stop.set)
     if options.exit_with_parent:
         _watch(os.getppid(), stop, loop)
-    running = await server.build(options)
+    running = await servicer.build(options)
     for line in _banner(options, running.tools.info()):
         print(line)
     print(f"listening on {options.host}:{running.port}", flush=True)

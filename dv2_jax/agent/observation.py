@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dv2_jax.agent.pictures import returned_picture
-from dv2_jax.agent.protocol import Turn
+from dv2_jax.agent.agent_images import returned_picture
+from dv2_jax.agent.parser import Turn
 from dv2_jax.config import AgentConfig
-from dv2_jax.data.chat import IMAGE_MARKER, neutral
+from dv2_jax.data.chat_encoder import IMAGE_MARKER, neutral
 
 _CODE = "Code execution result:\nstdout:\n```\n{stdout}\n```\n\nstderr:\n```\n{stderr}\n```\n\n{images}"
 _SEARCH = "<tool_response>\n{body}\n</tool_response>"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from dv2_jax.data.chat import IMAGE_MARKER
+from dv2_jax.data.chat_encoder import IMAGE_MARKER
 from dv2_jax.data.question import Question
 
 BRIEF = """\

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dv2_jax.data.chat import PictureInput
+from dv2_jax.data.chat_encoder import PictureInput
 from dv2_jax.data.question import Question
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import tokenizers
 from jaxtyping import Float
 from tokenizers import decoders, models, pre_tokenizers
 
-from dv2_jax.model.config import TextConfig
+from dv2_jax.model.model_config import TextConfig
 
 # Ours, under text.layers., and the name in the file, under blk.N.; biases are not in it, because a Llama has none.
 _LAYER = {

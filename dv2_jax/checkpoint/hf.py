@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 from dv2_jax.checkpoint import safetensors_file
 from dv2_jax.checkpoint.output_folder import OutputFolder, output_folder
 from dv2_jax.checkpoint.weight_map import Entry, canonical, entries
-from dv2_jax.model.config import ModelConfig
+from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.params import Params, abstract_params
 
 INDEX = "model.safetensors.index.json"

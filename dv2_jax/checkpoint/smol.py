@@ -22,7 +22,7 @@ from jax.sharding import Sharding
 
 from dv2_jax.checkpoint.gguf_file import GGUFLlama
 from dv2_jax.config import ConfigError
-from dv2_jax.model.config import ModelConfig
+from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.params import Params, abstract_params, init_params
 
 NAME = "smol"

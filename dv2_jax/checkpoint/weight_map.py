@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from dv2_jax.model.config import ModelConfig
+from dv2_jax.model.model_config import ModelConfig
 
 Form = Literal["same", "kernel", "convolution"]  # copied; transposed and reshaped; flattened, then transposed
 

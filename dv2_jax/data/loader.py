@@ -17,7 +17,7 @@ import grain
 
 from dv2_jax.config import AgentConfig, ImageConfig
 from dv2_jax.data.packing import Example, PackedBatch, Packer, PackSpec, build_batch, share_denominator
-from dv2_jax.model.config import ModelConfig
+from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.vision_inputs import VisionBucket
 
 R = TypeVar("R")

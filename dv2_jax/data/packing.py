@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dv2_jax.model.config import ModelConfig
+from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.positions import mrope_positions
 from dv2_jax.model.vision_inputs import VisionBatch, VisionBucket, fits, merged_tokens, vision_batch
 

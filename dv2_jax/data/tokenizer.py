@@ -38,7 +38,7 @@ ADDED_TOKENS = (
 )  # fmt: skip
 TOOL_TOKENS = ("<tool_call>", "</tool_call>")
 _FLAGGED_SPECIAL = frozenset(ADDED_TOKENS[:14])  # the file's own `special` flag, which skip_special_tokens obeys
-PACKAGE_FILE = "assets/tokenizer.json"  # the small vocabulary that ships with the package
+PACKAGE_FILE = "toy/assets/tokenizer.json"  # the small vocabulary that ships with the package
 
 
 def _byte_alphabet() -> dict[str, int]:

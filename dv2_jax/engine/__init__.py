@@ -2,6 +2,6 @@
 
 from dv2_jax.engine.engine import Engine, TurnOutput
 from dv2_jax.engine.sampling import forbidden_ids
-from dv2_jax.engine.stops import StopAutomaton
+from dv2_jax.engine.stop_strings import StopAutomaton
 
 __all__ = ["Engine", "StopAutomaton", "TurnOutput", "forbidden_ids"]

@@ -22,16 +22,16 @@ import numpy as np
 from jaxtyping import Bool
 
 from dv2_jax.config import EngineConfig
-from dv2_jax.data.chat import PictureInput
-from dv2_jax.engine import batches, programs
-from dv2_jax.engine.compiled import CompiledPrograms, Key
-from dv2_jax.engine.memory import Memory
-from dv2_jax.engine.placement import Placement, groups_of
-from dv2_jax.engine.pool import PicturePool
-from dv2_jax.engine.sequence import Generation, Sequence
-from dv2_jax.engine.shapes import Shapes, smallest
-from dv2_jax.engine.stops import StopAutomaton
-from dv2_jax.model.config import ModelConfig
+from dv2_jax.data.chat_encoder import PictureInput
+from dv2_jax.engine import batch_builder, model_runner
+from dv2_jax.engine.buckets import Shapes, smallest
+from dv2_jax.engine.engine_sharding import Placement, groups_of
+from dv2_jax.engine.executables import CompiledPrograms, Key
+from dv2_jax.engine.image_cache import PicturePool
+from dv2_jax.engine.kv_cache_manager import Memory
+from dv2_jax.engine.sequence_state import Generation, Sequence
+from dv2_jax.engine.stop_strings import StopAutomaton
+from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.params import GraphDef, Params
 from dv2_jax.model.vision_inputs import VisionBucket, fits, merged_tokens, vision_batch
 from dv2_jax.ops.paged_attention import empty_pages
@@ -107,7 +107,7 @@ class Engine:
         ]
         self._pool_index = PicturePool(engine.picture_tokens)
         self._sequences: dict[str, Sequence] = {}
-        self._inflight: tuple[list[Sequence], programs.Decoded] | None = None
+        self._inflight: tuple[list[Sequence], model_runner.Decoded] | None = None
         self._last_was_prefill = False
         self._idle = True
 
@@ -124,7 +124,7 @@ class Engine:
         self._pool, self._seed, self._table, self._forbidden = self._placement.put_whole(
             (pool, self._seed, self._table, self._forbidden)
         )
-        self._programs = CompiledPrograms(programs.jitted(graphdef, self._placement), mesh)
+        self._programs = CompiledPrograms(model_runner.jitted(graphdef, self._placement), mesh)
 
     def set_params(self, params: Params | None, version: int) -> None:
         """Takes new weights; None lets go of the old ones. What older weights have cached is never used again.
@@ -202,10 +202,10 @@ class Engine:
         full = len(waiting) >= self.config.prefill_rows
         self._idle = not waiting and not ready
         if waiting and (full or not ready or not self._last_was_prefill):
-            self._prefill(batches.share(waiting, self._groups, self.config.prefill_rows))
+            self._prefill(batch_builder.share(waiting, self._groups, self.config.prefill_rows))
             self._last_was_prefill = True
         elif ready:
-            self._decode(batches.share(ready, self._groups, self.config.slots))
+            self._decode(batch_builder.share(ready, self._groups, self.config.slots))
             self._last_was_prefill = False
         return finished
 
@@ -248,11 +248,11 @@ class Engine:
         examples = [(("copy", ()), (self._pages, *self._placement.put_rows(*self._no_copies())))]
         for rows in shapes.decode_rows:
             for width in shapes.decode_widths:
-                example = batches.empty_decode(rows, size.decode_tokens, width, nowhere)
+                example = batch_builder.empty_decode(rows, size.decode_tokens, width, nowhere)
                 examples.append((("decode", (rows, width)), self._decode_arguments(example)))
         for rows in shapes.prefill_rows:
             for width in shapes.prefill_widths:
-                example = batches.empty_prefill(rows, size.prefill_tokens, width, nowhere)
+                example = batch_builder.empty_prefill(rows, size.prefill_tokens, width, nowhere)
                 arguments = self._params, self._pages, self._pool, self._placement.put(example)
                 examples.append((("prefill", (rows, width)), arguments))
         for bucket in self._buckets:
@@ -275,7 +275,7 @@ class Engine:
             sequences, decoded = self._inflight
             self._inflight = None
             before = sum(len(s.token_ids) for s in sequences)
-            batches.absorb(sequences, self._groups, decoded)
+            batch_builder.absorb(sequences, self._groups, decoded)
             self._stats.sampled_tokens += sum(len(s.token_ids) for s in sequences) - before
 
     def _finished(self) -> list[TurnOutput]:
@@ -327,11 +327,11 @@ class Engine:
     def _prefill(self, sequences: list[Sequence]) -> None:
         pieces = self._encode_for(sequences)
         chosen = [sequence for sequence, _ in pieces]
-        rows = smallest(self.shapes.prefill_rows, batches.rows_needed(chosen, self._groups))
-        width = batches.width_for(self.shapes.prefill_widths, chosen, self.config.page_size)
+        rows = smallest(self.shapes.prefill_rows, batch_builder.rows_needed(chosen, self._groups))
+        width = batch_builder.width_for(self.shapes.prefill_widths, chosen, self.config.page_size)
         for sequence, count in pieces:
             self._memories[sequence.group].grow(sequence, sequence.cached + count)
-        arrays = batches.prefill_rows(
+        arrays = batch_builder.prefill_rows(
             pieces, (rows, self.config.prefill_tokens, width), self._memories, self._pool_index
         )
         self._pages = self._programs(
@@ -342,9 +342,9 @@ class Engine:
         self._stats.prefill_dispatches += 1
         self._stats.prefilled_tokens += sum(count for _, count in pieces)
 
-    def _encode_for(self, sequences: list[Sequence]) -> list[batches.Piece]:
+    def _encode_for(self, sequences: list[Sequence]) -> list[batch_builder.Piece]:
         """The next piece of each sequence, cut where the pool has no room for another picture; encodes what is new."""
-        pieces: list[batches.Piece] = []
+        pieces: list[batch_builder.Piece] = []
         pinned: set[str] = set()
         fresh: list[tuple[PictureInput, np.ndarray]] = []
         for sequence in sequences:
@@ -381,13 +381,13 @@ class Engine:
         self._stats.encoded_pictures += count
         return fresh[count:]
 
-    def _decode_arguments(self, rows: programs.DecodeRows) -> tuple:
+    def _decode_arguments(self, rows: model_runner.DecodeRows) -> tuple:
         return self._params, self._pages, self._seed, self._table, self._forbidden, self._placement.put(rows)
 
     def _decode(self, sequences: list[Sequence]) -> None:
-        rows = smallest(self.shapes.decode_rows, batches.rows_needed(sequences, self._groups))
-        width = batches.width_for(self.shapes.decode_widths, sequences, self.config.page_size)
-        arrays = batches.decode_rows(sequences, (rows, self.config.decode_tokens, width), self._memories)
+        rows = smallest(self.shapes.decode_rows, batch_builder.rows_needed(sequences, self._groups))
+        width = batch_builder.width_for(self.shapes.decode_widths, sequences, self.config.page_size)
+        arrays = batch_builder.decode_rows(sequences, (rows, self.config.decode_tokens, width), self._memories)
         self._pages, decoded = self._programs(("decode", (rows, width)), *self._decode_arguments(arrays))
         self._inflight = (sequences, decoded)
         self._stats.decode_dispatches += 1

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from dv2_jax.engine.stops import ByteVocabulary
+from dv2_jax.engine.stop_strings import ByteVocabulary
 from dv2_jax.ops.logprobs import masked_logits
 
 

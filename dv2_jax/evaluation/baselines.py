@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from dv2_jax.data.question import Question
 from dv2_jax.evaluation.statistics import mean
-from dv2_jax.rewards.equivalence import equivalent
+from dv2_jax.rewards.matching import equivalent
 from tools_service.client import Status, ToolResult
 
 

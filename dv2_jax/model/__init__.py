@@ -1,6 +1,6 @@
 """Qwen2.5-VL: architecture, inputs, and the bridge to flat parameters."""
 
-from dv2_jax.model.config import ModelConfig, TextConfig, VisionConfig
+from dv2_jax.model.model_config import ModelConfig, TextConfig, VisionConfig
 from dv2_jax.model.params import (
     GraphDef,
     Params,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dv2_jax.ops.recompute import recomputed, recomputed_products
+from dv2_jax.ops.remat import recomputed, recomputed_products
 
 LAYER_AXIS = "layers"
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from dv2_jax.model.config import ModelConfig
+from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.qwen2_5_vl import Qwen2_5_VL
 
 Params: TypeAlias = dict[str, Array | jax.ShapeDtypeStruct]  # abstract where only shapes are wanted

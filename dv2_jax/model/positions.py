@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from dv2_jax.model.config import ModelConfig
+from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.vision_inputs import Grid, merged_tokens
 
 

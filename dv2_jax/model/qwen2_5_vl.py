@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from dv2_jax.model.config import ModelConfig
 from dv2_jax.model.layers import Init
+from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.text import Attend, TextTower
 from dv2_jax.model.vision import Projector, VisionTower
 from dv2_jax.model.vision_inputs import VisionBatch
-from dv2_jax.ops.gather import move_rows
+from dv2_jax.ops.permute_rows import move_rows
 
 
 class Qwen2_5_VL(nnx.Module):

@@ -9,8 +9,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from dv2_jax.model.config import TextConfig
 from dv2_jax.model.layers import GatedMLP, Init, Linear, RMSNorm
+from dv2_jax.model.model_config import TextConfig
 from dv2_jax.model.rope import Turn, mrope_turn, rotate
 
 # (q [B T H hd], k [B T K hd], v [B T K hd], the layer's cache) -> (output [B T H hd], the layer's new cache).

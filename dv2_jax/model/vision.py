@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from dv2_jax.model.config import VisionConfig
 from dv2_jax.model.layers import GatedMLP, Init, Linear, RMSNorm, products_of
+from dv2_jax.model.model_config import VisionConfig
 from dv2_jax.model.rope import Turn, patch_turn, rotate
 from dv2_jax.model.text import unroll_of
 from dv2_jax.model.vision_inputs import VisionBatch
 from dv2_jax.ops.attention import segment_attention
-from dv2_jax.ops.gather import move_rows
+from dv2_jax.ops.permute_rows import move_rows
 from dv2_jax.parallel.mesh import context_shards, split_patches, whole_patches
 
 NORM_EPS = 1e-6  # fixed in the published tower, whatever the text tower's is

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dv2_jax.model.config import VisionConfig
+from dv2_jax.model.model_config import VisionConfig
 
 AnyArray = Array | np.ndarray  # on the host until a jitted function takes it
 Grid = tuple[int, int, int]  # frames, rows of patches, columns of patches

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from dv2_jax.ops.recompute import after
+from dv2_jax.ops.remat import after
 from dv2_jax.parallel.mesh import traced_platform
 
 BLOCK = 128  # queries

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from dv2_jax.ops.recompute import after
+from dv2_jax.ops.remat import after
 
 TILE = 128  # queries and keys where the mask is causal: larger ones compute more of what it hides
 WIDE_TILE = 288  # keys where it is not, and larger ones only cost less, as long as one's scores stay in cache

@@ -22,28 +22,28 @@ from typing import Any
 
 import numpy as np
 
-from dv2_jax.checkpoint.export import export_hf
+from dv2_jax.checkpoint.hf_export import export_hf
 from dv2_jax.config import Config, ConfigError
 from dv2_jax.data import loader
 from dv2_jax.data.packing import PackedBatch, PackSpec
-from dv2_jax.evaluation.counting import Outcome, count
-from dv2_jax.evaluation.session import Session, open_session
+from dv2_jax.evaluation.summary import Outcome, count
 from dv2_jax.evaluation.table import print_comparison
 from dv2_jax.parallel import distributed
-from dv2_jax.recipes.rl_groups import Group, Prompts, gather_groups, group_requests
-from dv2_jax.recipes.rl_stages import STAGES, Stages
-from dv2_jax.recipes.rl_step import make_rl_step, make_scorer
+from dv2_jax.recipes.rl_eval import STAGES, Stages
+from dv2_jax.recipes.rl_prompts import Group, Prompts, gather_groups, group_requests
 from dv2_jax.recipes.run import Policy, Run, Stopped, begin, load_policy, make_learning, open_run, write_json
-from dv2_jax.recipes.state import Params, TrainState
-from dv2_jax.recipes.update import Update, pack_share, place_share
+from dv2_jax.report.page import write_report
 from dv2_jax.rewards import assign
 from dv2_jax.rl.advantages import group_advantages, informative_groups
 from dv2_jax.rl.batch import Minibatch, make_minibatches
 from dv2_jax.rl.losses import with_algorithm
-from dv2_jax.rl.metrics import token_means
+from dv2_jax.rl.policy_metrics import token_means
+from dv2_jax.rollout.session import Session, open_session
 from dv2_jax.telemetry.recompilation import RecompilationCounter
-from dv2_jax.telemetry.report import write_report
 from dv2_jax.telemetry.trajectories import TrajectoryWriter
+from dv2_jax.trainer.rl_step import make_rl_step, make_scorer
+from dv2_jax.trainer.state import Params, TrainState
+from dv2_jax.trainer.train_step import Update, pack_share, place_share
 
 
 def run_rl(config: Config) -> dict[str, Any]:
@@ -289,7 +289,7 @@ class Training:
         """The policy that a KL term refers to: the one that the run began with."""
         if not config.rl.kl_coefficient:
             return None
-        from dv2_jax.checkpoint.policy import load_weights
+        from dv2_jax.checkpoint.policy_spec import load_weights
 
         self._score = make_scorer(
             self.policy.graphdef, temperature=config.sampling.temperature, forbidden=self.session.forbidden

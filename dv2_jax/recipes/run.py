@@ -14,19 +14,19 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from dv2_jax.checkpoint.policy import Architecture, architecture, load_weights
+from dv2_jax.checkpoint.policy_spec import Architecture, architecture, load_weights
 from dv2_jax.checkpoint.store import CheckpointStore
 from dv2_jax.config import Config
 from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.model.params import GraphDef, abstract_params, build, logical_axes
 from dv2_jax.parallel import distributed
 from dv2_jax.parallel.mesh import device_mesh, param_shardings
-from dv2_jax.recipes.optimizer import learning_rate, make_optimizer, trainable_names
-from dv2_jax.recipes.state import TrainState, bound, init_state, opt_shardings, split_params, step_counter
 from dv2_jax.telemetry.interrupt import Interrupt
-from dv2_jax.telemetry.metrics import Metrics
+from dv2_jax.telemetry.metrics_writer import Metrics
 from dv2_jax.telemetry.progress import Display, Part
 from dv2_jax.telemetry.spans import Spans
+from dv2_jax.trainer.optimizer import learning_rate, make_optimizer, trainable_names
+from dv2_jax.trainer.state import TrainState, bound, init_state, opt_shardings, split_params, step_counter
 
 
 @dataclass(frozen=True)

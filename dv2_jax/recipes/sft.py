@@ -24,18 +24,19 @@ import grain
 import jax
 import numpy as np
 
-from dv2_jax.agent.splice import SpliceCodec
+from dv2_jax.agent.prompt_encoder import SpliceCodec
 from dv2_jax.config import Config, ConfigError
-from dv2_jax.data import loader, tasks
-from dv2_jax.data.chat import ChatEncoder
+from dv2_jax.data import loader
+from dv2_jax.data.chat_encoder import ChatEncoder
 from dv2_jax.data.packing import PackedBatch, PackSpec
 from dv2_jax.data.rows import read_conversations
 from dv2_jax.parallel import distributed
 from dv2_jax.recipes import sft_data
 from dv2_jax.recipes.run import Policy, Run, Stopped, begin, load_policy, make_learning, open_run, together, write_json
-from dv2_jax.recipes.sft_step import make_sft_step, sft_loop
-from dv2_jax.recipes.state import TrainState
 from dv2_jax.telemetry.recompilation import RecompilationCounter
+from dv2_jax.toy import tasks
+from dv2_jax.trainer.sft_step import make_sft_step, sft_loop
+from dv2_jax.trainer.state import TrainState
 
 DATA_SEED = 1  # added to task.seed: the cold start's questions are not those that RL draws
 
@@ -168,7 +169,7 @@ def open_data(run: Run, policy: Policy, spec: PackSpec) -> grain.DatasetIterator
     encoder = ChatEncoder(policy.tokenizer, config.image)
     stepwise = functools.partial(loader.batches, spec=spec, seed=config.run.seed, microbatches=sft.microbatches)
     if sft.data == "pretrain":
-        from dv2_jax.curation.pretraining import Curriculum
+        from dv2_jax.toy.pretraining import Curriculum
 
         return loader.batches_of_stream(
             lambda: Curriculum(encoder, config.agent, config.run.seed), spec, microbatches=sft.microbatches
@@ -189,8 +190,8 @@ def open_data(run: Run, policy: Policy, spec: PackSpec) -> grain.DatasetIterator
 
 def _cold_start(run: Run, policy: Policy) -> list[sft_data.StoredTrajectory]:
     """Trajectories of the scripted solver, made through the real tools once per run directory."""
-    from dv2_jax.curation.teacher import solve_all
-    from dv2_jax.rollout.tools import open_tools
+    from dv2_jax.rollout.tools_client import open_tools
+    from dv2_jax.toy.teacher import solve_all
 
     config, directory = run.config, run.directory / "data"
     with together(), ExitStack() as stack:

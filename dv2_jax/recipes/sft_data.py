@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from dv2_jax.agent.trajectory import Trajectory
-from dv2_jax.data.chat import ChatEncoder, encode_messages
+from dv2_jax.data.chat_encoder import ChatEncoder, encode_messages
 from dv2_jax.data.packing import Example
 from dv2_jax.data.question import Question
 from dv2_jax.data.rows import Conversation

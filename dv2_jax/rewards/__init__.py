@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dv2_jax.agent.trajectory import Finish, Trajectory
 from dv2_jax.config import RewardConfig
 from dv2_jax.data.tokenizer import Tokenizer
-from dv2_jax.rewards.equivalence import equivalent
 from dv2_jax.rewards.judge import Judge, JudgeUnavailable
+from dv2_jax.rewards.matching import equivalent
 from dv2_jax.rewards.rules import RewardParts, final_answer, score, too_long, well_formed
 
 __all__ = [

@@ -18,14 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from dv2_jax.agent.agent_images import sandbox_pictures
 from dv2_jax.agent.observation import RETRYABLE
-from dv2_jax.agent.pictures import sandbox_pictures
-from dv2_jax.agent.protocol import Turn
-from dv2_jax.agent.splice import SpliceCodec
+from dv2_jax.agent.parser import Turn
+from dv2_jax.agent.prompt_encoder import SpliceCodec
 from dv2_jax.agent.trajectory import Trajectory, TurnRecord
-from dv2_jax.agent.transcript import Transcript
+from dv2_jax.agent.trajectory_builder import Transcript
 from dv2_jax.config import AgentConfig, SamplingConfig, ToolsConfig
-from dv2_jax.data.chat import Segment
+from dv2_jax.data.chat_encoder import Segment
 from dv2_jax.data.question import Question
 from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.engine.engine import Engine, TurnOutput

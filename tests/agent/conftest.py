@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tool_results import png
 
 from dv2_jax.agent import prompts
-from dv2_jax.agent.splice import SpliceCodec
+from dv2_jax.agent.prompt_encoder import SpliceCodec
 from dv2_jax.config import AgentConfig, ImageConfig
 from dv2_jax.data.question import Question
 from dv2_jax.data.tokenizer import Tokenizer, train_bpe
+from tests.agent.tool_results import png
 
 IMAGE = ImageConfig(min_pixels=56 * 56, max_pixels=112 * 112)
 

@@ -1,10 +1,10 @@
 """Prompts: lengths, whose words they are, and where pictures go."""
 
 import pytest
-from tool_results import png
 
 from dv2_jax.agent import prompts
 from dv2_jax.data.question import Question
+from tests.agent.tool_results import png
 
 
 def test_the_brief_prompts_stay_under_sixty_words():

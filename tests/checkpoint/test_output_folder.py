@@ -13,7 +13,7 @@ import pytest
 from dv2_jax import export
 from dv2_jax.checkpoint.hf import load_hf
 from dv2_jax.checkpoint.output_folder import INCOMPLETE, output_folder
-from dv2_jax.checkpoint.policy import architecture
+from dv2_jax.checkpoint.policy_spec import architecture
 from dv2_jax.config import ModelSource
 
 STORE = fsspec.filesystem("memory")  # objects without folders that could be renamed, like a bucket

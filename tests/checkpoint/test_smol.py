@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from dv2_jax.checkpoint import smol
-from dv2_jax.checkpoint.export import export_hf
-from dv2_jax.checkpoint.policy import architecture, load_weights
+from dv2_jax.checkpoint.hf_export import export_hf
+from dv2_jax.checkpoint.policy_spec import architecture, load_weights
 from dv2_jax.config import ConfigError, ImageConfig, ModelSource
 from dv2_jax.data import tokenizer as tokenizer_module
 from dv2_jax.data.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dv2_jax.config import AgentConfig, ImageConfig
-from dv2_jax.data.chat import PictureInput
+from dv2_jax.data.chat_encoder import PictureInput
 from dv2_jax.data.loader import batches, batches_of_stream, image_buckets
 from dv2_jax.data.packing import Example, Packer, PackSpec, build_batch, first_fit_decreasing, pack_step
 from dv2_jax.model import ModelConfig, VisionBucket, mrope_positions

@@ -92,9 +92,9 @@ def test_a_tokenizer_of_another_family_is_refused(tokenizer):
 def test_the_exported_files_load_in_transformers_with_the_same_ids_and_dialogue(tokenizer, tmp_path):
     """Sees a wrong file format, a lost special flag, and a chat template that differs from ours."""
     transformers = pytest.importorskip("transformers")
-    from dv2_jax.checkpoint.export import CHAT_TEMPLATE
+    from dv2_jax.checkpoint.hf_export import CHAT_TEMPLATE
     from dv2_jax.config import ImageConfig
-    from dv2_jax.data.chat import ChatEncoder
+    from dv2_jax.data.chat_encoder import ChatEncoder
 
     tokenizer.save(tmp_path / "tokenizer.json")
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from small_world import make_world, roll_out
 
 from dv2_jax.config import MeshConfig
 from dv2_jax.parallel.mesh import make_mesh
+from tests.engine.small_world import make_world, roll_out
 
 NAMES = [f"s{number}" for number in range(6)]
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dv2_jax.config import EngineConfig, ImageConfig
-from dv2_jax.data.chat import ChatEncoder, PictureInput
+from dv2_jax.data.chat_encoder import ChatEncoder, PictureInput
 from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.engine import Engine, StopAutomaton, TurnOutput, forbidden_ids
 from dv2_jax.model import (

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
 def test_tokens_on_four_devices_are_those_of_one():
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
+        "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, str(HERE / "roll_out_on_mesh.py")]
+    command = [sys.executable, "-m", "tests.engine.roll_out_on_mesh"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "4 devices" in done.stdout

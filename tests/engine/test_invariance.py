@@ -7,7 +7,8 @@ reads a neighbour's page or a page's stale end, a piece of prompt cut at the wro
 from __future__ import annotations
 
 import pytest
-from small_world import finish_turns, roll_out
+
+from tests.engine.small_world import finish_turns, roll_out
 
 NAMES = [f"s{i}" for i in range(5)]
 # Each names one thing per size that the reference does otherwise; few combinations, as each compiles its programs.

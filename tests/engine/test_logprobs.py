@@ -8,7 +8,8 @@ forbidden id that only one side knows.
 from __future__ import annotations
 
 import numpy as np
-from small_world import SMALL, finish_turns, roll_out
+
+from tests.engine.small_world import SMALL, finish_turns, roll_out
 
 
 def gaps(world, rows, temperatures):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dv2_jax.agent.transcript import Transcript
+from dv2_jax.agent.trajectory_builder import Transcript
 from dv2_jax.data.question import Question
 from dv2_jax.evaluation.baselines import RefusingTools, guessing_accuracy
 from tools_service.client import ExecRequest, ImageSearchRequest, Status, TextSearchRequest

@@ -39,13 +39,13 @@ except Exception as error:
 
 
 def test_signatures_hold_at_run_time_and_a_wrong_rank_is_caught():
-    here = Path(__file__).parent
+    here = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(here)!r})\n{PROGRAM}"],
         capture_output=True,
         text=True,
         timeout=600,
-        cwd=here.parent.parent,
+        cwd=here,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == "caught TypeCheckError"

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from samples import pictures_of, tiny_config
 
 from dv2_jax.model import (
     ModelConfig,
@@ -24,6 +23,7 @@ from dv2_jax.model import (
 from dv2_jax.model.rope import mrope_turn, patch_turn, rotate
 from dv2_jax.ops.attention import causal_segment_attention
 from dv2_jax.parallel.mesh import AXIS_RULES
+from tests.model.samples import pictures_of, tiny_config
 
 CONFIG = tiny_config()
 PICTURES = pictures_of([(84, 140), (140, 84)], 112 * 112)

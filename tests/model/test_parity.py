@@ -15,12 +15,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from flax import nnx  # noqa: E402
-from reference import Conversation, random_torch_model, relative, to_ours  # noqa: E402
-from samples import pictures_of, tiny_config  # noqa: E402
 
 from dv2_jax.model import VisionBucket, build, merge  # noqa: E402
 from dv2_jax.model.rope import mrope_turn, patch_turn  # noqa: E402
 from dv2_jax.ops.attention import causal_segment_attention  # noqa: E402
+from tests.model.reference import Conversation, random_torch_model, relative, to_ours  # noqa: E402
+from tests.model.samples import pictures_of, tiny_config  # noqa: E402
 
 SMALL = [(120, 80), (70, 160), (56, 56)]  # each within one window's area
 LARGE = [(300, 200), (90, 350), (252, 392)]  # several windows, cut at right and bottom edges

@@ -13,11 +13,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from reference import Conversation, random_torch_model, relative, to_ours  # noqa: E402
-from samples import pictures_of, tiny_config  # noqa: E402
-
 from dv2_jax.model import VisionBucket, build, merge, merged_tokens, vision_batch  # noqa: E402
 from dv2_jax.ops.attention import causal_segment_attention  # noqa: E402
+from tests.model.reference import Conversation, random_torch_model, relative, to_ours  # noqa: E402
+from tests.model.samples import pictures_of, tiny_config  # noqa: E402
 
 CONFIG = tiny_config(tie_word_embeddings=False)
 LENGTH = 512

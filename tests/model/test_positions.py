@@ -6,9 +6,9 @@ import types
 
 import numpy as np
 import pytest
-from samples import tiny_config
 
 from dv2_jax.model import merged_tokens, mrope_positions
+from tests.model.samples import tiny_config
 
 
 def random_layout(rng: np.random.Generator, config):

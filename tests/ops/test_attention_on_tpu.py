@@ -13,7 +13,7 @@ import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 from dv2_jax.config import MeshConfig
 from dv2_jax.ops.attention import causal_segment_attention, segment_attention
-from dv2_jax.parallel.aot import topology_devices
+from dv2_jax.aot.compile import topology_devices
 from dv2_jax.parallel.mesh import ROWS, make_mesh
 
 mesh = make_mesh(MeshConfig(1, -1, 2), topology_devices("v5p:2x2x2"))

@@ -12,8 +12,8 @@ PROGRAM = """
 import jax, jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 from dv2_jax.ops.logprobs import chunked_logprobs
-from dv2_jax.parallel.aot import topology_devices
-from dv2_jax.recipes.forward import CHUNK
+from dv2_jax.aot.compile import topology_devices
+from dv2_jax.trainer.forward import CHUNK
 
 place = SingleDeviceSharding(topology_devices("v5p:2x2x1")[0])
 tokens, width, vocabulary = 4096, 3584, 152064

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from dv2_jax.config import ConfigError, MeshConfig
-from dv2_jax.model.config import ModelConfig
+from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.params import logical_axes
 from dv2_jax.parallel.mesh import AXES, AXIS_RULES, device_mesh, make_mesh, param_shardings
 

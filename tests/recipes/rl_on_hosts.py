@@ -8,13 +8,12 @@ import signal
 import sys
 from dataclasses import replace
 
-from small_rl import assign_by_length, small_config, thinner
-
 from dv2_jax.config import EvalConfig, MeshConfig
-from dv2_jax.evaluation import session as session_module
 from dv2_jax.parallel import distributed
 from dv2_jax.recipes import rl
 from dv2_jax.recipes import run as run_module
+from dv2_jax.rollout import session as session_module
+from tests.recipes.small_rl import assign_by_length, small_config, thinner
 
 
 def config_of(root):

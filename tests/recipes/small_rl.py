@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dv2_jax.checkpoint import policy
+from dv2_jax.checkpoint import policy_spec
 from dv2_jax.checkpoint.store import CheckpointStore
 from dv2_jax.config import (
     AgentConfig,
@@ -20,7 +20,7 @@ from dv2_jax.config import (
 )
 from dv2_jax.recipes import run as run_module
 
-architecture = policy.architecture
+architecture = policy_spec.architecture
 
 
 def thinner(source):

@@ -9,14 +9,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from small_rl import assign_by_length, small_config, thinner, weights
 
 from dv2_jax.config import ConfigError, EvalConfig, RLConfig
-from dv2_jax.evaluation import session as session_module
 from dv2_jax.recipes import rl
 from dv2_jax.recipes import run as run_module
-from dv2_jax.telemetry.metrics import read_metrics
+from dv2_jax.rollout import session as session_module
+from dv2_jax.telemetry.metrics_writer import read_metrics
 from dv2_jax.telemetry.trajectories import loss_mask, read_trajectories
+from tests.recipes.small_rl import assign_by_length, small_config, thinner, weights
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rl_on_hosts import config_of
-from small_rl import thinner, weights
 
 from dv2_jax.config import MeshConfig
 from dv2_jax.recipes import run as run_module
-from dv2_jax.telemetry.metrics import read_metrics
+from dv2_jax.telemetry.metrics_writer import read_metrics
 from dv2_jax.telemetry.trajectories import read_trajectories
+from tests.recipes.rl_on_hosts import config_of
+from tests.recipes.small_rl import thinner, weights
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(root: Path, *arguments: str, hosts: int) -> list[str]:
@@ -29,9 +29,9 @@ def run(root: Path, *arguments: str, hosts: int) -> list[str]:
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // hosts}",
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
+        "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, str(HERE / "rl_on_hosts.py"), str(root), *arguments]
+    command = [sys.executable, "-m", "tests.recipes.rl_on_hosts", str(root), *arguments]
     running = []
     for index in range(hosts):
         of_one = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(hosts), "JAX_PROCESS_ID": str(index)}

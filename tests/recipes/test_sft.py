@@ -12,16 +12,16 @@ import pytest
 from PIL import Image
 
 from dv2_jax.agent.observation import Observation
-from dv2_jax.agent.splice import SpliceCodec
-from dv2_jax.agent.transcript import Transcript
+from dv2_jax.agent.prompt_encoder import SpliceCodec
+from dv2_jax.agent.trajectory_builder import Transcript
 from dv2_jax.checkpoint.store import CheckpointStore
 from dv2_jax.config import Config, ImageConfig, ModelSource, OptimConfig, RunConfig, SFTConfig
-from dv2_jax.data.chat import ChatEncoder
+from dv2_jax.data.chat_encoder import ChatEncoder
 from dv2_jax.data.question import Question
 from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.recipes import run as run_module
 from dv2_jax.recipes import sft, sft_data
-from dv2_jax.telemetry.metrics import read_metrics
+from dv2_jax.telemetry.metrics_writer import read_metrics
 
 
 def png(seed, size=(60, 40)):

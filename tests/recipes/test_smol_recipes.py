@@ -16,7 +16,7 @@ from dv2_jax.config import load
 from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.recipes import rl, sft
 from dv2_jax.recipes import run as run_module
-from dv2_jax.telemetry.metrics import read_metrics
+from dv2_jax.telemetry.metrics_writer import read_metrics
 from dv2_jax.telemetry.trajectories import read_trajectories
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from dv2_jax.agent.trajectory import Trajectory
 from dv2_jax.config import RLConfig
 from dv2_jax.data.question import Question
 from dv2_jax.rl.batch import make_minibatches
-from dv2_jax.rl.metrics import mismatch, token_means
+from dv2_jax.rl.policy_metrics import mismatch, token_means
 
 QUESTION = Question("q", "plain", "perception", "?", (), "7")
 

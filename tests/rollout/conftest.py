@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from rollout_cases import picture
 
 from dv2_jax.data.tokenizer import Tokenizer
+from tests.rollout.rollout_cases import picture
 from tools_service.client import ToolsClient, start_local_service
 
 
@@ -30,7 +30,7 @@ def service(tmp_path_factory):
     for seed, name in enumerate(("red house", "blue boat")):
         (folder / "pictures" / f"{name}.png").write_bytes(picture(seed))
     for kind, source in (("text", "corpus.jsonl"), ("image", "pictures")):
-        command = [sys.executable, "-m", "tools_service.index", kind, str(folder / source)]
+        command = [sys.executable, "-m", "tools_service.cli.index", kind, str(folder / source)]
         subprocess.run([*command, "--output", str(folder / kind)], check=True, capture_output=True)
     service = start_local_service(
         text_index=str(folder / "text"), image_index=str(folder / "image"), log_path=folder / "log.txt"

@@ -6,12 +6,12 @@ import io
 
 import numpy as np
 from PIL import Image
-from scripted_engine import ScriptedEngine
 
-from dv2_jax.agent.splice import SpliceCodec
+from dv2_jax.agent.prompt_encoder import SpliceCodec
 from dv2_jax.config import AgentConfig, ImageConfig, SamplingConfig, ToolsConfig
 from dv2_jax.data.question import Question
 from dv2_jax.rollout.scheduler import RolloutRequest, RolloutScheduler
+from tests.rollout.scripted_engine import ScriptedEngine
 
 AGENT = AgentConfig(max_turns=4, max_turn_tokens=300, max_total_tokens=1500, max_images=4)
 TOOLS = ToolsConfig(retries=2, cell_timeout_s=10.0)

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 
 from dv2_jax.config import EngineConfig
-from dv2_jax.data.chat import ChatEncoder
+from dv2_jax.data.chat_encoder import ChatEncoder
 from dv2_jax.engine.engine import EngineStats, TurnOutput
 from tools_service.client import Status, ToolResult, ToolsClient
 

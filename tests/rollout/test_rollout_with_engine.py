@@ -8,21 +8,17 @@ else is being rolled out, pages that are not given back.
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from rollout_cases import TOOLS, question
 
-from dv2_jax.agent.splice import SpliceCodec
+from dv2_jax.agent.prompt_encoder import SpliceCodec
 from dv2_jax.agent.trajectory import Finish
 from dv2_jax.config import AgentConfig, ImageConfig, SamplingConfig
 from dv2_jax.engine import StopAutomaton
 from dv2_jax.rollout.scheduler import RolloutRequest, RolloutScheduler
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "engine"))
-from small_world import SMALL, make_world  # noqa: E402
+from tests.engine.small_world import SMALL, make_world
+from tests.rollout.rollout_cases import TOOLS, question
 
 AGENT = AgentConfig(max_turns=3, max_turn_tokens=40, max_total_tokens=400, max_images=4)
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from rollout_cases import AGENT, ANSWER, IMAGE_SEARCH, TOOLS, code, question, requests, scheduler, search
-from scripted_engine import Doubling, Failing, Passing, Swallowing, replaced
 
 from dv2_jax.agent.trajectory import Finish
 from dv2_jax.rollout import scheduler as rollout_scheduler
 from dv2_jax.rollout.scheduler import RolloutRequest
+from tests.rollout.rollout_cases import AGENT, ANSWER, IMAGE_SEARCH, TOOLS, code, question, requests, scheduler, search
+from tests.rollout.scripted_engine import Doubling, Failing, Passing, Swallowing, replaced
 from tools_service.client import Status
 
 SCRIPTS = {

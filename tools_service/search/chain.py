@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tools_service.search.provider import BadQuery, ImageProvider, Item, SearchError, TextProvider
-from tools_service.search.recordings import Recorded
+from tools_service.search.recording_store import Recorded
 
 
 @dataclass(frozen=True)

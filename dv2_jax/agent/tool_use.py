@@ -1,0 +1,91 @@
+"""What a code cell was for: crop, numerical analysis, mark, or other.
+
+The four classes are the paper's (A.6); how its authors told them apart is not published. Ours is a rule on the
+cell's syntax tree and on whether a picture came back:
+
+* ``mark``: draws on something (lines, boxes, text) and a picture came back;
+* ``crop``: takes a part of a picture and a picture came back;
+* ``numerical``: computes, and no picture came back (a measurement inside a crop counts here);
+* ``other``: the rest: contrast, rotation, a bare ``plt.show()``, comments only, code that does not parse.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterable
+from typing import Literal
+
+from dv2_jax.agent.parser import parse_turn
+from dv2_jax.agent.trajectory import TurnRecord
+
+CellKind = Literal["crop", "numerical", "mark", "other"]
+CELL_KINDS: tuple[CellKind, ...] = ("crop", "numerical", "mark", "other")
+TOOL_KINDS = (*CELL_KINDS, "image_search", "search")
+
+_CROPPING = {"crop", "getRectSubPix", "center_crop", "resized_crop"}
+_DRAWING = {
+    "rectangle", "rounded_rectangle", "line", "lines", "ellipse", "polygon", "arc", "chord", "pieslice", "point",
+    "text", "multiline_text", "circle", "polylines", "putText", "arrowedLine", "drawContours", "drawMarker",
+    "plot", "scatter", "axhline", "axvline", "hlines", "vlines", "axhspan", "axvspan", "arrow", "annotate",
+    "add_patch", "paste", "add_artist", "regular_polygon",
+}  # fmt: skip
+_SILENT = {"print", "display", "show", "imshow", "open", "axis", "figure", "subplots"}
+
+
+def classify_cell(code: str, pictures: int) -> CellKind:
+    """Class of one executed cell, given how many pictures it returned."""
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return "other"
+    calls = {_called_name(node) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    if pictures:
+        if calls & _DRAWING:
+            return "mark"
+        if calls & _CROPPING or any(_is_region(node) for node in ast.walk(tree)):
+            return "crop"
+        return "other"
+    return "numerical" if _computes(tree, calls) else "other"
+
+
+def _called_name(call: ast.Call) -> str:
+    function = call.func
+    if isinstance(function, ast.Attribute):
+        return function.attr
+    return function.id if isinstance(function, ast.Name) else ""
+
+
+def _is_region(node: ast.AST) -> bool:
+    """``array[a:b, c:d]`` with at least one bound: a rectangle of a picture array."""
+    if not (isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple)):
+        return False
+    slices = [part for part in node.slice.elts[:2] if isinstance(part, ast.Slice)]
+    return len(slices) == 2 and any(part.lower or part.upper for part in slices)
+
+
+def _computes(tree: ast.Module, calls: set[str]) -> bool:
+    arithmetic = (ast.BinOp, ast.Compare, ast.BoolOp, ast.AugAssign, ast.comprehension, ast.For, ast.While)
+    return bool(calls - _SILENT - _CROPPING) or any(isinstance(node, arithmetic) for node in ast.walk(tree))
+
+
+def tool_kinds(turns: Iterable[TurnRecord]) -> Counter[str]:
+    """Counts of :data:`TOOL_KINDS` over the turns of one or many trajectories.
+
+    A turn whose call was never run (the last one permitted) does not count.
+    """
+    counts: Counter[str] = Counter()
+    for turn in turns:
+        if not turn.status:
+            continue
+        if turn.kind == "code":
+            counts[classify_cell(parse_turn(turn.text).payload, len(turn.images))] += 1
+        elif turn.kind in ("search", "image_search"):
+            counts[turn.kind] += 1
+    return counts
+
+
+def shares(counts: Counter[str]) -> dict[str, float]:
+    """Shares of all kinds, summing to 1; all 0 when no tool was called."""
+    total = sum(counts.values())
+    return {kind: counts[kind] / total if total else 0.0 for kind in TOOL_KINDS}

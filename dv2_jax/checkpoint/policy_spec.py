@@ -1,0 +1,159 @@
+"""Where a policy comes from: architecture, tokenizer file and weights of every form of ``model.init``.
+
+The only place that reads ``model.init``: ``package:base``, ``package:cold_start``, ``package:smol``, ``hf:/path``,
+``checkpoint:/path`` (a run directory, or one step of its ``checkpoints/``) or ``random``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+
+from dv2_jax.checkpoint import smol
+from dv2_jax.config import ConfigError, ModelSource
+from dv2_jax.model.model_config import ModelConfig
+from dv2_jax.model.params import Params, abstract_params, init_params, logical_axes
+
+PACKAGED = ("base", "cold_start", smol.NAME)  # the first two ship with this package, the last with another
+CHECKPOINTS = "checkpoints"  # folder in a run directory
+DESCRIPTION = "model"  # folder in a run directory with what a checkpoint's arrays do not say
+_TOKEN_IDS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "bos_token_id": "<|endoftext|>",
+    "eos_token_id": "<|im_end|>",
+    "pad_token_id": "<|endoftext|>",
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything about a policy but its weights."""
+
+    config: ModelConfig
+    tokenizer_file: Path | None  # tokenizer.json; None for a published size with random weights
+
+    def save(self, run_dir: str | Path) -> None:
+        """Write it beside a run's checkpoints, so that ``checkpoint:run_dir`` needs nothing else."""
+        folder = Path(run_dir) / DESCRIPTION
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(self.config.to_hf("float32"), indent=2))
+        if self.tokenizer_file is not None and self.tokenizer_file.resolve() != (folder / "tokenizer.json").resolve():
+            shutil.copyfile(self.tokenizer_file, folder / "tokenizer.json")
+
+
+def architecture(source: ModelSource) -> Architecture:
+    """The architecture and tokenizer of ``source.init``; reads no weights.
+
+    Raises ConfigError for an unknown form of ``model.init`` and for a path without what a policy needs.
+    """
+    kind, _, where = source.init.partition(":")
+    try:
+        if kind == "random":
+            return _random(source.preset)
+        if kind == "package" and where == smol.NAME:
+            return Architecture(ModelConfig.preset(smol.NAME), smol.tokenizer_file())
+        if kind == "package":
+            return _read(_package_folder(where), fallback=_package_file("tokenizer.json"))
+        if kind == "hf":
+            return _read(Path(where))
+        if kind == "checkpoint":
+            return _read(run_directory(where) / DESCRIPTION)
+    except FileNotFoundError as error:
+        raise ConfigError(f"model.init = {source.init!r}: {error}") from None
+    forms = ", ".join([*(f"package:{name}" for name in PACKAGED), "hf:/path", "checkpoint:/path", "random"])
+    raise ConfigError(f"model.init = {source.init!r}: use one of {forms}")
+
+
+def _random(preset: str) -> Architecture:
+    if preset != "tiny":
+        return Architecture(ModelConfig.preset(preset), None)
+    tokenizer_file = _package_file("tokenizer.json")
+    return Architecture(_tiny(tokenizer_file), tokenizer_file)
+
+
+def load_weights(source: ModelSource, config: ModelConfig, *, mesh: Mesh | None = None, seed: int = 0) -> Params:
+    """fp32 weights of ``source.init``, placed by the mesh's table (on the default device without a mesh)."""
+    shardings = None
+    if mesh is not None:
+        from dv2_jax.parallel.mesh import param_shardings
+
+        shardings = param_shardings(mesh, logical_axes(config))
+    kind, _, where = source.init.partition(":")
+    if kind == "random":
+        params = init_params(config, jax.random.key(seed))
+        return params if shardings is None else jax.device_put(params, shardings)
+    if kind == "checkpoint":
+        return _restore(Path(where), config, shardings)
+    if kind == "package" and where == smol.NAME:
+        return smol.load_smol(config, shardings, seed=seed)
+    from dv2_jax.checkpoint.hf import load_hf
+
+    return load_hf(_package_folder(where) if kind == "package" else Path(where), config, shardings)
+
+
+def _restore(path: Path, config: ModelConfig, shardings: Mapping[str, Sharding] | None) -> Params:
+    from dv2_jax.checkpoint.store import CheckpointStore
+
+    folder = run_directory(path) / CHECKPOINTS
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: the run has no checkpoint yet")
+    place = shardings or dict.fromkeys(logical_axes(config), SingleDeviceSharding(jax.devices()[0]))
+    targets = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place[name])
+        for name, array in abstract_params(config, jnp.float32).items()
+    }
+    with CheckpointStore(folder, read_only=True) as store:
+        return store.restore_params(targets, int(path.name) if path.name.isdigit() else None)
+
+
+def run_directory(path: str | Path) -> Path:
+    """The run directory that ``path`` is, or is a step or the checkpoint folder of."""
+    path = Path(path)
+    for folder in (path, *list(path.absolute().parents)[:2]):
+        if (folder / DESCRIPTION / "config.json").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"{path}: neither it nor the two folders above it hold {DESCRIPTION}/config.json;"
+        " give a run directory such as runs/default, or one of its checkpoints"
+    )
+
+
+def _read(folder: Path, fallback: Path | None = None) -> Architecture:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder}/config.json: not there; give a folder in the layout of transformers")
+    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    tokenizer_file = folder / "tokenizer.json"
+    if not tokenizer_file.is_file():
+        if fallback is None:
+            raise FileNotFoundError(f"{tokenizer_file}: not there; a policy needs the tokenizer it was trained with")
+        tokenizer_file = fallback
+    return Architecture(config, tokenizer_file)
+
+
+def _tiny(tokenizer_file: Path) -> ModelConfig:
+    document: dict[str, Any] = json.loads(tokenizer_file.read_text(encoding="utf-8"))
+    added = {token["content"]: token["id"] for token in document["added_tokens"]}
+    size = 1 + max(max(document["model"]["vocab"].values()), max(added.values()))
+    return ModelConfig.tiny(size, **{field: added[name] for field, name in _TOKEN_IDS.items()})
+
+
+def _package_folder(name: str) -> Path:
+    if name not in PACKAGED:
+        raise ConfigError(f"model.init = 'package:{name}': there are {', '.join(PACKAGED)}")
+    return _package_file(name)
+
+
+def _package_file(name: str) -> Path:
+    return Path(str(files("dv2_jax") / "toy" / "assets" / name))

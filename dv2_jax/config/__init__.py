@@ -1,0 +1,42 @@
+"""Configuration: the schema, recipe files and command-line overrides."""
+
+from dv2_jax.config.loading import load, run_verb
+from dv2_jax.config.overrides import ConfigError
+from dv2_jax.config.schema import (
+    AgentConfig,
+    Config,
+    EngineConfig,
+    EvalConfig,
+    ImageConfig,
+    MeshConfig,
+    ModelSource,
+    OptimConfig,
+    RewardConfig,
+    RLConfig,
+    RunConfig,
+    SamplingConfig,
+    SFTConfig,
+    TaskConfig,
+    ToolsConfig,
+)
+
+__all__ = [
+    "AgentConfig",
+    "Config",
+    "ConfigError",
+    "EngineConfig",
+    "EvalConfig",
+    "ImageConfig",
+    "MeshConfig",
+    "ModelSource",
+    "OptimConfig",
+    "RLConfig",
+    "RewardConfig",
+    "RunConfig",
+    "SFTConfig",
+    "SamplingConfig",
+    "TaskConfig",
+    "ToolsConfig",
+    "load",
+    "run_verb",
+]

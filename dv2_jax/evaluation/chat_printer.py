@@ -1,0 +1,94 @@
+"""A trajectory told on a terminal, turn by turn: thought, code, what came back, answer."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.syntax import Syntax
+from rich.text import Text
+
+from dv2_jax.agent.parser import parse_turn
+from dv2_jax.agent.trajectory import Finish, Trajectory, TurnRecord
+
+_THOUGHT = re.compile(r"^(?:\s*<think>)?(.*?)</think>", re.DOTALL)
+_STREAM = re.compile(r"^(stdout|stderr):\n```\n(.*?)\n```$", re.DOTALL | re.MULTILINE)
+_ENDINGS = {
+    Finish.MAX_TURNS: "no turns are left",
+    Finish.MAX_TOKENS: "no room is left for more text",
+    Finish.TURN_LIMIT: "the last turn reached its length limit",
+    Finish.LOST: "the tools service did not answer",
+}
+
+
+# Control characters that a policy or a web page wrote must not drive the terminal: shown as symbols instead.
+_VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
+_VISIBLE |= {0x7F: "\u2421"} | dict.fromkeys(range(0x80, 0xA0), "\ufffd")
+
+
+class Narrator:
+    """Prints turns as they happen; returned pictures are saved to ``folder`` and named in the text."""
+
+    def __init__(self, console: Console, folder: Path):
+        self.console = console
+        self.folder = folder
+
+    def turn(self, record: TurnRecord) -> None:
+        """One generation and what the tool answered to it."""
+        text = record.text.translate(_VISIBLE)
+        thought = _THOUGHT.match(text)
+        if thought and thought.group(1).strip():
+            self.console.print(Text(thought.group(1).strip(), style="italic dim"))
+        turn = parse_turn(text)
+        if turn.kind == "answer":
+            self.console.print(Text(turn.payload, style="bold green"))
+        elif turn.kind == "code":
+            self.console.print(Padding(Syntax(turn.payload, "python", background_color="default"), (0, 0, 0, 2)))
+        elif turn.kind == "search":
+            self.console.print(f"  [cyan]search[/] {escape(turn.payload)}")
+        elif turn.kind == "image_search":
+            self.console.print("  [cyan]search by image[/]")
+        else:
+            self.console.print(Text(text[thought.end() :] if thought else text, style="red"))
+        if record.observation is not None:
+            self._observation(record)
+
+    def end(self, trajectory: Trajectory) -> None:
+        """Why there is no answer, if there is none."""
+        if trajectory.finish in _ENDINGS:
+            self.console.print(f"[yellow]No answer: {_ENDINGS[trajectory.finish]}.[/]")
+
+    def _observation(self, record: TurnRecord) -> None:
+        took = f"{record.wall_ms:.0f} ms" if record.wall_ms else ""
+        observation = record.observation.translate(_VISIBLE)
+        streams = _STREAM.findall(observation)
+        if record.kind == "code" and streams:
+            for name, text in streams:
+                if text.strip():
+                    self._indented(text.rstrip(), "red" if name == "stderr" else "")
+        else:
+            inner = re.sub(r"</?tool_response>\n?|<image>", "", observation).strip()
+            self._indented(inner)
+        for data in record.images:
+            with Image.open(io.BytesIO(data)) as picture:
+                size = f"{picture.width} × {picture.height}"
+            self.console.print(f"    [cyan]picture[/] {size}: {escape(str(self._save(data)))}")
+        if took:
+            self.console.print(f"    [dim]{took}[/]")
+
+    def _indented(self, text: str, style: str = "") -> None:
+        self.console.print(Padding(Text(text, style=style), (0, 0, 0, 4), expand=False))
+
+    def _save(self, data: bytes) -> Path:
+        """The next free name; earlier chats' pictures stay."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        numbers = [int(path.stem) for path in self.folder.glob("*.png") if path.stem.isdigit()]
+        path = self.folder / f"{max(numbers, default=0) + 1:04d}.png"
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.save(path, "PNG")
+        return path

@@ -1,0 +1,95 @@
+"""The evaluations around a training run: base, cold start, and what RL made of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from dv2_jax.checkpoint.policy_spec import load_weights
+from dv2_jax.evaluation.answering import answer
+from dv2_jax.evaluation.summary import summarise
+from dv2_jax.model.params import Params
+from dv2_jax.parallel import distributed
+from dv2_jax.recipes.run import Policy, Run, together, write_json
+from dv2_jax.rollout.question_sources import held_out
+from dv2_jax.rollout.session import Session
+from dv2_jax.telemetry.trajectories import TrajectoryWriter
+
+STAGES = ("base", "cold_start", "rl")
+
+
+class Stages:
+    """Evaluates the policies that `eval.stages` names, each once per run directory (`evaluations/<stage>.json`)."""
+
+    def __init__(self, run: Run, policy: Policy, session: Session, writer: TrajectoryWriter):
+        self.run, self.policy, self.session, self.writer = run, policy, session, writer
+        config = run.config
+        # A run from the base model has no cold start; what it begins with is the base.
+        self.initial = "base" if config.model.init == "package:base" else "cold_start"
+        self.names = [
+            n for n in STAGES if n in config.eval.stages and not (n == "cold_start" and self.initial == "base")
+        ]
+        self._results: dict[str, dict[str, Any]] = {}
+
+    @property
+    def complete(self) -> bool:
+        return all(name in self._results for name in self.names)
+
+    def before(self, params: Params, *, at_start: bool) -> dict[str, dict]:
+        """Results of the stages before RL. `params` are the run's, which are the initial ones only `at_start`."""
+        config = self.run.config
+        for name in self.names:
+            if name == "rl" or self._known(name):
+                continue
+            if name == self.initial:
+                source = config.model
+            else:
+                source = replace(config.model, init="package:base")
+            same = name == self.initial and at_start
+            weights = (
+                params
+                if same
+                else load_weights(source, self.policy.config, mesh=self.policy.mesh, seed=config.run.seed)
+            )
+            self._evaluate(name, weights, version=0)
+        return dict(self._results)
+
+    def after(self, params: Params) -> dict[str, dict]:
+        """Results of the trained policy."""
+        if "rl" in self.names and not self._known("rl"):
+            self._evaluate("rl", params, version=self.run.config.rl.steps)
+        return dict(self._results)
+
+    def _known(self, name: str) -> bool:
+        if name not in self._results:
+            path = self.run.directory / "evaluations" / f"{name}.json"
+            written = distributed.is_main() and path.exists()
+            if found := distributed.agree(json.loads(path.read_text()) if written else None):
+                self._results[name] = found
+        return name in self._results
+
+    def _evaluate(self, name: str, params: Params, version: int) -> None:
+        config = self.run.config
+        questions = held_out(config.task)
+        self.session.set_params(params, version)
+        own = len(distributed.share(range(len(questions))))
+        with (
+            together(),
+            self.run.display.track(f"evaluation: {name}", own) as bar,
+            self.run.spans.span("evaluation"),
+        ):
+            scheduler, advance = self.session.scheduler(temperature=0.0), self.run.advancing(bar)
+            answered = answer(
+                questions, scheduler, self.policy.tokenizer, config.reward, on_progress=lambda _: advance()
+            )
+        result = summarise(answered)
+        self._results[name] = result.summary()
+        self.writer.write(result.trajectories, stage=name)
+        if distributed.is_main():
+            write_json(self.run.directory / "evaluations" / f"{name}.json", self._results[name])
+        overall = result.overall
+        self.run.display.line(
+            f"{name}: accuracy {overall.accuracy:.1%}, reward {overall.reward:.3f},"
+            f" {overall.tool_calls:.2f} tool calls, {overall.n} questions"
+        )

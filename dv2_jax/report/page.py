@@ -1,0 +1,160 @@
+"""One self-contained page about a run: results, curves, and real trajectories that a person can read.
+
+``python -m dv2_jax.report RUN_DIR`` writes ``RUN_DIR/report/index.html`` from the files of the run
+directory alone (``summary.json`` or ``results.json``, ``metrics.jsonl``, ``config.json``, ``trajectories/``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from PIL import Image
+
+from dv2_jax.report import sections
+from dv2_jax.report.selection import select
+from dv2_jax.report.trajectory_html import card, stage_title
+from dv2_jax.telemetry.trajectories import PICTURE_FOLDER
+
+LONG_SIDE = 640  # pixels; larger pictures are embedded smaller
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write the page and return its path. Whatever the run has not written yet is left out."""
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise FileNotFoundError(f"{run_dir}: no such run directory")
+    path = run_dir / "report" / "index.html"
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(render(run_dir), encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def render(run_dir: Path) -> str:
+    """The page as a string."""
+    config, summary = _json(run_dir / "config.json"), load_summary(run_dir)
+    parts = {name: part for name, part in summary.items() if isinstance(part, Mapping)}
+    stages = {name: part for name, part in parts.items() if isinstance(part.get("overall"), Mapping)}
+    pictures = Pictures(run_dir / "trajectories" / PICTURE_FOLDER)
+    cards = select(run_dir / "trajectories")
+    shown = [card(record, pictures.show) for record in cards]
+    assets = files("dv2_jax.report") / "assets"
+    return Template((assets / "page.html").read_text()).substitute(
+        title=escape(config.get("run", {}).get("name") or run_dir.resolve().name),
+        subtitle=escape(_subtitle(config)),
+        style=(assets / "style.css").read_text(),
+        script=(assets / "script.js").read_text(),
+        tiles=sections.tiles(summary, stages),
+        results=sections.results(stages),
+        curves=sections.curves(run_dir / "metrics.jsonl", stages),
+        mix=sections.mix(stages),
+        trajectories=_filters(cards) + "\n".join(shown) if cards else '<p class="hint">None were stored.</p>',
+        pictures=pictures.as_json(),
+        footer=f"Written {time.strftime('%Y-%m-%d %H:%M')} from the files of this run; needs nothing else.",
+    )
+
+
+def load_summary(run_dir: Path) -> dict:
+    """``summary.json`` of a training run, else ``results.json`` of an evaluation, else nothing."""
+    return _json(run_dir / "summary.json") or _json(run_dir / "results.json")
+
+
+class Pictures:
+    """The pictures that the page shows, each embedded once and referred to by its file name."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._embedded: dict[str, tuple[str, tuple[int, int]]] = {}
+
+    def show(self, name: str, caption: str) -> str:
+        """A ``<figure>`` whose picture the page's script puts in place."""
+        if name not in self._embedded:
+            path = self.folder / name
+            if not path.exists():
+                return '<span class="missing">picture not stored</span>'
+            self._embedded[name] = embed(path.read_bytes())
+        width, height = self._embedded[name][1]
+        small = " small" if max(width, height) < 160 else ""
+        text = caption.replace("{size}", f"{width} × {height} px")
+        shown = f"width:{3 * width}px" if small else ""
+        return (
+            f'<figure class="shot{small}"><img data-picture="{name}" alt="{escape(text)}" style="{shown}">'
+            f"<figcaption>{escape(text)}</figcaption></figure>"
+        )
+
+    def as_json(self) -> str:
+        return json.dumps({name: data for name, (data, _) in self._embedded.items()})
+
+
+def embed(data: bytes) -> tuple[str, tuple[int, int]]:
+    """Data URI of a picture, scaled down to :data:`LONG_SIDE`, and its original (width, height)."""
+    with Image.open(io.BytesIO(data)) as picture:
+        size = picture.size
+        picture = picture.convert("RGB")
+        picture.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
+        out = io.BytesIO()
+        if max(size) < 160:  # lossless where single pixels count
+            picture.save(out, "PNG", optimize=True)
+            kind = "png"
+        else:
+            picture.save(out, "JPEG", quality=82, optimize=True)
+            kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}", size
+
+
+def _json(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _subtitle(config: Mapping) -> str:
+    run, model = config.get("run", {}), config.get("model", {})
+    parts = [config.get("recipe", ""), f"from {model['init']}" if model.get("init") else ""]
+    if "seed" in run:
+        parts.append(f"seed {run['seed']}")
+    return " · ".join(part for part in parts if part)
+
+
+def _filters(records: list[dict]) -> str:
+    def choice(name: str, label: str, values: list[str]) -> str:
+        options = "".join(f'<option value="{escape(v)}">{escape(v.replace("_", " "))}</option>' for v in values)
+        return f'<label>{label}<select name="{name}"><option value="">all</option>{options}</select></label>'
+
+    found = list(dict.fromkeys(stage_title(record) for record in records))
+    skills = list(dict.fromkeys(record["question"]["skill"] for record in records))
+    return (
+        '<p class="hint">The transcript is exact. Coloured text was written by the policy, and is what training trains '
+        'on; grey text came from outside and is masked. <span class="swatch"></span> The darker a token, the less '
+        "likely it was; point at it for its log-prob. Of the trajectories of RL steps, green ones were reinforced and "
+        "red ones discouraged.</p>"
+        f'<div class="filters">{choice("stage", "stage", found)}{choice("skill", "skill", skills)}'
+        f"{choice('outcome', 'outcome', ['right', 'wrong', 'lost'])}"
+        f"{choice('tools', 'tools', ['code', 'search', 'image_search', 'none'])}"
+        '<label><input type="checkbox" id="shade" checked>shade tokens</label>'
+        '<button id="fold" type="button">open all</button><span id="count"></span></div>'
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m dv2_jax.report", description=__doc__.splitlines()[0])
+    parser.add_argument("run_dir", help="a run directory, e.g. runs/default")
+    try:
+        print(write_report(parser.parse_args(argv).run_dir))
+    except FileNotFoundError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

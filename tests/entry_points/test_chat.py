@@ -1,0 +1,45 @@
+"""The chat verb: the configuration it makes of its words, and one whole conversation with the shipped policy."""
+
+import contextlib
+import io
+
+import pytest
+
+from dv2_jax import chat
+from dv2_jax.config import ConfigError
+from dv2_jax.toy.tasks import generate
+
+
+def test_one_sequence_at_a_time_and_greedy_unless_asked():
+    config = chat.configuration(None, [])
+    assert (config.engine.slots, config.sampling.temperature, config.model.init) == (1, 0.0, "package:cold_start")
+    assert chat.configuration(None, ["--config.sampling.temperature=0.7"]).sampling.temperature == 0.7
+
+
+@pytest.mark.parametrize(
+    ("model", "init"),
+    [("package:base", "package:base"), ("hf:/m", "hf:/m"), ("runs/rl", "checkpoint:runs/rl"), ("random", "random")],
+)
+def test_a_model_is_named_like_everywhere_or_by_its_run_directory(model, init):
+    assert chat.configuration(model, []).model.init == init
+
+
+def test_a_misspelt_field_is_refused_before_anything_loads():
+    with pytest.raises(ConfigError, match="temperature"):
+        chat.configuration(None, ["--config.sampling.temprature=1"])
+
+
+def test_a_picture_and_a_question_become_a_conversation_with_tools(tmp_path, monkeypatch):
+    """Sees a turn that is not shown, a picture that is not saved, and tools that do not run."""
+    question = next(q for q in generate("eval", 5, 0) if q.skill == "perception")
+    picture = tmp_path / "own.jpg"
+    picture.write_bytes(question.images[0])
+    monkeypatch.setenv("COLUMNS", "100")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        chat.main([f"--image={picture}", f"--question={question.text}", f"--pictures={tmp_path / 'out'}"])
+    text = out.getvalue()
+    assert "image_1.crop(" in text
+    assert text.index("image_1.crop(") < text.index("0001.png")
+    assert (tmp_path / "out" / "0001.png").exists()
+    assert " ms" in text  # the tool's own time: it ran

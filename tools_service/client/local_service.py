@@ -1,0 +1,91 @@
+"""Starts a service of our own on loopback, as a separate process that ends with this one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_START_S = 300.0  # libraries load in seconds, on a machine that does much else in minutes
+
+
+@dataclass(frozen=True)
+class LocalService:
+    address: str  # host:port
+    process: subprocess.Popen
+    banner: tuple[str, ...]  # what the service said about itself
+
+    def stop(self, timeout_s: float = 20.0) -> None:
+        """Ends the service and its sessions; kills it if it does not end in time."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        with contextlib.suppress(OSError):
+            self.process.stdout.close()
+
+
+def start_local_service(
+    *,
+    text_index: str | Path = "",
+    image_index: str | Path = "",
+    log_path: str | Path,
+    extra_args: Sequence[str] = (),
+    launcher: Sequence[str] = (),
+) -> LocalService:
+    """Starts ``python -m tools_service`` on a free loopback port and waits until it listens.
+
+    Its log goes to ``log_path``; ``launcher`` is a command put before it (another user, a container).
+    Raises RuntimeError with the end of the log when it does not start.
+    """
+    command = [*launcher, sys.executable, "-m", "tools_service", "--exit-with-parent"]
+    command += ["--text-index", str(text_index)] if text_index else []
+    command += ["--image-index", str(image_index)] if image_index else []
+    root = str(Path(__file__).resolve().parents[2])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)}
+    Path(log_path).parent.mkdir(parents=True, exist_ok=True)
+    with open(log_path, "ab") as log:
+        process = subprocess.Popen(
+            [*command, *extra_args],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+    banner: list[str] = []
+    for line in _lines(process, time.monotonic() + _START_S):
+        banner.append(line)
+        if line.startswith("listening on "):
+            return LocalService(line.removeprefix("listening on ").strip(), process, tuple(banner))
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    tail = Path(log_path).read_text(errors="replace")[-3000:]
+    raise RuntimeError(f"the tools service did not start (exit {process.returncode}); end of {log_path}:\n{tail}")
+
+
+def _lines(process: subprocess.Popen, deadline: float):
+    """Lines of the process's output until it ends or the deadline passes."""
+    pending = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while time.monotonic() < deadline:
+            if not selector.select(timeout=0.5):
+                continue
+            part = os.read(process.stdout.fileno(), 4096)
+            if not part:
+                return
+            *lines, pending = (pending + part).split(b"\n")
+            for line in lines:
+                yield line.decode(errors="replace")

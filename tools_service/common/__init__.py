@@ -1,0 +1,1 @@
+"""Shared by every process of the service."""

@@ -1,0 +1,1 @@
+"""Linux confinement: namespaces, seccomp, Landlock, a private root."""

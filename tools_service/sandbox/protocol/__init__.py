@@ -1,0 +1,1 @@
+"""Messages between server, manager and session, and the validators of what comes back."""

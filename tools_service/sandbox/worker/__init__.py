@@ -1,0 +1,1 @@
+"""Everything that runs inside a session: the zygote, the session process and the cell loop."""

@@ -1,0 +1,1 @@
+"""The HTTP side of search: transport, circuit breaker, reply schemas, API keys."""

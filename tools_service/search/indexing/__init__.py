@@ -1,0 +1,1 @@
+"""Building local indexes: corpora, image descriptors, embeddings."""

@@ -1,0 +1,1 @@
+"""Search backends: web APIs, reverse image search, local indexes, released results."""

@@ -1,0 +1,291 @@
+"""Command line of search: which providers, in which order, and how they are treated."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import ipaddress
+import math
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+
+from tools_service.search import recording_store
+from tools_service.search.http import api_keys
+from tools_service.search.http.request import Policy
+from tools_service.search.providers import lens, web
+
+TEXT = tuple(web.APIS)
+IMAGE = (*lens.APIS, "mmsearch-r1")
+_ACCOUNTS = {api.key: name.removesuffix("-lens") for name, api in {**web.APIS, **lens.APIS}.items() if api.key}
+_LONGEST_S = 50.0  # callers wait for a minute
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What searches go to. ``text`` and ``image`` are (name, URL or file) of live providers, best first."""
+
+    text_index: str = ""
+    image_index: str = ""
+    text: tuple[tuple[str, str], ...] = ()
+    image: tuple[tuple[str, str], ...] = ()
+    keys: dict[str, SecretStr] = field(default_factory=dict)  # by environment variable
+    policies: dict[str, Policy] = field(default_factory=dict)  # by provider
+    locale: web.Locale = web.Locale()
+    proxy: str = field(default="", repr=False)  # its password may be in it
+    cache: str = ""
+    cache_mode: recording_store.Mode = "record"
+    picture_urls: str = ""
+    publish: tuple[str, str] = ("", "")  # folder, URL
+    mmsearch_rows: str = ""
+    embedding: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of search, whose values ``take`` reads."""
+    group = parser.add_argument_group(
+        "search",
+        "Providers of a kind are asked in the order given, the index last; a later one's answer is marked degraded.",
+    )
+    add = group.add_argument
+    add(
+        "--text-index",
+        default="",
+        metavar="PATH",
+        help="folder made by `python -m tools_service.cli.index text`, or a corpus (JSONL, Parquet, package:NAME)",
+    )
+    add(
+        "--image-index",
+        default="",
+        metavar="PATH",
+        help="folder made by `python -m tools_service.cli.index image`, or pictures (folder, JSONL, Parquet)",
+    )
+    add(
+        "--text-providers",
+        default="",
+        metavar="NAME[=URL],...",
+        help=f"live text search: {', '.join(TEXT)}; searxng and retriever need =URL",
+    )
+    add(
+        "--image-providers",
+        default="",
+        metavar="NAME[=URL],...",
+        help=f"image search: {', '.join(IMAGE)}; the last is =FILE, the released JSON, and needs --mmsearch-rows",
+    )
+    add(
+        "--search-key",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help=f"file with the key of {', '.join(sorted(set(_ACCOUNTS.values())))} (otherwise: {', '.join(sorted(_ACCOUNTS))})",
+    )
+    add("--search-rate", action="append", default=[], metavar="NAME=N", help="requests a second to a provider, at most")
+    add(
+        "--search-timeout-s",
+        type=float,
+        default=Policy.timeout_s,
+        metavar="S",
+        help="for one attempt (default %(default)g)",
+    )
+    add(
+        "--search-budget-s",
+        type=float,
+        default=Policy.budget_s,
+        metavar="S",
+        help="for one provider's attempts, queueing and waits together (default %(default)g)",
+    )
+    add(
+        "--search-attempts",
+        type=int,
+        default=Policy.attempts,
+        metavar="N",
+        help="at one provider (default %(default)d)",
+    )
+    add(
+        "--search-reply-mb",
+        type=float,
+        default=Policy.reply_bytes / 2**20,
+        metavar="MB",
+        help="largest reply, unpacked (default %(default)g)",
+    )
+    add("--search-country", default="us", metavar="CC", help="two letters (default %(default)s)")
+    add("--search-language", default="en", metavar="LL", help="two letters (default %(default)s)")
+    add("--search-proxy", default="", metavar="URL", help="HTTP proxy on the way to providers")
+    add(
+        "--search-cache",
+        default="",
+        metavar="FILE",
+        help="recording of live answers (SQLite), made where it does not exist",
+    )
+    add(
+        "--search-cache-mode",
+        choices=recording_store.MODES,
+        default="record",
+        help="record: answer from the recording, ask and keep what it lacks; replay: never ask; refresh: always ask and keep",
+    )
+    add(
+        "--picture-urls",
+        default="",
+        metavar="FILE",
+        help='for Google Lens: table of pictures that are public already, rows of "url" and "sha256" or "image"',
+    )
+    add(
+        "--publish-folder",
+        default="",
+        metavar="DIR",
+        help="for Google Lens: SHOWS PICTURES TO THE WORLD, each in this folder while it is searched for",
+    )
+    add("--publish-url", default="", metavar="URL", help="address under which the web sees --publish-folder")
+    add(
+        "--mmsearch-rows",
+        default="",
+        metavar="FILE",
+        help="data set (Parquet, JSONL) whose pictures mmsearch-r1 answers for",
+    )
+    add(
+        "--embedding",
+        default="",
+        metavar="MODULE:FUNCTION",
+        help="model that made the picture index's vectors (see tools_service.search.indexing.embedding)",
+    )
+
+
+def take(given: dict) -> SearchOptions:
+    """Removes what ``add_arguments`` added from parsed arguments. Raises ValueError naming option and fix."""
+    text = _providers("--text-providers", given.pop("text_providers"), TEXT)
+    image = _providers("--image-providers", given.pop("image_providers"), IMAGE)
+    for name in ("search_timeout_s", "search_budget_s", "search_attempts", "search_reply_mb"):
+        if not 0 < given[name] < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} {given[name]:g} must be above 0")
+    cache, mode = given.pop("search_cache"), given.pop("search_cache_mode")
+    if mode != "record" and not cache:
+        raise ValueError(f"--search-cache-mode {mode} needs --search-cache FILE")
+    live = {} if mode == "replay" else {name: web.APIS.get(name) or lens.APIS.get(name) for name, _ in (*text, *image)}
+    publish = given.pop("publish_folder"), given.pop("publish_url")
+    options = SearchOptions(
+        text_index=given.pop("text_index"), image_index=given.pop("image_index"), text=text, image=image,
+        keys=_keys(live, given.pop("search_key")), policies=_policies(text, image, given),
+        locale=web.Locale(*(_code(name, given.pop(name)) for name in ("search_country", "search_language"))),
+        proxy=_proxy(given.pop("search_proxy")), cache=cache, cache_mode=mode,
+        picture_urls=given.pop("picture_urls"), publish=publish,
+        mmsearch_rows=given.pop("mmsearch_rows"), embedding=given.pop("embedding"),
+    )  # fmt: skip
+    _check_lens(options)
+    if ("mmsearch-r1" in dict(image)) != bool(options.mmsearch_rows):
+        raise ValueError(
+            "--image-providers mmsearch-r1=FILE and --mmsearch-rows FILE belong together: give both or neither"
+        )
+    if options.embedding and not options.image_index:
+        raise ValueError("--embedding is the model of a picture index: give --image-index")
+    return options
+
+
+def _providers(option: str, listed: str, known: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    found: dict[str, str] = {}
+    for part in filter(None, listed.split(",")):
+        name, _, where = part.strip().partition("=")
+        if name not in known:
+            raise ValueError(f"{option}: {name!r} is none of {', '.join(known)}")
+        if name in found:
+            raise ValueError(f"{option}: {name} is listed twice")
+        if name == "mmsearch-r1":
+            if not where:
+                raise ValueError(f"{option}: {name} needs =FILE, the released JSON file")
+        else:
+            _check_url(option, name, where)
+        found[name] = where
+    return tuple(found.items())
+
+
+def _check_url(option: str, name: str, url: str) -> None:
+    api = web.APIS.get(name) or lens.APIS[name]
+    if not url and not api.url:
+        raise ValueError(f"{option}: {name} has no public address; give {name}=http://HOST:PORT/...")
+    if not url:
+        return
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+        raise ValueError(f"{option}: {name} needs a plain http or https address, without query or password")
+    if api.key and parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise ValueError(f"{option}: {name} sends a key, so its address must be https, or on this machine")
+
+
+def _keys(live: dict, files: list[str]) -> dict[str, SecretStr]:
+    by_account = {account: variable for variable, account in _ACCOUNTS.items()}
+    by_variable = {by_account[name]: path for name, path in _pairs("--search-key", files, tuple(by_account)).items()}
+    found = {}
+    for name, api in live.items():
+        if api is None or not api.key:
+            continue
+        key = found.get(api.key) or api_keys.take(api.key, by_variable)
+        if key is None:
+            raise ValueError(f"{name} needs a key: set {api.key}, or give --search-key {_ACCOUNTS[api.key]}=FILE")
+        found[api.key] = key
+    return found
+
+
+def _policies(text: tuple, image: tuple, given: dict) -> dict[str, Policy]:
+    apis = {name: web.APIS.get(name) or lens.APIS.get(name) for name, _ in (*text, *image) if name != "mmsearch-r1"}
+    rates = _pairs("--search-rate", given.pop("search_rate"), (*web.APIS, *lens.APIS))
+    treated = Policy(
+        timeout_s=given.pop("search_timeout_s"), budget_s=given.pop("search_budget_s"),
+        attempts=given.pop("search_attempts"), reply_bytes=int(given.pop("search_reply_mb") * 2**20),
+    )  # fmt: skip
+    for chain in (text, image):
+        longest = treated.budget_s * sum(name in apis for name, _ in chain)
+        if longest > _LONGEST_S:
+            raise ValueError(
+                f"{len(chain)} providers of --search-budget-s {treated.budget_s:g} may take {longest:g} s, but callers wait "
+                f"for {_LONGEST_S:g}: lower it to {_LONGEST_S / len(chain):g} or list fewer"
+            )
+    policies = {}
+    for name, api in apis.items():
+        try:
+            policies[name] = dataclasses.replace(treated, rate=float(rates.get(name, api.rate)))
+        except ValueError:
+            raise ValueError(f"--search-rate {name}={rates.get(name)} must be a number above 0") from None
+    return policies
+
+
+def _pairs(option: str, given: list[str], known: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        if name not in known or not value:
+            raise ValueError(f"{option} {text!r} must be NAME=VALUE, the name one of {', '.join(known)}")
+        pairs[name] = value
+    return pairs
+
+
+def _code(name: str, code: str) -> str:
+    if len(code) != 2 or not code.isascii() or not code.isalpha():
+        raise ValueError(f"--{name.replace('_', '-')} {code!r} must be two letters")
+    return code.lower()
+
+
+def _proxy(url: str) -> str:
+    if url and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
+        raise ValueError("--search-proxy must be http://HOST:PORT or https://HOST:PORT")  # it may hold a password
+    return url
+
+
+def _check_lens(options: SearchOptions) -> None:
+    folder, url = options.publish
+    if bool(folder) != bool(url):
+        raise ValueError("--publish-folder and --publish-url belong together: give both or neither")
+    if folder and options.picture_urls:
+        raise ValueError("--picture-urls and --publish-folder exclude one another")
+    asked = [name for name, _ in options.image if name in lens.APIS]
+    if asked and options.cache_mode != "replay" and not folder and not options.picture_urls:
+        raise ValueError(
+            f"{asked[0]} looks at pictures by their public address: give --picture-urls FILE for pictures that have one, "
+            "or --publish-folder DIR and --publish-url URL to show them to the world"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

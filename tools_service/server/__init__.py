@@ -1,0 +1,1 @@
+"""The gRPC server process: sessions, admission, idempotency, auth. Runs no untrusted code."""
