@@ -40,7 +40,7 @@ def passes(config: dict, shape: dict[str, np.ndarray]) -> dict:
     )
     graphdef, state = nnx.split(model)
     leaves, tree = jax.tree.flatten(state)
-    keys = jax.random.split(jax.random.key(0), len(leaves))  # its own initialisation leaves kernels at zero
+    keys = jax.random.split(jax.random.key(0), len(leaves))  # its own initialization leaves kernels at zero
     leaves = [x if x.ndim == 1 else 0.02 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves)]
     state = jax.tree.unflatten(tree, leaves)
     ids = jnp.asarray(shape["ids"], jnp.int32)

@@ -5,7 +5,7 @@
     python -m dv2_jax.train --config=configs/rl.py:7b \\
         --config.model.init=hf:/models/cold-start-7b --config.task.source=/data/rl.parquet
 
-The real sizes carry the released DeepEyesV2 settings: 256 prompts × 16 samples, 8 optimiser steps per batch of
+The real sizes carry the released DeepEyesV2 settings: 256 prompts × 16 samples, 8 optimizer steps per batch of
 rollouts, learning rate 1e-6 without warm-up, no KL term, 9 turns of at most 8,192 tokens, 24,576 in all.
 The clip range is the paper's 0.2/0.3 (DAPO); ``7b_released`` is what the released script runs.
 """

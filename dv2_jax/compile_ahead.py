@@ -1,7 +1,7 @@
 """``python -m dv2_jax.compile_ahead --topology v5p:2x4x4 --config=configs/rl.py:7b [--config.SECTION.FIELD=VALUE ...]``
 
 Compiles a recipe's programs for a TPU slice that is not here, with the compiler of libtpu, on any Linux machine:
-the gradient of a microbatch, the optimiser's step, the log-prob pass, and the engine's prefill, decode and encoder.
+the gradient of a microbatch, the optimizer's step, the log-prob pass, and the engine's prefill, decode and encoder.
 Prints what each needs of a device's memory, what it computes, moves and sends, and how long that takes at best.
 Needs `pip install 'dv2_jax[tpu]'`.
 

@@ -88,7 +88,7 @@ def test_every_part_has_a_level():
 
 
 def test_imports_run_downward():
-    """Sees a model that knows of the agent, a loss that reads files of the recipe, imports in functions included."""
+    """Catches a model that knows of the agent, a loss that reads files of the recipe, imports in functions included."""
     upward = {
         f"{above} imports {below}": files
         for (above, below), files in edges().items()
@@ -152,7 +152,7 @@ def normal(name: str) -> str:
 
 
 def test_every_imported_distribution_is_declared():
-    """Sees a package that is here only because another one needs it today."""
+    """Catches a package that is here only because another one needs it today."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {
         normal(re.split(r"[\[<>=!~; ]", line)[0])
@@ -179,7 +179,7 @@ def test_every_imported_distribution_is_declared():
 
 
 def test_the_constraints_satisfy_every_declared_range():
-    """Sees a range that was raised without the tested set, and a dependency that was never pinned."""
+    """Catches a range that was raised without the tested set, and a dependency that was never pinned."""
     from packaging.requirements import Requirement
 
     lines = (ROOT / "constraints.txt").read_text().splitlines()
@@ -212,7 +212,7 @@ def test_light_imports_stay_light(statement):
 
 
 def test_help_of_train_loads_no_jax():
-    """Sees a command line that takes seconds to say what its flags are."""
+    """Catches a command line that takes seconds to say what its flags are."""
     program = (
         "import runpy, sys\nsys.argv = ['train', '--config=configs/rl.py', '--help']\n"
         "try:\n    runpy.run_module('dv2_jax.train', run_name='__main__')\nexcept SystemExit:\n    pass\n"
@@ -230,6 +230,6 @@ def test_no_two_test_files_have_the_same_name():
 
 @pytest.mark.parametrize("command", [("check",), ("format", "--check", "--diff")])
 def test_the_code_is_linted_and_formatted(command):
-    """Sees what `ruff check --fix . && ruff format .` would change."""
+    """Catches what `ruff check --fix . && ruff format .` would change."""
     done = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

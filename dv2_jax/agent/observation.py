@@ -1,6 +1,6 @@
 """What the policy reads after a tool call: byte for byte the layout of spec 2.4.
 
-The text of tools is neutralised (`data.chat.neutral`), so every ``<image>`` in an observation is one of ours and
+The text of tools is neutralized (`data.chat.neutral`), so every ``<image>`` in an observation is one of ours and
 stands for one of its pictures.
 """
 

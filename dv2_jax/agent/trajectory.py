@@ -42,7 +42,7 @@ class Trajectory:
     """Ids with what is aligned to them, from the prompt to the last token.
 
     ``token_ids``, ``loss_mask``, ``logprobs`` and ``versions`` have the same length T. ``loss_mask`` is 1 on
-    sampled tokens alone; there, ``logprobs`` holds the behaviour log-prob (natural log, at the sampling
+    sampled tokens alone; there, ``logprobs`` holds the behavior log-prob (natural log, at the sampling
     temperature) and ``versions`` the policy version that sampled it; elsewhere they are 0.0 and -1.
     ``pictures`` follow the order of their placeholders.
     """

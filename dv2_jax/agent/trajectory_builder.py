@@ -55,7 +55,7 @@ class Transcript:
 
         Args:
             token_ids: as sampled, the stop token or ``<|im_end|>`` included.
-            logprobs: behaviour log-prob of each.
+            logprobs: behavior log-prob of each.
             version: of the policy that sampled them.
             ended: False when the generation was cut by its token cap rather than by a stop.
         """

@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from dv2_jax.aot import hlo_bytes, hlo_cost, hlo_parser
-from dv2_jax.aot.hlo_cost import Costs, analyse
+from dv2_jax.aot.hlo_cost import Costs, analyze
 
 
 class TopologyError(ValueError):
@@ -97,7 +97,7 @@ def compile_for(
     loops: int = 0,
 ) -> Compiled:
     """Lower and compile a jitted function of abstract, placed arguments; its text goes to `text_file`, and `loops` to
-    `hlo.analyse`.
+    `hlo.analyze`.
 
     A program that is too large is a result, not an error. With a folder `cache`, what was compiled before, from the
     same lowered program for the same devices by the same versions, is read from there (its text is not).
@@ -155,7 +155,7 @@ def _costs(compiled: Any, text_file: Path | None, loops: int) -> Costs | None:
     if text and text_file is not None:
         text_file.parent.mkdir(parents=True, exist_ok=True)
         text_file.write_text(text, encoding="utf-8")
-    return analyse(text, loops) if text else None
+    return analyze(text, loops) if text else None
 
 
 def _shortage(message: str) -> str:

@@ -1,4 +1,4 @@
-"""What programs compiled ahead of time need and take, as people read it: one row each, and one optimiser step."""
+"""What programs compiled ahead of time need and take, as people read it: one row each, and one optimizer step."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Row:
     chip: Chip
     beside: int = 0  # bytes per device that the run holds besides the arguments
     useful: float = 0.0  # operations per device that the model's mathematics asks for
-    repeats: int = 0  # runs in one optimiser step
+    repeats: int = 0  # runs in one optimizer step
 
     @property
     def fits(self) -> bool:
@@ -71,7 +71,7 @@ class Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A Markdown table, aligned so that it reads as it is too; below the programs an optimiser step, if it is among them."""
+    """A Markdown table, aligned so that it reads as it is too; below the programs an optimizer step, if it is among them."""
     lines = [HEAD, *(row.cells() for row in rows)]
     if step := step_cells(rows):
         lines.append(step)
@@ -83,7 +83,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def step_cells(rows: Sequence[Row]) -> list[str] | None:
-    """An optimiser step: every program as often as it runs in one. None where its programs are not all there."""
+    """An optimizer step: every program as often as it runs in one. None where its programs are not all there."""
     parts = [row for row in rows if row.repeats]
     if len(parts) < 2 or any(row.seconds is None for row in parts):
         return None

@@ -1,4 +1,4 @@
-"""Operations that a model's mathematics asks for: the numerator of model FLOP utilisation (Chowdhery et al.,
+"""Operations that a model's mathematics asks for: the numerator of model FLOP utilization (Chowdhery et al.,
 arXiv:2204.02311, appendix B). Recomputation does not count, nor does what a causal mask hides."""
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Costs:
         return sum(self.sent.values())
 
 
-def analyse(text: str, loops: int = 0) -> Costs:
+def analyze(text: str, loops: int = 0) -> Costs:
     """Costs of an optimised module (`compiled.as_text()`).
 
     ``loops``: how often a loop runs whose length the text does not tell, because data end it; 0: count its body once and

@@ -51,7 +51,7 @@ class Program:
     beside: int  # bytes per device that the run holds besides the arguments
     mesh: Mesh  # under which it is traced
     useful: float = 0.0  # operations per device that the model's mathematics asks for
-    repeats: int = 0  # runs in one optimiser step; 0: it is no part of one
+    repeats: int = 0  # runs in one optimizer step; 0: it is no part of one
     loops: int = 0  # runs at most of a loop that its data end
 
 
@@ -134,7 +134,7 @@ def abstract_policy(config: Config, devices: list[Any], host: Sequence[Any] = ()
 
 
 def sft_programs(policy: Abstract) -> list[Program]:
-    """A microbatch's gradient in every listed shape of pictures, and the optimiser's step."""
+    """A microbatch's gradient in every listed shape of pictures, and the optimizer's step."""
     config, sft = policy.config, policy.config.sft
     optimizer, trainable = _learning(policy, sft.steps)
     update = make_sft_step(
@@ -184,7 +184,7 @@ def rl_programs(policy: Abstract) -> list[Program]:
 def engine_programs(policy: Abstract) -> list[Program]:
     """Prefill and decode in their widest shapes, and the encoder in its first; of several hosts, those of one.
 
-    The optimiser's moments lie beside them and, where the engine has a copy of the weights, the trainer's.
+    The optimizer's moments lie beside them and, where the engine has a copy of the weights, the trainer's.
     """
     config, engine, model, mesh = policy.config, policy.engine_sizes, policy.model, policy.engine_mesh
     graphdef = build(model, compute_dtype=config.model.compute_dtype)[0]
@@ -272,7 +272,7 @@ def abstract_batch(spec: PackSpec, bucket: VisionBucket, mesh: Mesh) -> PackedBa
         loss_weight=numbers,
         image_index=ids,
         vision=vision,
-        behaviour_logprobs=numbers,
+        behavior_logprobs=numbers,
         advantages=numbers,
         denominator=jax.ShapeDtypeStruct((), jnp.float32),
     )
@@ -309,7 +309,7 @@ def _update_programs(
                 repeats=0 if number else microbatches,  # a step is reckoned with the common shape
             )
         )
-    apply = Program(f"{name} optimiser", "", functions["apply"], (state, gradients), beside, policy.mesh, repeats=1)
+    apply = Program(f"{name} optimizer", "", functions["apply"], (state, gradients), beside, policy.mesh, repeats=1)
     return [*programs, apply]
 
 

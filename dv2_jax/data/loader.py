@@ -1,6 +1,6 @@
 """The input pipeline of supervised training: records, shuffled, encoded and packed, with a position that can be saved.
 
-    records -> shuffle (a new order every epoch) -> encode -> pack into microbatches of one optimiser step
+    records -> shuffle (a new order every epoch) -> encode -> pack into microbatches of one optimizer step
 
 A record's place in the stream depends on the seed alone. The iterator's state is the place of the next record and
 the places of those that wait in the packer; restoring it gives the very next batch, bit for bit. Encoding and packing

@@ -2,7 +2,7 @@
 
 An example is placed whole into one row; rows hold several examples side by side, told apart by
 ``segment_ids`` (0 is padding). Columns are aligned with the position that *predicts*: entry ``t`` of
-``targets``, ``loss_weight``, ``behaviour_logprobs`` and ``advantages`` speaks of token ``t + 1`` of the same
+``targets``, ``loss_weight``, ``behavior_logprobs`` and ``advantages`` speaks of token ``t + 1`` of the same
 segment, so a loss never crosses from one example into the next.
 
 Rows are divided into ``groups`` of equal size, one per data shard. Pictures belong to a group: each distinct
@@ -42,13 +42,13 @@ class Example:
     """One token sequence with what is learned from it.
 
     ``loss_weight[t]`` is the weight of predicting token ``t``; that of the first token has no predictor and is
-    ignored. ``behaviour_logprobs`` are the sampler's, 0 where a token was not sampled.
+    ignored. ``behavior_logprobs`` are the sampler's, 0 where a token was not sampled.
     """
 
     token_ids: Sequence[int]
     loss_weight: Sequence[float]
     pictures: tuple[Picture, ...] = ()  # in placeholder order
-    behaviour_logprobs: Sequence[float] | None = None
+    behavior_logprobs: Sequence[float] | None = None
     advantage: float = 0.0
 
     @property
@@ -91,7 +91,7 @@ class PackSpec:
             )
         if tokens < 2:
             raise ValueError("an example needs at least two tokens: the first predicts the second")
-        for name in ("loss_weight", "behaviour_logprobs"):
+        for name in ("loss_weight", "behavior_logprobs"):
             column = getattr(example, name)
             if column is not None and len(column) != tokens:
                 raise ValueError(f"{name} has {len(column)} entries for {tokens} tokens")
@@ -105,7 +105,7 @@ class PackSpec:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["token_ids", "targets", "segment_ids", "positions", "loss_weight", "image_index", "vision",
-                 "behaviour_logprobs", "advantages", "denominator", "reference_logprobs"],
+                 "behavior_logprobs", "advantages", "denominator", "reference_logprobs"],
     meta_fields=[],
 )  # fmt: skip
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class PackedBatch:
     loss_weight: Float[Array, "B T"]  # of predicting targets
     image_index: Int[Array, "B T"]  # row of the group's image embeddings, -1 for text
     vision: VisionBatch  # every leaf with a leading G
-    behaviour_logprobs: Float[Array, "B T"]  # of targets
+    behavior_logprobs: Float[Array, "B T"]  # of targets
     advantages: Float[Array, "B T"]  # of targets
     denominator: Float[Array, ""]  # what the weighted sum over *all* microbatches of one step is divided by
     reference_logprobs: Float[Array, "B T"] | None = None  # of targets under the reference policy, where there is one
@@ -257,7 +257,7 @@ def build_batch(rows: Sequence[Sequence[Example]], spec: PackSpec, *, denominato
     positions = np.zeros((3, *shape), np.int32)
     image_index = np.full(shape, -1, np.int32)
     loss_weight = np.zeros(shape, np.float32)
-    behaviour = np.zeros(shape, np.float32)
+    behavior = np.zeros(shape, np.float32)
     advantages = np.zeros(shape, np.float32)
     pictures: list[dict[str, tuple[Picture, int]]] = [
         {} for _ in range(spec.groups)
@@ -276,8 +276,8 @@ def build_batch(rows: Sequence[Sequence[Example]], spec: PackSpec, *, denominato
             targets[b, before] = ids[1:]
             loss_weight[b, before] = np.asarray(example.loss_weight, np.float32)[1:]
             advantages[b, before] = example.advantage
-            if example.behaviour_logprobs is not None:
-                behaviour[b, before] = np.asarray(example.behaviour_logprobs, np.float32)[1:]
+            if example.behavior_logprobs is not None:
+                behavior[b, before] = np.asarray(example.behavior_logprobs, np.float32)[1:]
             rows_of_image = []
             for picture in example.pictures:
                 count = merged_tokens(picture.grid)
@@ -299,7 +299,7 @@ def build_batch(rows: Sequence[Sequence[Example]], spec: PackSpec, *, denominato
     total = float(loss_weight.sum(dtype=np.float64)) if denominator is None else denominator
     return PackedBatch(
         token_ids=token_ids, targets=targets, segment_ids=segment_ids, positions=positions, loss_weight=loss_weight,
-        image_index=image_index, vision=_vision(pictures, spec), behaviour_logprobs=behaviour, advantages=advantages,
+        image_index=image_index, vision=_vision(pictures, spec), behavior_logprobs=behavior, advantages=advantages,
         denominator=np.float32(max(total, 1e-8)),
     )  # fmt: skip
 

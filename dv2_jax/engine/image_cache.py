@@ -12,7 +12,7 @@ from jaxtyping import Int
 class PicturePool:
     """Which rows hold which picture; the longest unused one makes room. Host bookkeeping alone.
 
-    The rows of a picture need not be neighbours: a sequence reads them one by one, by index.
+    The rows of a picture need not be neighbors: a sequence reads them one by one, by index.
     """
 
     def __init__(self, rows: int):

@@ -11,7 +11,7 @@ from dv2_jax.agent.trajectory import Trajectory
 from dv2_jax.config import RewardConfig
 from dv2_jax.data.question import Question
 from dv2_jax.data.tokenizer import Tokenizer
-from dv2_jax.evaluation.summary import EvalResult, SkillResult, summarise
+from dv2_jax.evaluation.summary import EvalResult, SkillResult, summarize
 from dv2_jax.parallel import distributed
 from dv2_jax.rewards import assign
 from dv2_jax.rollout.scheduler import RolloutRequest, RolloutScheduler
@@ -27,7 +27,7 @@ def evaluate(
     on_progress: Callable[[Trajectory], None] | None = None,
 ) -> EvalResult:
     """Answer every question once, score the trajectories and count them. Every host calls it, with all questions."""
-    return summarise(answer(questions, scheduler, tokenizer, reward_config, on_progress))
+    return summarize(answer(questions, scheduler, tokenizer, reward_config, on_progress))
 
 
 def answer(

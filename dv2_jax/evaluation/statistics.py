@@ -15,9 +15,9 @@ def wilson_interval(successes: float, n: int, z: float = 1.959963984540054) -> t
         return 0.0, 1.0
     p = successes / n
     scale = 1.0 + z * z / n
-    centre = (p + z * z / (2 * n)) / scale
+    center = (p + z * z / (2 * n)) / scale
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / scale
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def mean(values: list[float]) -> float:

@@ -106,7 +106,7 @@ class EvalResult:
         return {OVERALL: self.overall.to_dict()} | {name: skill.to_dict() for name, skill in self.skills.items()}
 
 
-def summarise(trajectories: Sequence[Trajectory]) -> EvalResult:
+def summarize(trajectories: Sequence[Trajectory]) -> EvalResult:
     """Count scored trajectories. Every host passes those of its own share of the questions."""
     outcomes = [outcome for (outcome,) in gather_outcomes([[trajectory] for trajectory in trajectories])]
     return EvalResult(*count(outcomes), tuple(trajectories))

@@ -122,7 +122,7 @@ class ModelConfig:
         num_kv_heads: int = 2,
         intermediate_size: int = 384,
         mrope_section: tuple[int, int, int] = (4, 6, 6),
-        rope_theta: float = 1e3,  # rows are a thousand tokens; at 1e4 neighbouring columns of a picture look alike
+        rope_theta: float = 1e3,  # rows are a thousand tokens; at 1e4 neighboring columns of a picture look alike
         tie_word_embeddings: bool = True,
         max_position_embeddings: int = 4096,
         vision_depth: int = 2,

@@ -127,7 +127,7 @@ def _period(pattern: list[bool]) -> int:
 
 
 class Projector(nnx.Module):
-    """Four patches of a 2x2 square, normalised one by one, become one token of the text tower."""
+    """Four patches of a 2x2 square, normalized one by one, become one token of the text tower."""
 
     def __init__(self, init: Init, config: VisionConfig, *, remat: bool):
         merged = config.hidden_size * config.spatial_merge_size**2

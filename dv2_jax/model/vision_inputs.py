@@ -1,7 +1,7 @@
 """Pictures to arrays of a listed set of shapes. All index arithmetic is numpy on the host.
 
 Inside a picture the patches stand window by window (raster order of windows; inside a window raster order of
-2x2 squares), so that a window is a contiguous run and a square is four neighbours.
+2x2 squares), so that a window is a contiguous run and a square is four neighbors.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def _attention(q, k, v, segment_ids, *, causal, backend):
 def _local(form: tuple[bool, Backend], q: Array, k: Array, v: Array, segments: Array) -> Array:
     """q [B T H hd], k and v [B T K hd] -> [B T H hd], in the form for the platform it is lowered for.
 
-    The backward pass recomputes probabilities from the row-wise normaliser (Dao et al., arXiv:2205.14135).
+    The backward pass recomputes probabilities from the row-wise normalizer (Dao et al., arXiv:2205.14135).
     """
     return _forward(form, q, k, v, segments)[0]
 
@@ -76,14 +76,14 @@ def _choose(form: tuple[bool, Backend], name: str, tokens: int, *operands):
 
 
 def _forward(form, q, k, v, segments):
-    out, normaliser = _choose(form, "forward", q.shape[1], q, k, v, segments)
-    return out, (q, k, v, segments, out, normaliser)
+    out, normalizer = _choose(form, "forward", q.shape[1], q, k, v, segments)
+    return out, (q, k, v, segments, out, normalizer)
 
 
 def _backward(form, saved, gradient):
-    q, k, v, segments, out, normaliser = saved
+    q, k, v, segments, out, normalizer = saved
     delta = jnp.sum(gradient.astype(jnp.float32) * out, axis=-1)
-    gradients = _choose(form, "backward", q.shape[1], q, k, v, segments, gradient, normaliser, delta)
+    gradients = _choose(form, "backward", q.shape[1], q, k, v, segments, gradient, normalizer, delta)
     return *gradients, np.zeros(segments.shape, jax.dtypes.float0)
 
 

@@ -57,7 +57,7 @@ def forward(
 ) -> tuple[Float[Array, "B T H hd"], Float[Array, "B T H"]]:
     """The output, and the log of the softmax's denominator in fp32."""
     q, k, v = _operands(q, k, v)
-    outputs, normalisers = [], []
+    outputs, normalizers = [], []
     for block in _blocks(q.shape[3], causal):
         scores = _scores(causal, q, k, segments, block)
         top = scores.max(-1, keepdims=True)
@@ -67,9 +67,9 @@ def forward(
             "bkgts,bksd->bkgtd", p.astype(v.dtype), v[:, :, : block[2]], preferred_element_type=jnp.float32
         )
         outputs.append((out / total).astype(q.dtype))
-        normalisers.append(top + jnp.log(total))
-    out, normaliser = (_ungrouped(jnp.concatenate(blocks, axis=3)) for blocks in (outputs, normalisers))
-    return out, normaliser[..., 0]
+        normalizers.append(top + jnp.log(total))
+    out, normalizer = (_ungrouped(jnp.concatenate(blocks, axis=3)) for blocks in (outputs, normalizers))
+    return out, normalizer[..., 0]
 
 
 def backward(
@@ -79,11 +79,11 @@ def backward(
     v: Float[Array, "B T K hd"],
     segments: Int[Array, "B T"],
     gradient: Float[Array, "B T H hd"],
-    normaliser: Float[Array, "B T H"],
+    normalizer: Float[Array, "B T H"],
     delta: Float[Array, "B T H"],
 ) -> tuple[Float[Array, "B T H hd"], Float[Array, "B T K hd"], Float[Array, "B T K hd"]]:
     """Gradients of q, k and v. ``delta`` is the sum over hd of gradient times output, in fp32."""
-    gradient, normaliser, delta = (_grouped(x, k.shape[2]) for x in (gradient, normaliser[..., None], delta[..., None]))
+    gradient, normalizer, delta = (_grouped(x, k.shape[2]) for x in (gradient, normalizer[..., None], delta[..., None]))
     q, k, v = _operands(q, k, v)
     if traced_platform() == "cpu":
         q = after(q, gradient)  # else its compiler scores all blocks of a short row before the gradient is there
@@ -92,7 +92,7 @@ def backward(
     for block in _blocks(q.shape[3], causal):
         start, end, seen = block
         queries, keys = np.s_[:, :, :, start:end], np.s_[:, :, :seen]
-        p = jnp.exp(_scores(causal, q, k, segments, block) - normaliser[queries])
+        p = jnp.exp(_scores(causal, q, k, segments, block) - normalizer[queries])
         dp = jnp.einsum("bkgtd,bksd->bkgts", gradient[queries], v[keys], preferred_element_type=jnp.float32)
         ds = (p * (dp - delta[queries])).astype(k.dtype)
         dq.append(jnp.einsum("bkgts,bksd->bkgtd", ds, k[keys]))

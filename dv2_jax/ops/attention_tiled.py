@@ -124,12 +124,12 @@ def forward(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> tupl
         return places.at[query].set(out), (top + jnp.log(total))[..., 0].transpose(2, 0, 1)
 
     # Outputs take the places of their queries: no others have to be there from the program's start.
-    out, normaliser = jax.lax.scan(one, tiles.q, jnp.arange(tiles.first.shape[0]))
-    return _join(out, batch, tokens).reshape(q.shape), _join(normaliser, batch, tokens).reshape(q.shape[:3])
+    out, normalizer = jax.lax.scan(one, tiles.q, jnp.arange(tiles.first.shape[0]))
+    return _join(out, batch, tokens).reshape(q.shape), _join(normalizer, batch, tokens).reshape(q.shape[:3])
 
 
 def backward(
-    causal: bool, q: Array, k: Array, v: Array, segments: Array, gradient: Array, normaliser: Array, delta: Array
+    causal: bool, q: Array, k: Array, v: Array, segments: Array, gradient: Array, normalizer: Array, delta: Array
 ) -> tuple[Array, Array, Array]:
     """Probabilities stand with the keys first, [K s G t]: then no product has to transpose one, which XLA's CPU code
     takes twice as long for."""
@@ -143,9 +143,9 @@ def backward(
 
     def one(state: tuple[Array, Array, Array], xs) -> tuple[tuple[Array, Array, Array], None]:
         dk, dv, places = state
-        query, mine, normaliser, delta = xs
+        query, mine, normalizer, delta = xs
         mine, upstream = (x.transpose(1, 2, 0, 3).reshape(thin) for x in (mine * scale, places[query]))
-        normaliser, delta = (x.transpose(1, 2, 0).reshape(row) for x in (normaliser, delta))
+        normalizer, delta = (x.transpose(1, 2, 0).reshape(row) for x in (normalizer, delta))
         mine_columns, upstream_columns = mine.swapaxes(-1, -2), upstream.swapaxes(-1, -2)
         start = tiles.row_start[query]
 
@@ -153,7 +153,7 @@ def backward(
             dk, dv, dq = sums
             key = start + key
             bias = _bias(causal, tiles, query, key, keys_axis=0)[:, None]
-            p = jnp.exp(_product(tiles.k[key].swapaxes(0, 1), mine_columns).reshape(shape) + bias - normaliser)
+            p = jnp.exp(_product(tiles.k[key].swapaxes(0, 1), mine_columns).reshape(shape) + bias - normalizer)
             ds = p * (_product(tiles.v[key].swapaxes(0, 1), upstream_columns).reshape(shape) - delta)
             p, ds = p.reshape(flat).astype(v.dtype), ds.reshape(flat).astype(k.dtype)
             dv = dv.at[key].add(_product(p, upstream).swapaxes(0, 1))
@@ -169,8 +169,8 @@ def backward(
     # compiler fills their places when the program starts, and keeps them until here.
     zeros = after(jnp.zeros(tiles.k.shape, jnp.float32), gradient[(0,) * gradient.ndim].astype(jnp.float32))
     numbers = jnp.arange(tiles.first.shape[0])
-    places, normaliser, delta = (_by_key_head(_cut(x, size), heads) for x in (gradient, normaliser, delta))
-    (dk, dv, dq), _ = jax.lax.scan(one, (zeros, zeros, places), (numbers, tiles.q, normaliser, delta))
+    places, normalizer, delta = (_by_key_head(_cut(x, size), heads) for x in (gradient, normalizer, delta))
+    (dk, dv, dq), _ = jax.lax.scan(one, (zeros, zeros, places), (numbers, tiles.q, normalizer, delta))
     pairs = zip((dq, dk, dv), (q, k, v), strict=True)
     return tuple(_join(x, batch, tokens).reshape(like.shape).astype(like.dtype) for x, like in pairs)
 

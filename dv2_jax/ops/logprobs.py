@@ -77,24 +77,24 @@ def _forward(hidden, head, targets, temperature, forbidden):
     def one(xs):
         hidden, targets = xs
         logits = _logits(hidden, head, temperature, forbidden)
-        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        normalizer = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        entropy = normaliser - jnp.sum(jnp.exp(logits - normaliser[..., None]) * logits, axis=-1)
-        return chosen - normaliser, entropy, normaliser
+        entropy = normalizer - jnp.sum(jnp.exp(logits - normalizer[..., None]) * logits, axis=-1)
+        return chosen - normalizer, entropy, normalizer
 
-    logprobs, entropy, normaliser = jax.lax.map(one, (hidden, targets))
-    return (logprobs, entropy), (hidden, head, targets, temperature, forbidden, normaliser)
+    logprobs, entropy, normalizer = jax.lax.map(one, (hidden, targets))
+    return (logprobs, entropy), (hidden, head, targets, temperature, forbidden, normalizer)
 
 
 def _backward(saved, gradients):
-    """With the normaliser at hand nothing is summed over the vocabulary: the gradient of the logits is made where their
+    """With the normalizer at hand nothing is summed over the vocabulary: the gradient of the logits is made where their
     product is, and only ever exists in the narrow type that the two products after it read."""
-    hidden, head, targets, temperature, forbidden, normaliser = saved
+    hidden, head, targets, temperature, forbidden, normalizer = saved
     vocabulary = jnp.arange(head.shape[1])
 
     def one(head_gradient, xs):
-        hidden, targets, normaliser, gradient = xs
-        p = jnp.exp(_logits(hidden, head, temperature, forbidden) - normaliser[..., None])
+        hidden, targets, normalizer, gradient = xs
+        p = jnp.exp(_logits(hidden, head, temperature, forbidden) - normalizer[..., None])
         change = ((targets[..., None] == vocabulary) - p) * (gradient / temperature)[..., None]
         if forbidden is not None:
             change = jnp.where(forbidden, 0.0, change)
@@ -102,7 +102,7 @@ def _backward(saved, gradients):
         product = jnp.einsum("bsd,bsv->dv", hidden, change, preferred_element_type=jnp.float32)
         return head_gradient + product.astype(head.dtype), jnp.einsum("bsv,dv->bsd", change, head)
 
-    xs = (hidden, targets, normaliser, gradients[0])
+    xs = (hidden, targets, normalizer, gradients[0])
     head_gradient, hidden_gradient = jax.lax.scan(one, jnp.zeros_like(head), xs)
     none = None if forbidden is None else np.zeros(forbidden.shape, jax.dtypes.float0)
     return hidden_gradient, head_gradient, np.zeros(targets.shape, jax.dtypes.float0), jnp.zeros_like(temperature), none

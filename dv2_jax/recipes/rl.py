@@ -217,7 +217,7 @@ class Training:
         tokens = np.array([outcome.loss_tokens for outcome in outcomes])
         valid = tokens > 0
         groups = np.repeat(np.arange(len(chosen)), self.rl.group_size)
-        advantages = group_advantages(rewards, groups, valid=valid, normalise_std=self.rl.normalise_std)
+        advantages = group_advantages(rewards, groups, valid=valid, normalize_std=self.rl.normalize_std)
         self.session.release()
         with spans.span("update", step=number):
             learned = self.learn(make_minibatches(trajectories, advantages, self.rl, tokens.tolist()))
@@ -271,7 +271,7 @@ class Training:
         return (informative + others)[:wanted], everything
 
     def learn(self, minibatches: Sequence[Minibatch]) -> dict[str, float]:
-        """One optimiser step per minibatch; metrics are means over them, the log-prob gap is that of the first.
+        """One optimizer step per minibatch; metrics are means over them, the log-prob gap is that of the first.
 
         Only the first minibatch is computed with the very weights that sampled it.
         """

@@ -8,7 +8,7 @@ from typing import Any
 
 from dv2_jax.checkpoint.policy_spec import load_weights
 from dv2_jax.evaluation.answering import answer
-from dv2_jax.evaluation.summary import summarise
+from dv2_jax.evaluation.summary import summarize
 from dv2_jax.model.params import Params
 from dv2_jax.parallel import distributed
 from dv2_jax.recipes.run import Policy, Run, together, write_json
@@ -83,7 +83,7 @@ class Stages:
             answered = answer(
                 questions, scheduler, self.policy.tokenizer, config.reward, on_progress=lambda _: advance()
             )
-        result = summarise(answered)
+        result = summarize(answered)
         self._results[name] = result.summary()
         self.writer.write(result.trajectories, stage=name)
         if distributed.is_main():

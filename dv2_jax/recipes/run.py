@@ -62,7 +62,7 @@ def load_policy(config: Config) -> Policy:
 
 @dataclass(frozen=True)
 class Learning:
-    """The optimiser of a run."""
+    """The optimizer of a run."""
 
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
@@ -123,7 +123,7 @@ class Run:
         """Checkpoint `step` of the recipe, unless that is on disk already."""
         if step not in self.store.steps():
             with self.spans.span("checkpoint", step=step):
-                self.store.save(step, state.params, state.opt_state, extra | {"optimiser_steps": int(state.step)})
+                self.store.save(step, state.params, state.opt_state, extra | {"optimizer_steps": int(state.step)})
 
 
 @contextmanager
@@ -167,7 +167,9 @@ def begin(run: Run, policy: Policy, learning: Learning) -> tuple[TrainState, dic
     abstract = abstract_state(policy, learning)
     restored = run.store.restore(abstract.params, abstract.opt_state)
     run.display.line(f"continuing {run.directory} after step {restored.step}")
-    step = step_counter(restored.extra["optimiser_steps"], restored.params)
+    extra = restored.extra
+    steps = extra["optimizer_steps"] if "optimizer_steps" in extra else extra["optimiser_steps"]  # key before 0.2
+    step = step_counter(steps, restored.params)
     return TrainState(bound(restored.params), bound(restored.opt_state), step), restored.extra
 
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: packed conversations, one optimiser step after another.
+"""Supervised fine-tuning: packed conversations, one optimizer step after another.
 
     examples (shuffled, encoded and packed in the background) -> gradient of every microbatch -> AdamW -> metrics
 
@@ -42,7 +42,7 @@ DATA_SEED = 1  # added to task.seed: the cold start's questions are not those th
 
 
 def run_sft(config: Config) -> dict[str, Any]:
-    """Train `config.sft.steps` optimiser steps; returns and writes `summary.json`.
+    """Train `config.sft.steps` optimizer steps; returns and writes `summary.json`.
 
     Ctrl-C ends after a step with a checkpoint (`summary["interrupted"]`); the same command continues.
     """

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, coloured by the page's style sheet (classes ``s0`` ... ``s5``)."""
+"""Line charts as inline SVG, colored by the page's style sheet (classes ``s0`` ... ``s5``)."""
 
 from __future__ import annotations
 

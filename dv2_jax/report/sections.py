@@ -106,7 +106,7 @@ def _cell(row: Mapping | None, key: str, percent: bool) -> str:
 
 
 def curves(path: Path, stages: Mapping[str, Mapping]) -> str:
-    """Charts of what ``metrics.jsonl`` holds; skills in the table's order, so that their colours agree."""
+    """Charts of what ``metrics.jsonl`` holds; skills in the table's order, so that their colors agree."""
     skills = [skill for part in stages.values() for skill in part if skill != "overall"]
     rows = _metric_rows(path)
     figures = []

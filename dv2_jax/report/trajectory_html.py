@@ -16,7 +16,7 @@ _CODE = re.compile(r"(?<=```python\n)(.*?)(?=\n?```|\Z)", re.DOTALL)
 _MARKER = re.compile(r"<\|[a-z_]+\|>|</?(?:think|code|tool_call|answer|tool_response)>|```(?:python)?")
 _ESCAPED_MARKER = re.compile(_MARKER.pattern.replace("<", "&lt;").replace(">", "&gt;"))
 _LINK = re.compile(r"\[([^\]\n]+)\] ?\((https?://[^)\s\"'<>]*)\)")  # a result's address may be hostile: only the web's
-_COLOURS: tuple[tuple[_TokenType, str], ...] = (
+_COLORS: tuple[tuple[_TokenType, str], ...] = (
     (Comment, "c"), (String, "s"), (Number, "m"), (Keyword, "k"), (Operator.Word, "k"),
     (Name.Builtin, "b"), (Name.Function, "f"), (Name.Class, "f"),
 )  # fmt: skip
@@ -118,16 +118,16 @@ def _transcript(record: dict, picture: Callable[[str, str], str]) -> str:
 
 
 def _tokens(piece: dict, scores: list[tuple[float, int]]) -> str:
-    """The text of a model piece, one element per token, cut again where the syntax colouring changes."""
+    """The text of a model piece, one element per token, cut again where the syntax coloring changes."""
     text, out, start = piece["text"], [], 0
-    colours = _colouring(text)
-    borders = [begin for begin, _ in colours]
+    colors = _coloring(text)
+    borders = [begin for begin, _ in colors]
     for end, (logprob, version) in zip(piece["ends"], scores, strict=True):
         inner, at = [], start
         while at < end:
             index = bisect_right(borders, at) - 1
             stop = min(end, borders[index + 1]) if index + 1 < len(borders) else end
-            css, fragment = colours[index][1], escape(text[at:stop])
+            css, fragment = colors[index][1], escape(text[at:stop])
             inner.append(f'<b class="{css}">{fragment}</b>' if css else fragment)
             at = stop
         surprise = min(1.0, -logprob / 3.0)
@@ -137,8 +137,8 @@ def _tokens(piece: dict, scores: list[tuple[float, int]]) -> str:
     return "".join(out)
 
 
-def _colouring(text: str) -> list[tuple[int, str]]:
-    """Where each colour starts: [(offset, class or "")], ascending, from offset 0."""
+def _coloring(text: str) -> list[tuple[int, str]]:
+    """Where each color starts: [(offset, class or "")], ascending, from offset 0."""
     marks: list[tuple[int, str]] = [(0, "")]
     for match in _MARKER.finditer(text):
         marks += [(match.start(), "tag"), (match.end(), "")]
@@ -146,7 +146,7 @@ def _colouring(text: str) -> list[tuple[int, str]]:
         marks = [mark for mark in marks if not match.start() <= mark[0] < match.end()]
         at = match.start()
         for token, value in PythonLexer(stripnl=False, ensurenl=False).get_tokens(match.group()):
-            marks.append((at, next((css for family, css in _COLOURS if token in family), "")))
+            marks.append((at, next((css for family, css in _COLORS if token in family), "")))
             at += len(value)
         marks.append((match.end(), "tag" if text.startswith("```", match.end()) else ""))
     return sorted(dict(marks).items())

@@ -155,7 +155,7 @@ def parse_equivalence(response: str) -> bool | None:
 def bare_expression(prediction: str) -> str:
     """A student's answer without its left-hand side and LaTeX wrapping.
 
-    Milder than the released normalisation, which also deletes spaces and words like "points", and with them the
+    Milder than the released normalization, which also deletes spaces and words like "points", and with them the
     meaning of answers in words.
     """
     text = prediction.rsplit("=", 1)[-1].strip().strip("$").strip()

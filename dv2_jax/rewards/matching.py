@@ -46,7 +46,7 @@ def equivalent(prediction: str | None, answer: str, verifier: str, meta: Mapping
     return _VERIFIERS[verifier](_LEAD.sub("", prediction.strip()), answer, meta)
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Case, accents, width, articles, punctuation and spacing taken away; digits keep their separators."""
     text = unicodedata.normalize("NFKD", text.casefold())
     text = "".join(char for char in text if not unicodedata.combining(char))
@@ -55,9 +55,9 @@ def normalise(text: str) -> str:
 
 
 def _text(prediction: str, answer: str, meta: Mapping[str, Any]) -> bool:
-    said = normalise(prediction)
+    said = normalize(prediction)
     for accepted in (answer, *meta.get("aliases", ())):
-        wanted = normalise(accepted)
+        wanted = normalize(accepted)
         # Articles are all of some answers ("A", "The The"): then spelling decides.
         if (said == wanted) if wanted else prediction.strip().casefold() == accepted.strip().casefold():
             return True
@@ -79,12 +79,12 @@ def _choice(prediction: str, answer: str, meta: Mapping[str, Any]) -> bool:
     if isinstance(choices, Sequence):
         choices = {chr(ord("A") + index): text for index, text in enumerate(choices)}
     said, wanted = _chosen(prediction, choices), _chosen(answer, choices)
-    return said == wanted if said and wanted else normalise(prediction) == normalise(answer)
+    return said == wanted if said and wanted else normalize(prediction) == normalize(answer)
 
 
 def _chosen(text: str, choices: Mapping[str, str]) -> str | None:
     """The label that ``text`` names, by itself or by the wording of its choice."""
-    by_wording = [label for label, wording in choices.items() if normalise(wording) == normalise(text)]
+    by_wording = [label for label, wording in choices.items() if normalize(wording) == normalize(text)]
     if len(by_wording) == 1:
         return by_wording[0].upper()
     named = _LABEL.match(text.strip())

@@ -13,9 +13,9 @@ def group_advantages(
     group_ids: Int[np.ndarray, " N"],
     *,
     valid: Bool[np.ndarray, " N"] | None = None,
-    normalise_std: bool = True,
+    normalize_std: bool = True,
 ) -> Float[np.ndarray, " N"]:
-    """Reward minus its group's mean, over the group's unbiased deviation where `normalise_std` (DeepEyesV2 spec 6.2).
+    """Reward minus its group's mean, over the group's unbiased deviation where `normalize_std` (DeepEyesV2 spec 6.2).
 
     Trajectories that are not `valid` (lost to the infrastructure) get 0 and count in no mean. A group with fewer than
     two valid members says nothing about what is better, so it gets 0 as well. Raises ValueError on a valid reward
@@ -31,11 +31,11 @@ def group_advantages(
     for members in _groups(group_ids, valid):
         if len(members) < 2:
             continue
-        centred = rewards[members] - rewards[members].mean()
+        centered = rewards[members] - rewards[members].mean()
         # Equal rewards must give exactly 0: the rounding of a mean, divided by epsilon, would not.
         if np.ptp(rewards[members]) == 0.0:
             continue
-        advantages[members] = centred / (rewards[members].std(ddof=1) + STD_EPSILON) if normalise_std else centred
+        advantages[members] = centered / (rewards[members].std(ddof=1) + STD_EPSILON) if normalize_std else centered
     return advantages
 
 

@@ -1,4 +1,4 @@
-"""From scored trajectories to what an optimiser step trains on."""
+"""From scored trajectories to what an optimizer step trains on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dv2_jax.data.packing import Example
 
 @dataclass(frozen=True)
 class Minibatch:
-    """The examples of one optimiser step; their losses are divided by `denominator`."""
+    """The examples of one optimizer step; their losses are divided by `denominator`."""
 
     examples: tuple[Example, ...]
     denominator: float
@@ -77,6 +77,6 @@ def to_example(trajectory: Trajectory, advantage: float, weight: float) -> Examp
         raise ValueError(f"trajectory {trajectory.id!r}: its first token is marked as sampled")
     if not np.all(np.isfinite(logprobs[sampled])) or np.any(logprobs[sampled] > 1e-3):  # rounding may exceed 0
         raise ValueError(
-            f"trajectory {trajectory.id!r}: the behaviour log-prob of a sampled token is no finite number <= 0"
+            f"trajectory {trajectory.id!r}: the behavior log-prob of a sampled token is no finite number <= 0"
         )
     return Example(trajectory.token_ids, mask * weight, tuple(trajectory.pictures), logprobs, advantage)

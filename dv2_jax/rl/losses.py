@@ -19,7 +19,7 @@ ALGORITHMS = {
         "clip_high": 0.2,
         "dual_clip": 3.0,
         "loss_aggregation": "sequence_mean",
-        "normalise_std": True,
+        "normalize_std": True,
     },
 }
 

@@ -9,14 +9,14 @@ from jaxtyping import Array, Bool, Float
 
 
 def mismatch(
-    logprobs: Float[Array, "B T"], behaviour_logprobs: Float[Array, "B T"], used: Bool[Array, "B T"]
+    logprobs: Float[Array, "B T"], behavior_logprobs: Float[Array, "B T"], used: Bool[Array, "B T"]
 ) -> dict[str, Float[Array, ""]]:
     """Sums of the gap between trainer (pi) and sampler (mu) over the used tokens, and its largest value.
 
     k1 = log mu - log pi and k3 = pi/mu - 1 - log(pi/mu) both estimate KL(mu || pi) from mu's samples; k3 is never
     negative.
     """
-    gap = jnp.where(used, logprobs - behaviour_logprobs, 0.0)
+    gap = jnp.where(used, logprobs - behavior_logprobs, 0.0)
     return {
         "gap_k1": -jnp.sum(gap),
         "gap_k3": jnp.sum(jnp.expm1(gap) - gap),

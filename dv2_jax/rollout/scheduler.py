@@ -140,7 +140,7 @@ class RolloutScheduler:
         return batch.done
 
     def _round(self, batch: _Batch) -> None:
-        # A short queue in front of the engine is enough; questions are tokenised while the device works.
+        # A short queue in front of the engine is enough; questions are tokenized while the device works.
         while batch.queue and self.engine.waiting < 2 * self.engine.config.prefill_rows:
             self._begin(batch, *batch.queue.popleft())
         turns = self.engine.tick()

@@ -2,7 +2,7 @@
 
 A directory ``trajectories/`` holds one ``<stage>.jsonl`` per stage (``train``, ``base``, ``cold_start``, ``rl``,
 ``evaluate``), a line per trajectory, and ``pictures/`` with every picture once, named by the digest of its
-bytes. A line is the whole truth of the trajectory: ids, which of them were trained on, their behaviour
+bytes. A line is the whole truth of the trajectory: ids, which of them were trained on, their behavior
 log-probs and policy versions, plus the same as text.
 
 Files are only ever appended to, one whole line per write. A writer killed mid-line leaves a torn last line: the

@@ -29,7 +29,7 @@ def rl_loss(graphdef: GraphDef, config: RLConfig, *, temperature: float, forbidd
         logprobs, entropy = token_logprobs(graphdef, params, batch, temperature=temperature, forbidden=forbidden)
         value, at_clip = policy_loss(
             logprobs,
-            batch.behaviour_logprobs,
+            batch.behavior_logprobs,
             batch.advantages,
             batch.loss_weight,
             config,
@@ -37,7 +37,7 @@ def rl_loss(graphdef: GraphDef, config: RLConfig, *, temperature: float, forbidd
             batch.reference_logprobs,
         )
         used = batch.loss_weight > 0
-        metrics = mismatch(logprobs, batch.behaviour_logprobs, used) | token_sums(
+        metrics = mismatch(logprobs, batch.behavior_logprobs, used) | token_sums(
             used, batch.advantages, entropy, at_clip
         )
         return value, metrics

@@ -57,7 +57,7 @@ def sft_loop(
     mesh: Mesh | None = None,
     ahead: int = 2,
 ) -> TrainState:
-    """Take one optimiser step per element of `batches` (a microbatch or a sequence of them) until they end.
+    """Take one optimizer step per element of `batches` (a microbatch or a sequence of them) until they end.
 
     `on_step(step, metrics, state)` is called after each; returning True stops. A background thread draws and places
     up to `ahead` elements while the device computes; 0: no thread, for a source that runs ahead by itself and whose

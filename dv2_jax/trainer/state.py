@@ -21,7 +21,7 @@ Params = dict[str, Array]  # flat: dotted name to array, layers stacked
 class TrainState:
     params: Params
     opt_state: Any  # of the trainable parameters only
-    step: Int[Array, ""]  # optimiser steps done
+    step: Int[Array, ""]  # optimizer steps done
 
 
 def split_params(params: Params, trainable: tuple[str, ...]) -> tuple[Params, Params]:
@@ -31,7 +31,7 @@ def split_params(params: Params, trainable: tuple[str, ...]) -> tuple[Params, Pa
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, trainable: tuple[str, ...]) -> TrainState:
-    """A fresh state around `params`, whose placement the optimiser's moments follow."""
+    """A fresh state around `params`, whose placement the optimizer's moments follow."""
     params = bound(params)
     learn, _ = split_params(params, trainable)
     places = opt_shardings(jax.eval_shape(optimizer.init, learn), {name: p.sharding for name, p in learn.items()})
@@ -48,7 +48,7 @@ def bound(tree: Any) -> Any:
 
 
 def step_counter(done: int, params: Params) -> Int[Array, ""]:
-    """`done` optimiser steps as an array, on every device that the parameters are on."""
+    """`done` optimizer steps as an array, on every device that the parameters are on."""
     return jax.device_put(np.int32(done), replicated_like(next(iter(params.values())).sharding))
 
 
@@ -58,7 +58,7 @@ def replicated_like(sharding: Sharding) -> Sharding:
 
 
 def opt_shardings(opt_state: Any, param_shardings: Mapping[str, Sharding]) -> Any:
-    """Shardings of an optimiser state: a leaf filed under a parameter's name lies like it, any other is replicated."""
+    """Shardings of an optimizer state: a leaf filed under a parameter's name lies like it, any other is replicated."""
     replicated = replicated_like(next(iter(param_shardings.values())))
 
     def place(path, _leaf):
@@ -68,7 +68,7 @@ def opt_shardings(opt_state: Any, param_shardings: Mapping[str, Sharding]) -> An
 
 
 def state_shardings(opt_state: Any, param_shardings: Mapping[str, Sharding]) -> TrainState:
-    """Where every leaf of a state lies, given its optimiser state (which may be abstract)."""
+    """Where every leaf of a state lies, given its optimizer state (which may be abstract)."""
     return TrainState(
         params=dict(param_shardings),
         opt_state=opt_shardings(opt_state, param_shardings),

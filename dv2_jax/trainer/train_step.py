@@ -1,4 +1,4 @@
-"""One optimiser step over any number of microbatches.
+"""One optimizer step over any number of microbatches.
 
 `Update` compiles two programs: *accumulate* adds the gradient of one microbatch to a running sum (one compilation per
 listed vision bucket), *apply* turns the sum into new weights. The number of microbatches is not a shape, so a step with
@@ -78,9 +78,9 @@ class Update:
         self._apply = jax.jit(apply, donate_argnums=(0,), out_shardings=(state_places, None))
 
     def __call__(self, state: TrainState, microbatches: Sequence[PackedBatch]) -> tuple[TrainState, dict[str, float]]:
-        """One optimiser step. Raises FloatingPointError when the loss or the gradient norm is not finite."""
+        """One optimizer step. Raises FloatingPointError when the loss or the gradient norm is not finite."""
         if not microbatches:
-            raise ValueError("an optimiser step needs at least one microbatch")
+            raise ValueError("an optimizer step needs at least one microbatch")
         with under(self._mesh):
             gradients, parts = self._sum(state.params, microbatches)
             state, metrics = self._apply(state, gradients)
@@ -130,7 +130,7 @@ def combine(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def pack_share(examples: Sequence[Example], spec: PackSpec, denominator: float) -> list[PackedBatch]:
-    """The microbatches of one optimiser step, at least one, each from this host's own examples. Every host calls it.
+    """The microbatches of one optimizer step, at least one, each from this host's own examples. Every host calls it.
 
     `spec` is of the rows that one host has. All hosts get equally many microbatches of the same shapes: each takes, of
     the picture buckets that the hosts' parts need, the largest, and who has no more examples fills up with empty rows.

@@ -100,7 +100,7 @@ PIECES = [
 @settings(max_examples=100)
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join), st.text(max_size=30))
 def test_whatever_a_tool_prints_the_control_tokens_are_ours(codec, agent, stdout, stderr):
-    """Sees text that ends a turn, opens one or stands for a picture; 5 = im_end, im_start, im_end, im_start, ..."""
+    """Catches text that ends a turn, opens one or stands for a picture; 5 = im_end, im_start, im_end, im_start, ..."""
     picture = png(60, 40)
     seen = render(Turn("code", "x"), Result(stdout=stdout, stderr=stderr, images=(picture,)), agent)
     added = [i for i in codec.observation(seen).token_ids if i in set(codec.tokenizer.added_ids.values())]

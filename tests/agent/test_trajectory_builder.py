@@ -57,7 +57,7 @@ def test_the_columns_of_a_trajectory_stay_aligned(codec, question):
 
 
 def test_a_stored_conversation_gives_the_ids_that_the_rollout_spliced(codec, question):
-    """Sees a second way of rendering: other white space, a re-tokenised joint, another picture order."""
+    """Catches a second way of rendering: other white space, a re-tokenized joint, another picture order."""
     transcript = played(codec, question)
     trajectory = transcript.trajectory()
     messages = list(prompts.messages(question, codec.agent_config.system_prompt))
@@ -81,7 +81,7 @@ def test_a_scripted_turn_has_the_ids_of_the_sampled_one(codec, question):
 
 
 def test_a_stop_that_ends_inside_a_token_keeps_the_token_whole(codec, question, tokenizer):
-    """Sees ids cut or re-made from text: the token that completes ``</code>`` may carry a line break too."""
+    """Catches ids cut or re-made from text: the token that completes ``</code>`` may carry a line break too."""
     ids = tokenizer.encode(CODE + "\n")
     assert tokenizer.token_bytes(ids[-1]) == b">\n"
     transcript = Transcript(codec, question)
@@ -157,7 +157,7 @@ def test_a_turn_cut_at_its_cap_ends_the_trajectory(codec, question):
 
 
 def test_an_observation_that_does_not_fit_is_not_appended(make_codec, question):
-    """Sees a trajectory that ends with an observation, and an off-by-one of the total budget."""
+    """Catches a trajectory that ends with an observation, and an off-by-one of the total budget."""
     probe = Transcript(make_codec(), question)
     probe.add_turn_text(CODE)
     before = len(probe.trajectory().token_ids)

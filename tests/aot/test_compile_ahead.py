@@ -53,7 +53,7 @@ def recipe(name, *, rows, **fields):
 
 @needs_libtpu
 def test_supervised_learning_compiles_for_a_slice():
-    """Sees a program that the TPU compiler refuses, weights that are not split, and activations that are sent."""
+    """Catches a program that the TPU compiler refuses, weights that are not split, and activations that are sent."""
     config = recipe("sft", rows=4)
     place, total, [row] = compile_ahead.run(config, "v5e:2x2", ["gradient"])
     assert total == 1 and place == "v5e:2x2, 4 devices of 15.75 GiB, mesh data 1, fsdp 4, tensor 1"
@@ -73,7 +73,7 @@ def test_supervised_learning_compiles_for_a_slice():
 
 @needs_libtpu
 def test_reinforcement_learning_and_the_engine_compile_for_another_slice():
-    """Sees the same with replicas, and an engine program that the TPU compiler refuses."""
+    """Catches the same with replicas, and an engine program that the TPU compiler refuses."""
     config = recipe("rl", rows=4, mesh=MeshConfig(data=2, fsdp=2))
     place, total, rows = compile_ahead.run(config, "v5p:2x2x1", ["log-probs", "prefill", "decode"])
     assert place.endswith("mesh data 2, fsdp 2, tensor 1") and total == 3
@@ -84,7 +84,7 @@ def test_reinforcement_learning_and_the_engine_compile_for_another_slice():
 
 @needs_libtpu
 def test_rows_that_are_split_by_tokens_compile():
-    """Sees tokens that every device of a row works on: twice the arithmetic."""
+    """Catches tokens that every device of a row works on: twice the arithmetic."""
     config = recipe("sft", rows=2, mesh=MeshConfig(fsdp=2, context=2))
     place, _, [row] = compile_ahead.run(config, "v5e:2x2", ["gradient"])
     assert place.endswith("mesh data 1, fsdp 2, context 2, tensor 1")
@@ -95,7 +95,7 @@ def test_rows_that_are_split_by_tokens_compile():
 
 @needs_libtpu
 def test_the_engine_of_a_slice_of_several_hosts_is_that_of_one():
-    """Sees an engine that spans hosts, which no run has, and a copy of the weights that is not reckoned with."""
+    """Catches an engine that spans hosts, which no run has, and a copy of the weights that is not reckoned with."""
     config = recipe("rl", rows=16, mesh=MeshConfig(data=1, fsdp=16))
     config = dataclasses.replace(
         config, engine=dataclasses.replace(config.engine, slots=64, pages=256, prefill_rows=16)
@@ -116,7 +116,7 @@ def test_the_engine_of_a_slice_of_several_hosts_is_that_of_one():
 @needs_libtpu
 @pytest.mark.parametrize(("slice_", "tensor"), [("v5p:2x4x4", 4), ("v6e:8x16", 4), ("v5p:2x4x4", 2)])
 def test_the_devices_of_a_tensor_group_are_of_one_host(slice_, tensor):
-    """Sees the order of a slice's links, which lays such a group over two hosts, and a slice of which none is known."""
+    """Catches the order of a slice's links, which lays such a group over two hosts, and a slice of which none is known."""
     mesh = make_mesh(MeshConfig(data=1, fsdp=-1, tensor=tensor), topology_devices(slice_))
     groups = mesh.devices.reshape(-1, tensor)
     assert all(len({device.process_index for device in group}) == 1 for group in groups)
@@ -128,7 +128,7 @@ def test_the_devices_of_a_tensor_group_are_of_one_host(slice_, tensor):
     ("slice_", "host"), [("v5p:2x4x4", "v5p:2x2x1"), ("v6e:4x8", "v6e:2x2"), ("tpu7x:2x2x2", "tpu7x:2x2x1")]
 )
 def test_an_engine_is_compiled_for_the_slice_that_its_host_would_be(slice_, host):
-    """Sees a host's part of a slice that libtpu does not compile for: it counts v6e's devices within the whole."""
+    """Catches a host's part of a slice that libtpu does not compile for: it counts v6e's devices within the whole."""
     devices = topology_devices(slice_)
     assert slice_of_one_host(slice_, devices) == host
     assert len(topology_devices(host)) == sum(d.process_index == devices[0].process_index for d in devices)
@@ -145,13 +145,13 @@ def model(config):
 
 @pytest.mark.parametrize("name", ["sft", "rl"])
 def test_every_program_lowers_for_cuda(name):
-    """Sees a kernel of another platform, or a form of attention that only a CPU has, in a program for GPUs."""
+    """Catches a kernel of another platform, or a form of attention that only a CPU has, in a program for GPUs."""
     config = recipe(name, rows=2, mesh=MeshConfig(fsdp=1))
     policy = abstract_policy(config, jax.devices()[:1])
     found = sft_programs(policy) if name == "sft" else [*rl_programs(policy), *engine_programs(policy)]
     names = [program.name for program in found]
-    assert names == (["SFT gradient", "SFT optimiser"] if name == "sft" else
-                     ["RL gradient", "RL optimiser", "log-probs", "prefill", "decode", "encode"])  # fmt: skip
+    assert names == (["SFT gradient", "SFT optimizer"] if name == "sft" else
+                     ["RL gradient", "RL optimizer", "log-probs", "prefill", "decode", "encode"])  # fmt: skip
     for program in found:
         lowered = program.function.trace(*program.arguments).lower(lowering_platforms=("cuda",))
         assert "tpu_custom_call" not in lowered.as_text(), program.name
@@ -165,20 +165,20 @@ def row(compiled, **fields):
 
 
 def test_what_lies_beside_a_program_counts_against_the_memory():
-    """Sees optimiser moments or KV pages that are forgotten because a program does not take them."""
+    """Catches optimizer moments or KV pages that are forgotten because a program does not take them."""
     done = Compiled(1.0, arguments=40, temporaries=30, peak=60, costs=Costs())
     assert row(done, beside=30).fits and not row(done, beside=31).fits
     refused = row(Compiled(1.0, error="Ran out of memory"))
     assert not refused.fits and "Ran out of memory" in table([refused])
 
 
-def test_an_optimiser_step_is_its_programs_as_often_as_they_run():
-    """Sees a step that takes the time of one microbatch, bounds added that overlap, utilisation of the wrong time."""
+def test_an_optimizer_step_is_its_programs_as_often_as_they_run():
+    """Catches a step that takes the time of one microbatch, bounds added that overlap, utilization of the wrong time."""
     sums = Costs(flops=60.0, traffic=20.0, sent={"all-gather": 2}, calls={"all-gather": 1}, largest={"all-gather": 2})
     gradient = row(Compiled(1.0, costs=sums), useful=45.0, repeats=4)
-    optimiser = row(Compiled(1.0, costs=Costs(traffic=30.0)), repeats=1)
+    optimizer = row(Compiled(1.0, costs=Costs(traffic=30.0)), repeats=1)
     assert (gradient.seconds.at_best, gradient.seconds.bound, gradient.seconds.in_turn) == (6.0, "arithmetic", 11.0)
-    cells = dict(zip(HEAD, step_cells([gradient, optimiser]), strict=True))
+    cells = dict(zip(HEAD, step_cells([gradient, optimizer]), strict=True))
     assert cells["shape"] == "4 × gradient + 1 × gradient" and cells["at best s"] == "24.00"
     assert cells["MFU"] == "75%" and cells["in turn"] == f"{180 / 10 / (24 + 22 + 4):.0%}"
     assert step_cells([gradient, row(Compiled(1.0, error="Ran out of memory"), repeats=1)]) is None
@@ -186,15 +186,15 @@ def test_an_optimiser_step_is_its_programs_as_often_as_they_run():
 
 @needs_libtpu
 def test_a_list_of_commands_becomes_a_report(tmp_path, capsys):
-    """Sees programs of a line that are left out, a second run that compiles again, and a failure that stops the rest."""
+    """Catches programs of a line that are left out, a second run that compiles again, and a failure that stops the rest."""
     listed, report = tmp_path / "list.txt", tmp_path / "report.md"
     laptop = "--topology v5e:2x2 --config=configs/sft.py --config.mesh.data=1 --config.mesh.fsdp=-1"
-    listed.write_text(f"# Small\n{laptop} --programs optimiser\n{laptop} --programs nothing\n")
+    listed.write_text(f"# Small\n{laptop} --programs optimizer\n{laptop} --programs nothing\n")
     call = ["--table", str(listed), "--output", str(report), "--cache", str(tmp_path / "cache")]
     assert compile_ahead.main(call) == 1
     first = report.read_text()
     assert first.startswith("# Small\n```\npython -m dv2_jax.compile_ahead --topology v5e:2x2")
-    assert "| SFT optimiser |" in first and "--programs nothing: none of" in first
+    assert "| SFT optimizer |" in first and "--programs nothing: none of" in first
     [kept] = (tmp_path / "cache").iterdir()
     document = json.loads(kept.read_text())
     kept.write_text(json.dumps(document | {"seconds": 12345.0}))
@@ -214,19 +214,19 @@ if "--number" in sys.argv and sys.argv[sys.argv.index("--number") + 1] in "01":
 
 @needs_libtpu
 def test_a_compiler_that_takes_its_process_along_ends_one_program(tmp_path, monkeypatch):
-    """Sees the other programs of a command lost with one, and a table that does not say which, nor why."""
+    """Catches the other programs of a command lost with one, and a table that does not say which, nor why."""
     (tmp_path / "sitecustomize.py").write_text(AN_END)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     listed, report = tmp_path / "list.txt", tmp_path / "report.md"
     listed.write_text("--topology v5e:2x2 --config=configs/sft.py --config.mesh.data=1 --config.mesh.fsdp=-1\n")
     call = ["--table", str(listed), "--output", str(report), "--cache", str(tmp_path / "cache")]
     assert compile_ahead.main(call) == 1
-    gradient, larger_gradient, optimiser = (
+    gradient, larger_gradient, optimizer = (
         line for line in report.read_text().splitlines() if line.startswith("| SFT")
     )
     for ended in (gradient, larger_gradient):
         assert "**no**" in ended and r"ended: Check failed: a \|\| b no window" in ended
-    assert "SFT optimiser" in optimiser and "yes" in optimiser
+    assert "SFT optimizer" in optimizer and "yes" in optimizer
 
 
 @pytest.mark.parametrize("of_a_host", [4, 8])
@@ -234,7 +234,7 @@ def test_a_compiler_that_takes_its_process_along_ends_one_program(tmp_path, monk
     ("preset", "devices"), [("3b", 8), ("7b", 8), ("7b_released", 8), ("7b_v5p_32", 16), ("32b", 32)]
 )
 def test_the_rows_and_pages_of_a_preset_are_split_evenly_over_its_devices(preset, devices, of_a_host):
-    """Sees a preset that starts on no slice: dispatches, pages or microbatches that its devices cannot share."""
+    """Catches a preset that starts on no slice: dispatches, pages or microbatches that its devices cannot share."""
     config = load([f"--config=configs/rl.py:{preset}"])
     places = [Device(number // of_a_host, number) for number in range(devices)]
     fsdp = devices if config.mesh.fsdp == -1 else config.mesh.fsdp
@@ -252,7 +252,7 @@ def test_the_rows_and_pages_of_a_preset_are_split_evenly_over_its_devices(preset
 def test_a_program_that_is_not_there_is_named():
     config = recipe("sft", rows=2, mesh=MeshConfig(fsdp=1))
     policy = abstract_policy(config, jax.devices()[:1])
-    with pytest.raises(ConfigError, match="prefil: none of SFT gradient, SFT optimiser"):
+    with pytest.raises(ConfigError, match="prefil: none of SFT gradient, SFT optimizer"):
         compile_ahead.choose(sft_programs(policy), ["prefil"])
 
 

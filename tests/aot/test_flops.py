@@ -45,7 +45,7 @@ def counted(function, *arguments) -> float:
 
 @pytest.mark.parametrize("tokens", [16, 96])  # up to 128 the scores of a row are one product
 def test_text_is_counted_as_the_model_computes_it(tokens):
-    """Sees a forgotten product, heads counted as key heads, a causal half of what is not attention."""
+    """Catches a forgotten product, heads counted as key heads, a causal half of what is not attention."""
     rows = 3
     ids = jnp.zeros((rows, tokens), jnp.int32)
 
@@ -62,7 +62,7 @@ def test_text_is_counted_as_the_model_computes_it(tokens):
 
 @pytest.mark.parametrize("length", [32, 128])  # shorter and longer than a window of 64
 def test_pictures_are_counted_as_the_model_computes_them(length):
-    """Sees windows counted as whole pictures."""
+    """Catches windows counted as whole pictures."""
     bucket = VisionBucket(3, length, 3 * length // 64)
     batch = vision_batch([], (bucket,), CONFIG.vision)
     vision = flops.vision_flops(CONFIG.vision, rows=3, length=length)
@@ -71,7 +71,7 @@ def test_pictures_are_counted_as_the_model_computes_them(length):
 
 
 def test_a_row_in_pieces_costs_what_it_costs_whole():
-    """Sees a prefix that is not attended to, or attended to twice."""
+    """Catches a prefix that is not attended to, or attended to twice."""
     text = ModelConfig.preset("7b").text
     pieces = [flops.text_flops(text, rows=2, tokens=256, cached=256 * i, logits=0) for i in range(4)]
     assert np.isclose(sum(pieces), flops.text_flops(text, rows=2, tokens=1024, logits=0), rtol=1e-12)

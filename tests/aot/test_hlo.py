@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dv2_jax.aot.hlo_cost import analyse
+from dv2_jax.aot.hlo_cost import analyze
 
 
 def test_a_scan_counts_its_body_as_often_as_it_runs():
@@ -15,7 +15,7 @@ def test_a_scan_counts_its_body_as_often_as_it_runs():
 
     w, x = jnp.zeros((7, 64, 64)), jnp.zeros((32, 64))
     compiled = jax.jit(jax.grad(layers)).lower(w, x).compile()
-    costs = analyse(compiled.as_text())
+    costs = analyze(compiled.as_text())
     assert costs.flops == 7 * 3 * 2 * 32 * 64 * 64  # forward, and two products backward
     assert costs.unknown_loops == 0
     assert compiled.cost_analysis()["flops"] < costs.flops
@@ -77,9 +77,9 @@ ENTRY %main.1 (x.3: bf16[128,1024], y.3: bf16[16,64,32], z.3: bf16[16,32,48], w.
 
 
 def test_a_tpu_module_is_counted_as_it_runs():
-    """Sees loops that begin later than 0 or take two steps at once, batched products counted once per pair, sums that are scattered, and all that
+    """Catches loops that begin later than 0 or take two steps at once, batched products counted once per pair, sums that are scattered, and all that
     follows a kernel whose description takes several lines."""
-    costs = analyse(MODULE)
+    costs = analyze(MODULE)
     loop = 3  # from 2 to 7 in steps of 2
     assert costs.flops == loop * 2 * 128 * 1024 * 1024 + 2 * 16 * 64 * 32 * 48
     assert dict(costs.sent) == {
@@ -158,27 +158,27 @@ ENTRY %main.1 (x.1: f32[256], y.1: f32[7,256], z.1: f32[7,256], q.1: bf16[28,819
 
 
 def test_a_scan_moves_slices_and_not_what_it_slices():
-    """Sees a stacked array counted whole in every run of the body, on-chip memory counted as HBM, and a computation
+    """Catches a stacked array counted whole in every run of the body, on-chip memory counted as HBM, and a computation
     lost that follows one of another core."""
     row = 256 * 4
     loop = 7 * (row + row + (row + row + row)) + 7 * (4 + 4 + 4 + 4 + 4)  # kept: read, write; added: two reads, write
     copied = row
     attention = (28 + 28 + 4) * 8192 * 128 * 2  # the same array is read once
-    assert analyse(SCAN).traffic == pytest.approx(loop + copied + attention, rel=1e-5)
+    assert analyze(SCAN).traffic == pytest.approx(loop + copied + attention, rel=1e-5)
 
 
 def test_an_attention_kernel_counts_the_blocks_it_visits():
-    """Sees a kernel that counts nothing, as all of the square, or by its key heads."""
+    """Catches a kernel that counts nothing, as all of the square, or by its key heads."""
     square = 2 * 2 * 28 * 8192 * 8192 * 128
-    assert analyse(SCAN).flops == square * (8192 + 512) / (2 * 8192)
+    assert analyze(SCAN).flops == square * (8192 + 512) / (2 * 8192)
     whole = SCAN.replace("causal_attention", "segment_attention")
-    assert analyse(whole).flops == square
-    assert analyse(whole.replace("splash_mha_fwd", "splash_mha_dkv")).flops == 2 * square
+    assert analyze(whole).flops == square
+    assert analyze(whole.replace("splash_mha_fwd", "splash_mha_dkv")).flops == 2 * square
 
 
 def test_a_loop_of_unknown_length_is_said_to_be_one():
     unknown = MODULE.replace("compare(%i.2, %bound.1), direction=LT", "compare(%i.2, %bound.1), direction=NE")
-    costs = analyse(unknown)
+    costs = analyze(unknown)
     assert costs.unknown_loops == 1 and costs.calls["all-gather"] == 1
-    told = analyse(unknown, loops=5)
+    told = analyze(unknown, loops=5)
     assert told.unknown_loops == 0 and told.calls["all-gather"] == 5

@@ -12,7 +12,7 @@ from benchmarks import model  # noqa: E402
 
 
 def test_both_sides_compute_the_same_loss(tmp_path, capsys):
-    """Sees packed conversations that attend to each other on one side, and pictures that only one side looks at."""
+    """Catches packed conversations that attend to each other on one side, and pictures that only one side looks at."""
     arguments = ["--shapes", "picture", "packed", "--divide=16", "--rounds=1", "--threads=1"]
     arguments += [f"--output={tmp_path / 'samples.json'}"]
     assert model.main(arguments) == 0

@@ -61,7 +61,7 @@ def test_values_and_outputs_keep_their_order_and_biases_are_zero(file):
     assert not read.array("q.bias", (1, HEADS, HEAD_DIM), heads).any()
 
 
-def test_a_quantised_tensor_comes_back_within_its_step(file):
+def test_a_quantized_tensor_comes_back_within_its_step(file):
     """Blocks of 32 numbers, each with a scale of its own; an order of blocks that is wrong would show."""
     rows = np.random.default_rng(0).standard_normal((WIDTH, 64), np.float32) * np.arange(1, 65, dtype=np.float32)
     kinds = gguf.GGMLQuantizationType
@@ -96,6 +96,6 @@ def test_added_tokens_in_the_vocabulary_keep_their_ids(file):
 
 
 def test_another_splitting_rule_is_refused(file):
-    """Sees a vocabulary that would be read with SmolLM's rule and give other ids without a word."""
+    """Catches a vocabulary that would be read with SmolLM's rule and give other ids without a word."""
     with pytest.raises(ValueError, match="'qwen2'.*only .*'smollm'"):
         file(splitting="qwen2").tokenizer([], [])

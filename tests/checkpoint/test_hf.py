@@ -105,7 +105,7 @@ def test_loading_and_writing_again_leaves_every_tensor_byte_identical(tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_transformers_loads_it_strictly_and_computes_the_same_text_logits(tmp_path, tied):
-    """Sees a transposed kernel, a permuted head and a third of a fused tensor at the wrong place."""
+    """Catches a transposed kernel, a permuted head and a third of a fused tensor at the wrong place."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = tiny(tied)

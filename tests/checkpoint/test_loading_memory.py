@@ -1,4 +1,4 @@
-"""Sees a loader that holds all tensors, or a whole stacked array of all layers, in host memory beside the devices'."""
+"""Catches a loader that holds all tensors, or a whole stacked array of all layers, in host memory beside the devices'."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_a_killed_write_to_a_store_shows_and_is_written_again():
 
 
 def test_files_have_the_mode_that_the_umask_leaves(tmp_path):
-    """Sees a policy that only its exporter may read."""
+    """Catches a policy that only its exporter may read."""
     before = os.umask(0o022)
     try:
         with output_folder(tmp_path / "out") as folder:
@@ -99,7 +99,7 @@ def test_a_place_that_nothing_can_write_to_is_named():
 
 
 def test_the_verb_exports_to_a_store_with_config_json_last(tmp_path, monkeypatch, capsys):
-    """Sees a folder that looks complete before its weights are: without config.json nothing takes it for a policy."""
+    """Catches a folder that looks complete before its weights are: without config.json nothing takes it for a policy."""
     if STORE.exists("/bucket"):
         STORE.rm("/bucket", recursive=True)
     written = []

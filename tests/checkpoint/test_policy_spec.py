@@ -58,7 +58,7 @@ def test_a_run_directory_gives_its_newest_checkpoint_and_a_step_gives_itself(run
 
 
 def test_reading_leaves_a_save_that_is_under_way_alone(run, random):
-    """Sees an evaluation that deletes the checkpoint which a running trainer is writing."""
+    """Catches an evaluation that deletes the checkpoint which a running trainer is writing."""
     run_dir, _ = run
     under_way = run_dir / "checkpoints" / "30.orbax-checkpoint-tmp-1"
     (under_way / "params").mkdir(parents=True)
@@ -70,7 +70,7 @@ def test_reading_leaves_a_save_that_is_under_way_alone(run, random):
 
 
 def test_a_run_directory_that_moved_still_opens(run, random, monkeypatch):
-    """Sees a description that points back at where the tokenizer was read from."""
+    """Catches a description that points back at where the tokenizer was read from."""
     run_dir, _ = run
     moved = run_dir.rename(run_dir.with_name("moved"))
     try:

@@ -149,7 +149,7 @@ def test_added_tokens_keep_their_ids_or_follow_the_vocabulary(described, tokeniz
 
 
 def test_the_exported_folder_is_the_same_policy_for_transformers(described, params, tokenizer, logits, tmp_path):
-    """Sees a tensor that is left out, a zero bias that is not zero, and a tokenizer class that splits as Qwen's does."""
+    """Catches a tensor that is left out, a zero bias that is not zero, and a tokenizer class that splits as Qwen's does."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     export_hf(tmp_path / "policy", params, described, ImageConfig(), "float32")

@@ -49,8 +49,8 @@ def same(left, right):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def test_weights_optimiser_state_and_iterator_bytes_come_back_bit_for_bit(tmp_path):
-    """Sees a lost optax leaf (masked, empty or counting), a type that was widened, bytes that JSON mangled."""
+def test_weights_optimizer_state_and_iterator_bytes_come_back_bit_for_bit(tmp_path):
+    """Catches a lost optax leaf (masked, empty or counting), a type that was widened, bytes that JSON mangled."""
     params, opt_state = a_state()
     extra = {"data": {"train": b"\x00\xff grain"}, "version": 7, "keys": [1, 2], "none": None}
     with CheckpointStore(tmp_path) as store:
@@ -79,7 +79,7 @@ def test_the_newest_are_kept_and_one_is_chosen_by_its_step(tmp_path):
 
 
 def test_a_checkpoint_of_another_model_is_refused_with_the_names(tmp_path):
-    """Sees a silent cast, a cut array and a parameter that would keep its random start."""
+    """Catches a silent cast, a cut array and a parameter that would keep its random start."""
     with CheckpointStore(tmp_path) as store:
         store.save(1, {"a": jnp.zeros((3, 2)), "b": jnp.zeros(2), "c": jnp.zeros(2)}, {}, {})
         with pytest.raises(ValueError) as error:
@@ -127,7 +127,7 @@ def kill_during_a_save(directory: Path, mode: str) -> int:
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_a_save_killed_half_way_never_looks_complete_and_the_one_before_it_is_whole(tmp_path, mode):
-    """Sees a checkpoint that is listed before all of it is written, and a half-written one left lying about."""
+    """Catches a checkpoint that is listed before all of it is written, and a half-written one left lying about."""
     half = kill_during_a_save(tmp_path, mode)
     weights = {f"layer{i}.kernel": jax.ShapeDtypeStruct((512, 1024), jnp.float32) for i in range(8)}
     with CheckpointStore(tmp_path, keep=2) as store:
@@ -143,7 +143,7 @@ def test_a_save_killed_half_way_never_looks_complete_and_the_one_before_it_is_wh
 
 
 def test_a_checkpoint_of_one_mesh_is_restored_onto_another(tmp_path):
-    """Sees values that move when the number of devices changes between save and restore."""
+    """Catches values that move when the number of devices changes between save and restore."""
     program = """
 import sys, jax, jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
@@ -174,7 +174,7 @@ with CheckpointStore(sys.argv[1]) as store:
 
 
 def test_saving_what_several_devices_hold_compiles_nothing(tmp_path):
-    """Sees a checkpoint in the middle of a run that stops to compile slices of replicated arrays."""
+    """Catches a checkpoint in the middle of a run that stops to compile slices of replicated arrays."""
     program = """
 import sys, jax, jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P

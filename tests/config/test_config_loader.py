@@ -75,7 +75,7 @@ def test_overrides_are_typed_by_the_annotations_and_the_last_one_wins():
     ],
 )
 def test_a_mistake_names_the_key_the_value_and_the_fix(argument, words):
-    """Sees a key that is ignored, which would train with the default and say nothing."""
+    """Catches a key that is ignored, which would train with the default and say nothing."""
     message = error_of(RL, argument)
     assert [word for word in words if word not in message] == []
 
@@ -89,7 +89,7 @@ def test_an_unknown_preset_or_file_names_the_nearest_and_lists_what_there_is():
 
 
 def test_a_recipe_file_with_a_wrong_type_is_refused(tmp_path):
-    """Sees a list for a tuple or a float for a count in a file, where no parser looks."""
+    """Catches a list for a tuple or a float for a count in a file, where no parser looks."""
     (tmp_path / "mine.py").write_text(
         "from dv2_jax.config import Config, RLConfig\n"
         "def bad():\n    return Config(rl=RLConfig(steps=1.5))\n"
@@ -103,7 +103,7 @@ def test_a_recipe_file_with_a_wrong_type_is_refused(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
 def test_every_preset_loads_and_survives_json(path):
-    """Sees a preset that misspells a field, and a run directory whose config.json cannot be read back."""
+    """Catches a preset that misspells a field, and a run directory whose config.json cannot be read back."""
     docstring = path.read_text().split('"""')[1]
     assert f"--config=configs/{path.name}" in docstring
     presets = error_of(f"--config={path}:?").split("presets: ")[1].rstrip(")").split(", ")

@@ -77,7 +77,7 @@ def turned() -> Image.Exif:
     ],
 )
 def test_files_of_every_kind_give_the_patches_of_the_pil_processor(tmp_path, mode, form, options):
-    """Sees another colour conversion, and a picture on its side (their readers turn it before the processor)."""
+    """Catches another color conversion, and a picture on its side (their readers turn it before the processor)."""
     module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
     file = tmp_path / "picture"
     file.write_bytes(encoded(noisy(120, 90, mode), form, **options))
@@ -89,7 +89,7 @@ def test_files_of_every_kind_give_the_patches_of_the_pil_processor(tmp_path, mod
     np.testing.assert_allclose(patches, theirs["pixel_values"], atol=1e-6)
 
 
-def test_sixteen_bit_greys_give_the_patches_of_their_eight_bit_selves(tmp_path):
+def test_sixteen_bit_grays_give_the_patches_of_their_eight_bit_selves(tmp_path):
     """Through the PIL processor, which gets them in 8 bits: by itself it clips 16 bits to white."""
     module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
     levels = np.asarray(noisy(120, 90, "L")).astype(np.uint16)

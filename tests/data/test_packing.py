@@ -49,18 +49,18 @@ def make(count, seed=0):
 
 
 def unpack(batch):
-    """Every segment of a batch as (ids, weight, targets, behaviour, advantages, positions, image rows)."""
+    """Every segment of a batch as (ids, weight, targets, behavior, advantages, positions, image rows)."""
     for b in range(batch.token_ids.shape[0]):
         for segment in range(1, int(batch.segment_ids[b].max()) + 1):
             at = np.flatnonzero(batch.segment_ids[b] == segment)
             assert np.all(np.diff(at) == 1)
             yield b, {name: getattr(batch, name)[..., b, at] for name in (
-                "token_ids", "loss_weight", "targets", "behaviour_logprobs", "advantages", "positions",
+                "token_ids", "loss_weight", "targets", "behavior_logprobs", "advantages", "positions",
                 "image_index")}  # fmt: skip
 
 
 def test_every_example_comes_back_whole_and_in_its_own_columns():
-    """Sees: an off-by-one between tokens and their log-probs, positions that run on into the next segment."""
+    """Catches: an off-by-one between tokens and their log-probs, positions that run on into the next segment."""
     examples = {tuple(e.token_ids): e for e in make(40)}
     seen = set()
     for batch in pack_step(list(examples.values()), SPEC):
@@ -69,7 +69,7 @@ def test_every_example_comes_back_whole_and_in_its_own_columns():
             seen.add(tuple(e.token_ids))
             np.testing.assert_array_equal(got["targets"][:-1], e.token_ids[1:])
             np.testing.assert_array_equal(got["loss_weight"], [*e.loss_weight[1:], 0.0])
-            np.testing.assert_array_equal(got["behaviour_logprobs"], [*e.behaviour_logprobs[1:], 0.0])
+            np.testing.assert_array_equal(got["behavior_logprobs"], [*e.behavior_logprobs[1:], 0.0])
             np.testing.assert_allclose(got["advantages"], [*[e.advantage] * (len(e.token_ids) - 1), 0.0], rtol=1e-6)
             np.testing.assert_array_equal(
                 got["positions"], mrope_positions(e.token_ids, [p.grid for p in e.pictures], MODEL)[0]
@@ -81,7 +81,7 @@ def test_every_example_comes_back_whole_and_in_its_own_columns():
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_a_placeholder_reads_the_patches_of_its_own_picture(groups):
-    """Sees: pictures exchanged between examples or groups, a shared picture encoded twice or dropped."""
+    """Catches: pictures exchanged between examples or groups, a shared picture encoded twice or dropped."""
     examples = make(20)
     spec = PackSpec(MODEL, 4, 96, SPEC.image_buckets, groups)
     by_ids = {tuple(e.token_ids): e for e in examples}
@@ -107,7 +107,7 @@ def test_a_placeholder_reads_the_patches_of_its_own_picture(groups):
 @settings(max_examples=60)
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 6), st.integers(0, 10))
 def test_first_fit_places_all_it_can(lengths, rows, urgent):
-    """Sees: rows over their capacity, items lost or placed twice, an item refused although a row has room."""
+    """Catches: rows over their capacity, items lost or placed twice, an item refused although a row has room."""
     placed, left = first_fit_decreasing(lengths, rows, 50, urgent=min(urgent, len(lengths)))
     room = [50 - sum(lengths[i] for i in row) for row in placed]
     assert min(room) >= 0
@@ -116,7 +116,7 @@ def test_first_fit_places_all_it_can(lengths, rows, urgent):
 
 
 def test_a_stream_packs_tightly_and_no_example_waits_for_ever():
-    """Sees: long examples that are overtaken by short ones in every batch, rows left half empty."""
+    """Catches: long examples that are overtaken by short ones in every batch, rows left half empty."""
     examples = [example(i, 8 + 7 * i % 31 if i % 10 else 80) for i in range(400)]
     number = {tuple(e.token_ids): i for i, e in enumerate(examples)}
     packer, packed = Packer(SPEC), []
@@ -136,7 +136,7 @@ def test_a_stream_packs_tightly_and_no_example_waits_for_ever():
 
 
 def test_what_cannot_be_packed_is_named():
-    """Sees: silent truncation of a long example, and pictures that do not match their placeholders."""
+    """Catches: silent truncation of a long example, and pictures that do not match their placeholders."""
     with pytest.raises(ValueError, match="97 tokens does not fit a row of row_tokens=96"):
         pack_step([example(0, 97)], SPEC)
     with pytest.raises(ValueError, match="fits none of image_buckets"):
@@ -149,7 +149,7 @@ def test_what_cannot_be_packed_is_named():
 
 
 def test_the_default_image_buckets_hold_the_fullest_trajectory():
-    """Sees: a trajectory within its agent's budget that no bucket can hold, a tiny run with two programs."""
+    """Catches: a trajectory within its agent's budget that no bucket can hold, a tiny run with two programs."""
     image, agent = ImageConfig(), AgentConfig()
     tiny = image_buckets(image, agent, MODEL, rows=8, row_tokens=1024)
     assert len(tiny) == 1 and tiny[0].rows >= agent.max_images
@@ -164,7 +164,7 @@ def test_the_default_image_buckets_hold_the_fullest_trajectory():
 
 
 def test_without_pictures_no_room_is_made_for_them():
-    """Sees: a text-only run that pays for an empty vision tower, and one that drops a picture silently."""
+    """Catches: a text-only run that pays for an empty vision tower, and one that drops a picture silently."""
     buckets = image_buckets(ImageConfig(), AgentConfig(max_images=0), MODEL, rows=8, row_tokens=1024)
     spec = PackSpec(MODEL, 2, 96, buckets, groups=2)
     [batch] = pack_step([example(0, 40), example(1, 40)], spec)
@@ -178,7 +178,7 @@ def same(a, b):
 
 
 def test_the_pipeline_resumes_bit_for_bit_and_shuffles_by_seed():
-    """Sees: prefetched or waiting examples lost or repeated on resume, an order that depends on time."""
+    """Catches: prefetched or waiting examples lost or repeated on resume, an order that depends on time."""
     records = list(range(50))
 
     def encode(i):
@@ -211,7 +211,7 @@ def test_the_pipeline_resumes_bit_for_bit_and_shuffles_by_seed():
 
 
 def test_an_endless_generator_resumes_bit_for_bit():
-    """Sees: a resumed stream that starts again, or that loses the examples waiting in the packer."""
+    """Catches: a resumed stream that starts again, or that loses the examples waiting in the packer."""
 
     def stream():
         return (example(i, 10 + 13 * i % 70) for i in itertools.count())
@@ -226,7 +226,7 @@ def test_an_endless_generator_resumes_bit_for_bit():
 
 
 def test_a_batch_without_pictures_has_the_same_shapes():
-    """Sees: a text-only batch that would compile another program."""
+    """Catches: a text-only batch that would compile another program."""
     with_picture = build_batch([[example(0, 40, [picture(0)])], [], [], []], SPEC)
     without = build_batch([[example(1, 40)], [], [], []], SPEC)
     assert jax.tree.map(lambda x: x.shape, with_picture) == jax.tree.map(lambda x: x.shape, without)

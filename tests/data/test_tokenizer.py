@@ -90,7 +90,7 @@ def test_a_tokenizer_of_another_family_is_refused(tokenizer):
 
 
 def test_the_exported_files_load_in_transformers_with_the_same_ids_and_dialogue(tokenizer, tmp_path):
-    """Sees a wrong file format, a lost special flag, and a chat template that differs from ours."""
+    """Catches a wrong file format, a lost special flag, and a chat template that differs from ours."""
     transformers = pytest.importorskip("transformers")
     from dv2_jax.checkpoint.hf_export import CHAT_TEMPLATE
     from dv2_jax.config import ImageConfig

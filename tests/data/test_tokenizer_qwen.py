@@ -55,7 +55,7 @@ def test_ids_equal_those_of_a_rank_driven_encoder(qwen, ranks):
 
 
 def test_ids_equal_those_of_transformers(qwen, tmp_path):
-    """Sees a difference in the split pattern, the normaliser or the added tokens."""
+    """Catches a difference in the split pattern, the normalizer or the added tokens."""
     transformers = pytest.importorskip("transformers")
 
     qwen.save(tmp_path / "tokenizer.json")

@@ -1,4 +1,4 @@
-"""Sees: a row whose pages lie on another device, a random number or a stop state tied to a device's rows, a
+"""Catches: a row whose pages lie on another device, a random number or a stop state tied to a device's rows, a
 sequence that samples otherwise because heads or rows are split."""
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The engine's contract with its caller: where turns end, what is compiled, what is refused.
 
-Sees: a turn that runs past its stop string or its budget, a shape that was not listed, a caller's mistake that
+Catches: a turn that runs past its stop string or its budget, a shape that was not listed, a caller's mistake that
 passes silently.
 """
 

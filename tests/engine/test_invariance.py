@@ -1,7 +1,7 @@
-"""Invariant 3: a sample depends on its own ids and key, not on the sizes of the engine or on its neighbours.
+"""Invariant 3: a sample depends on its own ids and key, not on the sizes of the engine or on its neighbors.
 
-Sees: a random number tied to a row or a dispatch, a stop state or a budget that leaks between rows, attention that
-reads a neighbour's page or a page's stale end, a piece of prompt cut at the wrong place.
+Catches: a random number tied to a row or a dispatch, a stop state or a budget that leaks between rows, attention that
+reads a neighbor's page or a page's stale end, a piece of prompt cut at the wrong place.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Invariant 2: on the stored ids, the engine's log-probs are those of one plain forward pass.
 
-Sees: a wrong M-RoPE position after a picture or after an appended observation, a key or value written to the wrong
+Catches: a wrong M-RoPE position after a picture or after an appended observation, a key or value written to the wrong
 page, a prefix cut short or read beyond its end, a picture's embeddings taken for another's, a temperature or a
 forbidden id that only one side knows.
 """

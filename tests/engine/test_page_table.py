@@ -1,4 +1,4 @@
-"""Sees: pages that leak or are freed twice, an admission that later runs out, a prefix taken for another one."""
+"""Catches: pages that leak or are freed twice, an admission that later runs out, a prefix taken for another one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sees: a sampler whose distribution is not the softmax it reports, a forbidden id that is drawn after all, a
+"""Catches: a sampler whose distribution is not the softmax it reports, a forbidden id that is drawn after all, a
 rounding error that picks an impossible token, random numbers that repeat."""
 
 from __future__ import annotations

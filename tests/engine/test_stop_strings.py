@@ -1,4 +1,4 @@
-"""Sees: a stop string missed because it is split over tokens, lies inside one, or begins anew within a false start;
+"""Catches: a stop string missed because it is split over tokens, lies inside one, or begins anew within a false start;
 a state that leaks into the next turn; an automaton whose table is too narrow for a padded vocabulary."""
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def test_a_misspelt_field_is_refused_before_anything_loads():
 
 
 def test_a_picture_and_a_question_become_a_conversation_with_tools(tmp_path, monkeypatch):
-    """Sees a turn that is not shown, a picture that is not saved, and tools that do not run."""
+    """Catches a turn that is not shown, a picture that is not saved, and tools that do not run."""
     question = next(q for q in generate("eval", 5, 0) if q.skill == "perception")
     picture = tmp_path / "own.jpg"
     picture.write_bytes(question.images[0])

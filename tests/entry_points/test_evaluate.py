@@ -48,7 +48,7 @@ def test_results_trajectories_and_report_agree(run_dir):
 
 
 def test_evaluation_is_greedy(run_dir):
-    """Sees sampling at the training temperature: a greedy token is the likeliest, so none has less than 1/V."""
+    """Catches sampling at the training temperature: a greedy token is the likeliest, so none has less than 1/V."""
     vocab = Tokenizer.from_package().vocab_size
     for record in read_trajectories(run_dir / "trajectories", "evaluate"):
         assert min(record["logprobs"]) > -math.log(vocab)

@@ -97,7 +97,7 @@ def _their_inputs(question, tokenizer, images):
 
 
 def test_template_tokenizer_and_processor_give_our_ids_and_patches(theirs, folder, question):
-    """Sees a template that lacks a newline, a vocabulary that splits otherwise, and other pixel bounds."""
+    """Catches a template that lacks a newline, a vocabulary that splits otherwise, and other pixel bounds."""
     segment = SpliceCodec(Tokenizer.from_file(folder), IMAGE, AgentConfig()).prompt(question)
     inputs = _their_inputs(question, *theirs[1:])
     assert inputs["input_ids"][0].tolist() == list(segment.token_ids)

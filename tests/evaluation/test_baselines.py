@@ -30,7 +30,7 @@ def test_an_unknown_kind_falls_back_on_its_skill_and_an_unknown_skill_on_nothing
 
 
 def test_a_guess_is_checked_as_an_answer_would_be():
-    """Sees string equality in place of the question's verifier."""
+    """Catches string equality in place of the question's verifier."""
     train = [_question("reasoning", "3.50", verifier="number")]
     assert guessing_accuracy([_question("reasoning", "3.5", verifier="number")], train)["reasoning"] == 1.0
 

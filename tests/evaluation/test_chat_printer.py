@@ -49,7 +49,7 @@ def test_errors_outputs_and_search_results_are_shown(told, trajectories):
 
 
 def test_what_a_policy_or_page_writes_cannot_style_the_terminal_through_markup(told, make, parts, trajectories):
-    """Sees console markup such as [bold] taken from a query or an output."""
+    """Catches console markup such as [bold] taken from a query or an output."""
     query = '{"name": "search", "arguments": {"query": "[red]x[/red] [/]"}}'
     item = parts.Item("[link=file:///]t[/link]", "https://e.org", "[/nonsense]")
     steps = [(f"<think>[bold]</think>\n<tool_call>\n{query}\n</tool_call>", parts.Result(items=(item,)))]
@@ -59,7 +59,7 @@ def test_what_a_policy_or_page_writes_cannot_style_the_terminal_through_markup(t
 
 
 def test_control_characters_are_shown_and_do_not_act(told, make, parts, trajectories):
-    """Sees a cell that clears the screen or sets the window's title."""
+    """Catches a cell that clears the screen or sets the window's title."""
     steps = [
         (parts.SUM, parts.Result(stdout="\x1b]0;owned\x07 a\x9b2J")),
         ("\x1b[2Jx</think>\n<answer>\x1b[2J</answer>", None),

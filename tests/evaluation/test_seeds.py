@@ -21,7 +21,7 @@ def run(folder, base, cold, rl, **other):
 
 
 def test_medians_and_gains_are_of_each_run(tmp_path, capsys, monkeypatch):
-    """Sees a gain taken between medians of different runs: here that would be 20.0, while the median gain is 25.0."""
+    """Catches a gain taken between medians of different runs: here that would be 20.0, while the median gain is 25.0."""
     monkeypatch.setenv("COLUMNS", "160")
     runs = [
         run(tmp_path / "0", 0.20, 0.50, 0.75),

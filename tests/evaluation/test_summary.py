@@ -9,7 +9,7 @@ import pytest
 from dv2_jax.agent.trajectory import Finish
 from dv2_jax.config import RewardConfig
 from dv2_jax.evaluation.statistics import wilson_interval
-from dv2_jax.evaluation.summary import summarise
+from dv2_jax.evaluation.summary import summarize
 from dv2_jax.rewards import assign
 
 
@@ -21,7 +21,7 @@ def scored(trajectories, tokenizer):
 
 
 def test_counts_per_skill_and_overall_are_those_a_reader_would_count(scored):
-    summary = summarise(scored).summary()
+    summary = summarize(scored).summary()
     assert list(summary) == ["overall", "perception", "reasoning", "search", "plain"]
     overall, perception = summary["overall"], summary["perception"]
     assert (overall["n"], perception["n"]) == (5, 2)
@@ -43,7 +43,7 @@ def test_counts_per_skill_and_overall_are_those_a_reader_would_count(scored):
 
 
 def test_the_overall_result_weighs_questions_not_skills(scored):
-    summary = summarise(scored).summary()
+    summary = summarize(scored).summary()
     skills = [row for name, row in summary.items() if name != "overall"]
     for key in ("accuracy", "tool_calls", "tool_rate", "reward", "format_rate", "response_tokens"):
         weighted = math.fsum(row[key] * row["n"] for row in skills) / sum(row["n"] for row in skills)
@@ -52,12 +52,12 @@ def test_the_overall_result_weighs_questions_not_skills(scored):
 
 def test_a_lost_trajectory_is_neither_right_nor_wrong(scored):
     lost = dataclasses.replace(scored[1], finish=Finish.LOST, dropped=True, reward=None, reward_parts={})
-    result = summarise([scored[0], lost])
+    result = summarize([scored[0], lost])
     assert (result.overall.n, result.overall.dropped, result.overall.accuracy) == (1, 1, 1.0)
     assert len(result.trajectories) == 2
 
 
 def test_a_skill_of_which_everything_was_lost_is_reported_as_unknown(scored):
     lost = dataclasses.replace(scored[0], finish=Finish.LOST, dropped=True, reward=None, reward_parts={})
-    only = summarise([lost]).overall
+    only = summarize([lost]).overall
     assert (only.n, only.dropped, only.accuracy_interval) == (0, 1, (0.0, 1.0))

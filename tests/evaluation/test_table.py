@@ -12,7 +12,7 @@ def _row(accuracy: float) -> dict:
 
 @pytest.mark.parametrize("width", [70, 160])
 def test_the_table_shows_every_number_at_any_width(width):
-    """Sees columns that a narrow terminal cuts off, and a stage that lacks a skill."""
+    """Catches columns that a narrow terminal cuts off, and a stage that lacks a skill."""
     stages = {
         "base": {"overall": _row(0.011), "plain": _row(0.022)},
         "cold_start": {"overall": _row(0.333), "plain": _row(0.444), "search": _row(0.555)},

@@ -56,7 +56,7 @@ def packed_hidden(graphdef, params, vision, ids, index, positions, segments):
 
 
 def test_packed_rows_equal_rows_of_their_own(params):
-    """Sees attention across examples, positions that run on, and image rows of the neighbour."""
+    """Catches attention across examples, positions that run on, and image rows of the neighbor."""
     rng = np.random.default_rng(0)
     examples = [talk(rng, 1, 5, 30), talk(rng, None, 40, 1), talk(rng, 0, 9, 20)]
     graphdef, _ = build(CONFIG)
@@ -119,7 +119,7 @@ def test_prefill_and_decoding_with_a_cache_equal_the_full_forward(params):
     np.testing.assert_allclose(np.concatenate(found), full, atol=2e-5)
 
 
-def test_rematerialised_and_plain_layers_give_the_same_gradient(params):
+def test_rematerialized_and_plain_layers_give_the_same_gradient(params):
     rng = np.random.default_rng(2)
     ids, index, positions = talk(rng, 1, 6, 20)
     vision = vision_batch(PICTURES, [VisionBucket.of(2, 64)], CONFIG.vision)
@@ -161,7 +161,7 @@ def test_rotary_angles_stay_fp32_in_bf16_compute():
 
 
 def test_a_cpu_works_out_sines_once(params):
-    """Sees a compiler that takes them along into every use: layer by layer, for queries and for keys, and backwards."""
+    """Catches a compiler that takes them along into every use: layer by layer, for queries and for keys, and backwards."""
     ids = np.arange(20, 84)[None]
     positions = np.broadcast_to(np.arange(64), (3, 1, 64))
     graphdef, _ = build(CONFIG)

@@ -121,7 +121,7 @@ def test_padded_rows_equal_the_padded_batch_of_transformers(ours, theirs, side):
 
 
 def test_packed_rows_equal_each_conversation_alone_in_transformers(ours, theirs):
-    """Sees attention, positions or pictures that leak from one conversation into the next."""
+    """Catches attention, positions or pictures that leak from one conversation into the next."""
     talks = [talk_about(name, seed=i) for i, name in enumerate(["one window", "odd grids", "less than one window"])]
     starts = np.cumsum([0, *(len(talk.ids) for talk in talks[:-1])]).tolist()
     for found, talk in zip(in_a_row(ours, talks, starts), talks, strict=True):

@@ -54,7 +54,7 @@ def test_positions_equal_those_of_transformers_on_a_thousand_layouts():
 
 
 def test_appended_pieces_get_the_positions_of_the_whole():
-    """Sees a continuation that starts at the number of tokens instead of past the largest position."""
+    """Catches a continuation that starts at the number of tokens instead of past the largest position."""
     config = tiny_config()
     rng = np.random.default_rng(1)
     for _ in range(200):
@@ -86,7 +86,7 @@ def test_placeholders_that_do_not_match_the_pictures_are_refused(placeholders, g
 
 
 def test_placeholders_of_a_video_are_refused():
-    """Sees a video that is taken for text, a token a frame."""
+    """Catches a video that is taken for text, a token a frame."""
     config = tiny_config()
     with pytest.raises(ValueError, match="stands for a video; only still pictures"):
         mrope_positions([20, 12, config.video_token_id, 13, 21], [], config)

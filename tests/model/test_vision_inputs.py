@@ -30,8 +30,8 @@ def encode():
     return encode
 
 
-def test_a_picture_does_not_depend_on_neighbours_order_or_bucket(encode):
-    """Sees attention across pictures or windows, a wrong inverse permutation, and padding that takes part."""
+def test_a_picture_does_not_depend_on_neighbors_order_or_bucket(encode):
+    """Catches attention across pictures or windows, a wrong inverse permutation, and padding that takes part."""
     pictures = pictures_of(SIZES, 400 * 400)
     alone = [encode([picture], VisionBucket.of(1, 256))[0] for picture in pictures]
     order = np.random.default_rng(0).permutation(len(pictures))

@@ -46,7 +46,7 @@ def random_qkv(rows, tokens, heads, kv_heads, dim, seed=0):
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("tokens", [64, 300, 1300])
 def test_packed_rows_see_their_own_segments_only(tokens, causal, backend):
-    """Sees a tile wrongly skipped, a mask off by one and padding of the last tile that leaks in."""
+    """Catches a tile wrongly skipped, a mask off by one and padding of the last tile that leaks in."""
     q, k, v = random_qkv(3, tokens, 4, 2, 16)
     segments = packed_segments(3, tokens, tokens)
     function = causal_segment_attention if causal else segment_attention
@@ -90,7 +90,7 @@ def test_the_tpu_kernel_interpreted_gives_the_same(causal):
 
 
 def test_bfloat16_inputs_are_summed_in_fp32():
-    """Sees scores or sums kept in bf16, whose error grows with the row: it stays that of rounding inputs and output."""
+    """Catches scores or sums kept in bf16, whose error grows with the row: it stays that of rounding inputs and output."""
     q, k, v = (x.astype(jnp.bfloat16) for x in random_qkv(1, 1024, 2, 1, 32))
     segments = np.ones((1, 1024), np.int32)
     for backend in ("tiled", "blocked"):

@@ -75,7 +75,7 @@ print("equal")
 
 
 def test_no_device_needs_the_rows_or_heads_of_another():
-    """Sees a loop over tiles that every device runs for all rows, which it first gathers; a gradient of part of the heads."""
+    """Catches a loop over tiles that every device runs for all rows, which it first gathers; a gradient of part of the heads."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.strip() == "equal", done.stderr[-3000:]

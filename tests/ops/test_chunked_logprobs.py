@@ -33,7 +33,7 @@ def expected(hidden, head, targets, forbidden, temperature):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("chunk", [16, 70, 1024])
 def test_logprobs_and_entropy_at_any_chunk(arrays, chunk, temperature):
-    """Sees a last chunk lost or its padding counted, and a mask or temperature applied in the wrong order."""
+    """Catches a last chunk lost or its padding counted, and a mask or temperature applied in the wrong order."""
     hidden, head, targets, forbidden = arrays
     found = chunked_logprobs(hidden, head, targets, temperature=temperature, forbidden=forbidden, chunk=chunk)
     for mine, oracle in zip(found, expected(hidden, head, targets, forbidden, temperature), strict=True):
@@ -42,7 +42,7 @@ def test_logprobs_and_entropy_at_any_chunk(arrays, chunk, temperature):
 
 @pytest.mark.parametrize("chunk", [4, 20, 1024])
 def test_rows_keep_their_own_results(arrays, chunk):
-    """Sees stretches of rows put back in another order."""
+    """Catches stretches of rows put back in another order."""
     hidden, head, targets, forbidden = arrays
     rows = row_logprobs(
         hidden.reshape(5, 14, D), head, targets.reshape(5, 14), temperature=0.7, forbidden=forbidden, chunk=chunk

@@ -74,10 +74,10 @@ def stack(make):
 @pytest.mark.parametrize(
     ("make", "share"),
     [
-        # per layer, in widths of 64: input, gate and up of 2 each; otherwise the normalised input, the product of 2 and
+        # per layer, in widths of 64: input, gate and up of 2 each; otherwise the normalized input, the product of 2 and
         # its sigmoid as well
         (lambda remat: lambda init: NormedMLP(init, remat=remat), 0.6),
-        # input; otherwise the normalised input as well
+        # input; otherwise the normalized input as well
         (lambda remat: lambda init: RMSNorm(init, 64, 1e-6, remat=remat), 0.75),
     ],
     ids=["normed mlp", "norm"],

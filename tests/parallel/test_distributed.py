@@ -34,7 +34,7 @@ print(json.dumps({
 
 
 def test_two_processes_agree_on_process_0s_value_and_see_each_others_flags(two_processes):
-    """Sees a value that stays local (each process would go its own way), and ragged lengths that would hang."""
+    """Catches a value that stays local (each process would go its own way), and ragged lengths that would hang."""
     first, second = two_processes(PROGRAM)
     assert (first.pop("main"), second.pop("main")) == (True, False)
     assert (
@@ -64,7 +64,7 @@ def test_a_single_process_agrees_with_itself():
 
 
 def test_a_host_that_has_to_stop_stops_all(monkeypatch):
-    """Sees: Ctrl-C that reaches one host only, while the others wait for what it would have sent."""
+    """Catches: Ctrl-C that reaches one host only, while the others wait for what it would have sent."""
     with pytest.raises(Stopped), together():
         raise Stopped
     with together():
@@ -75,13 +75,13 @@ def test_a_host_that_has_to_stop_stops_all(monkeypatch):
 
 
 def test_half_an_explicit_setup_is_an_error_that_names_what_is_missing():
-    """Sees a launcher that forgot the index on one host, which would otherwise train alone."""
+    """Catches a launcher that forgot the index on one host, which would otherwise train alone."""
     with pytest.raises(ValueError, match="JAX_PROCESS_ID missing"):
         distributed.initialize({"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_NUM_PROCESSES": "2"})
 
 
 def test_programs_for_a_cpu_use_wide_vectors_unless_told_otherwise(monkeypatch):
-    """Sees a flag that the user gave and that is overridden; devices that would wait for each other's threads."""
+    """Catches a flag that the user gave and that is overridden; devices that would wait for each other's threads."""
     monkeypatch.setattr(distributed.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr(distributed, "_on_tpu_host", lambda _: False)
     environ = {"XLA_FLAGS": "--xla_dump_to=x"}

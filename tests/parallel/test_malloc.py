@@ -26,7 +26,7 @@ print(before - resident())
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_freed_memory_goes_back_to_the_machine():
-    """Sees a process that keeps, until it ends, what its programs' compilation took."""
+    """Catches a process that keeps, until it ends, what its programs' compilation took."""
     if not hasattr(ctypes.CDLL(None), "malloc_trim"):
         pytest.skip("this C library has no malloc_trim")
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)

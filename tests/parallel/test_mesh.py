@@ -50,7 +50,7 @@ def test_sizes_that_do_not_use_every_device_once_are_refused(sizes, message):
 
 
 def test_one_device_is_no_mesh_and_no_excuse_for_a_mesh_of_several():
-    """Sees a configuration for a slice that runs, unsharded and silent, on the one device that is there."""
+    """Catches a configuration for a slice that runs, unsharded and silent, on the one device that is there."""
     assert jax.device_count() == 1
     assert device_mesh(MeshConfig()) is None
     with pytest.raises(ConfigError, match="mesh.fsdp=16"):

@@ -29,7 +29,7 @@ SIZES = ("3b", "7b", "32b", "72b")
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_large_weight_is_split_over_all_devices_of_a_pod(size):
-    """Sees a dimension without a rule, and a weight of which every device would hold all."""
+    """Catches a dimension without a rule, and a weight of which every device would hold all."""
     model = ModelConfig.preset(size)
     mesh = AbstractMesh((1, 16, 2), AXES)
     places = param_shardings(mesh, logical_axes(model))
@@ -47,7 +47,7 @@ def test_a_dimension_without_a_rule_is_an_error():
 
 
 def test_heads_that_a_mesh_does_not_divide_are_named():
-    """Sees jax's own error, which names neither the parameter nor the fix."""
+    """Catches jax's own error, which names neither the parameter nor the fix."""
     model = ModelConfig.preset("7b")
     places = param_shardings(AbstractMesh((1, 1, 8), AXES), logical_axes(model))
     shapes = {name: p.shape for name, p in abstract_params(model).items()}
@@ -70,13 +70,13 @@ def test_a_mesh_that_does_not_use_every_device_once_is_refused(config, message):
 
 
 def test_without_a_mesh_activations_and_weights_are_left_alone():
-    """Sees the single device pay for placement: nothing may be added to its program."""
+    """Catches the single device pay for placement: nothing may be added to its program."""
     program = jax.make_jaxpr(lambda x: sum(gathered_beside(split_rows(x), x, "embed", "vocab")))(jax.numpy.ones((2, 2)))
     assert [str(equation.primitive) for equation in program.eqns] == ["add", "add"]
 
 
 def test_the_heads_gradient_is_not_held_while_layers_are_differentiated(nothing_cached):
-    """Sees it summed over the devices in every turn of the loop that makes it (which sends it as often), and only at the
+    """Catches it summed over the devices in every turn of the loop that makes it (which sends it as often), and only at the
     end (until which every device holds all of it); the latter is what the compiler does when left alone."""
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed: pip install 'dv2_jax[tpu]'")
     mesh = make_mesh(MeshConfig(data=1, fsdp=4), topology_devices("v5p:2x2x1"))

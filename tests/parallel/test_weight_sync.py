@@ -43,7 +43,7 @@ def mesh(owners) -> Mesh:
     ],
 )
 def test_a_hosts_mesh_has_its_devices_and_splits_no_weight_that_is_gathered(owners, widest, shape, rows):
-    """Sees: another host's device, weights gathered for every token, heads split over more devices than divide them."""
+    """Catches: another host's device, weights gathered for every token, heads split over more devices than divide them."""
     whole = mesh(owners)
     own = own_mesh(whole, widest, 1)
     assert own.axis_names == AXES and own.devices.shape == shape
@@ -65,7 +65,7 @@ def test_the_widest_tensor_divides_all_that_it_splits():
 
 @pytest.mark.parametrize(("widest", "shape"), [(1, (4, 1, 1)), (2, (2, 1, 2)), (4, (1, 1, 4))])
 def test_devices_that_split_tokens_generate_like_all_others(widest, shape):
-    """Sees a mesh to generate on that keeps `context`, and rows of a batch that are counted once for each of its devices."""
+    """Catches a mesh to generate on that keeps `context`, and rows of a batch that are counted once for each of its devices."""
     whole = mesh([[[[0], [0]], [[0], [0]], [[1], [1]], [[1], [1]]]])
     assert owners_of_rows(whole) == [0, 0, 1, 1]
     own = own_mesh(whole, widest, 1)
@@ -121,5 +121,5 @@ print(json.dumps(found))
 
 
 def test_weights_come_whole_to_the_devices_of_every_host(two_processes):
-    """Sees: a part of a weight that another host kept, or that lies where another part belongs; programs compiled anew."""
+    """Catches: a part of a weight that another host kept, or that lies where another part belongs; programs compiled anew."""
     assert two_processes(PROGRAM, devices_each=2) == [[0] * 6] * 2

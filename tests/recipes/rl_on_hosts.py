@@ -17,7 +17,7 @@ from tests.recipes.small_rl import assign_by_length, small_config, thinner
 
 
 def config_of(root):
-    """Prompts with and without pictures; two optimiser steps of a step, each of which both hosts have rows for."""
+    """Prompts with and without pictures; two optimizer steps of a step, each of which both hosts have rows for."""
     config = small_config(root)
     return replace(
         config,

@@ -38,7 +38,7 @@ def scored_by_length(patched):
 
 
 def test_a_run_leaves_what_it_promises_and_a_killed_one_continues(config):
-    """Sees: a summary without its stages, recompilation after the first step, a gap between engine and trainer, and on
+    """Catches: a summary without its stages, recompilation after the first step, a gap between engine and trainer, and on
     resuming: prompts skipped or drawn twice, trajectories trained twice, metrics of lost steps kept."""
     summary = rl.run_rl(config)
     directory = Path(config.run.root) / "rl"
@@ -84,7 +84,7 @@ def test_a_run_leaves_what_it_promises_and_a_killed_one_continues(config):
 
 
 def test_an_interrupt_leaves_a_checkpoint_and_no_process(config):
-    """Sees: Ctrl-C that loses the step, orphans of the tools service, a continued run that does a step again."""
+    """Catches: Ctrl-C that loses the step, orphans of the tools service, a continued run that does a step again."""
     before = children()
     with pytest.MonkeyPatch.context() as patch:
         written = run_module.Metrics.write
@@ -105,7 +105,7 @@ def test_an_interrupt_leaves_a_checkpoint_and_no_process(config):
 
 
 def test_dynamic_sampling_replaces_groups_without_a_difference(config, patched):
-    """Sees: constant groups kept although others could be had, or a loop that never ends when none can be had."""
+    """Catches: constant groups kept although others could be had, or a loop that never ends when none can be had."""
     rewards = iter([0.0] * 8 + [0.0, 1.0, 0.0, 1.0] + [1.0] * 4 + [0.0] * 8 + [0.0] * 100)
 
     def assign(trajectories, tokenizer, reward_config):
@@ -130,7 +130,7 @@ def test_dynamic_sampling_replaces_groups_without_a_difference(config, patched):
     ],
 )
 def test_what_cannot_work_is_refused_with_its_key(config, change, message):
-    """Sees: a wrong setting found only after minutes of work, or in an assertion deep inside."""
+    """Catches: a wrong setting found only after minutes of work, or in an assertion deep inside."""
     with pytest.raises(ConfigError, match=message):
         rl.run_rl(replace(config, **change))
 

@@ -51,7 +51,7 @@ def run(root: Path, *arguments: str, hosts: int) -> list[str]:
 
 @pytest.mark.slow
 def test_two_hosts_learn_what_one_does_and_stop_and_continue_together(tmp_path, monkeypatch):
-    """Sees: hosts that sample otherwise or count only their own trajectories, a gradient of one host's rows alone, rows
+    """Catches: hosts that sample otherwise or count only their own trajectories, a gradient of one host's rows alone, rows
     on another host's devices, hosts that wait for each other for ever, Ctrl-C that reaches only one."""
     monkeypatch.setattr(run_module, "architecture", thinner)
     assert run(tmp_path / "one", hosts=1) == ["steps 2, recompilations 0"]

@@ -90,7 +90,7 @@ def weights(config):
 
 
 def test_a_killed_run_continues_bit_for_bit(config, capsys):
-    """Sees: data repeated or skipped on resume, moments or the schedule's step lost, metrics written twice."""
+    """Catches: data repeated or skipped on resume, moments or the schedule's step lost, metrics written twice."""
     whole = sft.run_sft(config)
     step, expected = weights(config)
     rows = read_metrics(f"{config.run.root}/sft")
@@ -123,7 +123,7 @@ def test_a_killed_run_continues_bit_for_bit(config, capsys):
 
 
 def test_an_interrupt_saves_after_the_step_and_the_same_command_continues(config):
-    """Sees: Ctrl-C that loses the run, or that leaves a checkpoint whose data position is of another step."""
+    """Catches: Ctrl-C that loses the run, or that leaves a checkpoint whose data position is of another step."""
     plain = replace(config, run=replace(config.run, name="plain"), sft=replace(config.sft, steps=3))
     sft.run_sft(plain)
     stopped = replace(plain, run=replace(plain.run, name="stopped"))
@@ -145,7 +145,7 @@ def test_an_interrupt_saves_after_the_step_and_the_same_command_continues(config
 
 
 def test_stored_trajectories_train_on_what_the_rollout_saw(config, tmp_path):
-    """Sees: a mask, an id or a picture that changes between a trajectory and the example made of its record."""
+    """Catches: a mask, an id or a picture that changes between a trajectory and the example made of its record."""
     tokenizer = Tokenizer.from_package()
     codec = SpliceCodec(tokenizer, config.image, config.agent)
     made = []

@@ -82,13 +82,13 @@ def runs(conversations, tmp_path_factory):
 
 
 def test_supervised_learning_changes_the_weights_that_were_read(runs):
-    """Sees a gradient that does not reach them; a model from nothing does not fall by a tenth in three steps."""
+    """Catches a gradient that does not reach them; a model from nothing does not fall by a tenth in three steps."""
     losses = [row["loss"] for row in read_metrics(runs / "sft-smol")]
     assert len(losses) == 3 and losses[-1] < 0.9 * losses[0]
 
 
 def test_what_the_policy_sampled_is_what_rl_scores(runs):
-    """Sees an id that the engine may sample and the trainer masks: those of control tokens and of padding."""
+    """Catches an id that the engine may sample and the trainer masks: those of control tokens and of padding."""
     (row,) = read_metrics(runs / "rl-smol")
     assert row["logprob_gap_max"] <= 1e-4
     tokenizer = Tokenizer.from_file(runs / "rl-smol" / "export")

@@ -149,7 +149,7 @@ def test_cards_say_outcome_tools_and_the_sign_of_the_advantage(run_dir):
 
 
 def test_text_of_others_stays_text(tmp_path, tokenizer, make, parts):
-    """Sees markup in a question, in what the policy wrote, in a search result and in its address."""
+    """Catches markup in a question, in what the policy wrote, in a search result and in its address."""
     bad = '</pre><script>alert(1)</script><img src=x onerror="alert(1)">'
     question = Question("q", "search", "search", bad, (), bad)
     items = (parts.Item(bad, "javascript:alert(1)", bad), parts.Item("x", 'https://e.org/"onclick="alert(1)', bad))

@@ -133,6 +133,6 @@ def test_equivalence_verdicts_are_read_as_released(response, verdict):
 
 
 def test_an_answer_in_words_keeps_its_words():
-    """The released normalisation would make "thesquareofpoints" of it."""
+    """The released normalization would make "thesquareofpoints" of it."""
     assert bare_expression("the square of points") == "the square of points"
     assert bare_expression(r"$A = \boxed{\frac{1}{2}}$") == r"\frac{1}{2}"

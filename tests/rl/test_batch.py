@@ -21,17 +21,17 @@ def trajectory(sampled, prompt=3, *, dropped=False):
 
 
 def test_token_mean_weighs_tokens_and_counts_those_without_advantage():
-    """Sees: a denominator over the computed trajectories only, or one that counts prompts and lost trajectories."""
+    """Catches: a denominator over the computed trajectories only, or one that counts prompts and lost trajectories."""
     rollouts = [trajectory(4), trajectory(6), trajectory(5, dropped=True), trajectory(7)]
     (part,) = make_minibatches(rollouts, [1.0, 0.0, 0.5, -1.0], RLConfig())
     assert part.denominator == 4 + 6 + 7
     assert [e.advantage for e in part.examples] == [1.0, -1.0]
     assert [e.weight for e in part.examples] == [4, 7]
-    assert part.examples[0].loss_weight[:3].sum() == 0 and part.examples[0].behaviour_logprobs[3] == -0.5
+    assert part.examples[0].loss_weight[:3].sum() == 0 and part.examples[0].behavior_logprobs[3] == -0.5
 
 
 def test_sequence_mean_gives_every_trajectory_the_same_weight():
-    """Sees: long trajectories that outweigh short ones under the released aggregation."""
+    """Catches: long trajectories that outweigh short ones under the released aggregation."""
     rollouts = [trajectory(4), trajectory(6), trajectory(5), trajectory(7)]
     config = RLConfig(loss_aggregation="sequence_mean", minibatches=2)
     first, second = make_minibatches(rollouts, [1.0, -1.0, 0.0, 1.0], config)
@@ -40,14 +40,14 @@ def test_sequence_mean_gives_every_trajectory_the_same_weight():
 
 
 def test_a_kl_term_keeps_trajectories_without_advantage():
-    """Sees: a divergence from the reference that is only measured where rewards differ."""
+    """Catches: a divergence from the reference that is only measured where rewards differ."""
     rollouts = [trajectory(4), trajectory(6)]
     assert len(make_minibatches(rollouts, [0.0, 0.0], RLConfig(kl_coefficient=0.1))[0].examples) == 2
     assert not make_minibatches(rollouts, [0.0, 0.0], RLConfig())[0].examples
 
 
 def test_hosts_divide_by_what_all_of_them_have():
-    """Sees: a denominator of one host's own trajectories, or one that another host computes as well."""
+    """Catches: a denominator of one host's own trajectories, or one that another host computes as well."""
     rollouts = [trajectory(4), trajectory(6), trajectory(5, dropped=True), trajectory(7)]
     advantages, tokens = [1.0, 0.5, 0.5, -1.0], [4, 6, 0, 7]
     for aggregation in ("token_mean", "sequence_mean"):
@@ -67,21 +67,21 @@ def test_hosts_divide_by_what_all_of_them_have():
 
 
 def test_a_broken_trajectory_is_refused_by_name():
-    """Sees: lists out of step, or a sampled token without its log-prob, reaching the loss."""
+    """Catches: lists out of step, or a sampled token without its log-prob, reaching the loss."""
     short = trajectory(4)
     short.logprobs.pop()
     with pytest.raises(ValueError, match="'t4': its lists differ in length"):
         make_minibatches([short], [1.0], RLConfig())
     nan = trajectory(5)
     nan.logprobs[4] = float("nan")
-    with pytest.raises(ValueError, match="'t5': the behaviour log-prob"):
+    with pytest.raises(ValueError, match="'t5': the behavior log-prob"):
         make_minibatches([nan], [1.0], RLConfig())
     with pytest.raises(ValueError, match="rl.minibatches=2"):
         make_minibatches([trajectory(4)], [1.0], RLConfig(minibatches=2))
 
 
 def test_mismatch_estimates_the_divergence_of_sampler_and_trainer():
-    """Sees: k1 with its sign turned, masked tokens in the sums, a maximum without its absolute value."""
+    """Catches: k1 with its sign turned, masked tokens in the sums, a maximum without its absolute value."""
     rng = np.random.default_rng(0)
     mu = rng.dirichlet(np.ones(8) * 5)
     pi = 0.7 * mu + 0.3 * rng.dirichlet(np.ones(8) * 5)

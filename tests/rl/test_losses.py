@@ -61,7 +61,7 @@ def weights(mask, aggregation):
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
 @pytest.mark.parametrize("clips", [(0.2, 0.3, 3.0), (0.2, 0.2, 3.0), (0.2, 0.28, 0.0)])
 def test_loss_and_gradient_equal_the_published_formulas(sample, aggregation, clips):
-    """Sees: swapped clip bounds, a dual clip of the wrong sign, a missing clamp, a mean over the wrong axis."""
+    """Catches: swapped clip bounds, a dual clip of the wrong sign, a missing clamp, a mean over the wrong axis."""
     new, old, advantages, mask = sample
     config = RLConfig(clip_low=clips[0], clip_high=clips[1], dual_clip=clips[2], loss_aggregation=aggregation)
     t_new = torch.tensor(new, requires_grad=True)
@@ -81,7 +81,7 @@ def test_loss_and_gradient_equal_the_published_formulas(sample, aggregation, cli
 
 
 def test_kl_to_a_reference_is_the_k3_estimate(sample):
-    """Sees: k3 with its sign or its arguments exchanged (the gradient then pushes away from the reference)."""
+    """Catches: k3 with its sign or its arguments exchanged (the gradient then pushes away from the reference)."""
     new, old, _, mask = sample
     new = np.clip(new, old - 1, old + 1)
     reference = old - 0.3
@@ -94,7 +94,7 @@ def test_kl_to_a_reference_is_the_k3_estimate(sample):
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
 def test_losses_of_microbatches_add_up_to_the_loss_of_the_batch(sample, aggregation):
-    """Sees: a mean of means, the defect that turned the released token-mean into a mean over sequences."""
+    """Catches: a mean of means, the defect that turned the released token-mean into a mean over sequences."""
     new, old, advantages, mask = sample
     weight, denominator = weights(mask, aggregation)
     config = RLConfig(loss_aggregation=aggregation)
@@ -107,7 +107,7 @@ def test_losses_of_microbatches_add_up_to_the_loss_of_the_batch(sample, aggregat
 
 
 def test_a_fully_masked_row_changes_nothing_and_padding_may_hold_anything(sample):
-    """Sees: NaN of padding reaching the loss or the gradient through 0 * nan."""
+    """Catches: NaN of padding reaching the loss or the gradient through 0 * nan."""
     new, old, advantages, mask = sample
     config = RLConfig()
     padded = [np.concatenate([x, np.full((1, T), np.nan)]) for x in (new, old)]
@@ -122,7 +122,7 @@ def test_a_fully_masked_row_changes_nothing_and_padding_may_hold_anything(sample
 
 
 def test_clip_flags_mark_the_tokens_whose_gradient_is_cut(sample):
-    """Sees: fractions counted on the wrong sign of the advantage, or on masked tokens."""
+    """Catches: fractions counted on the wrong sign of the advantage, or on masked tokens."""
     new, old, advantages, mask = sample
     config = RLConfig()
 
@@ -133,8 +133,8 @@ def test_clip_flags_mark_the_tokens_whose_gradient_is_cut(sample):
     assert bool(flags["dual_clipped"][2, 5])
 
 
-def test_advantages_equal_the_published_group_normalisation():
-    """Sees: a biased deviation, a wrong epsilon, groups mixed up when they are interleaved."""
+def test_advantages_equal_the_published_group_normalization():
+    """Catches: a biased deviation, a wrong epsilon, groups mixed up when they are interleaved."""
     rng = np.random.default_rng(1)
     rewards = rng.choice([0.0, 0.2, 0.72, 0.8, 0.92, 1.0], 32)
     groups = np.arange(32) % 4
@@ -142,13 +142,13 @@ def test_advantages_equal_the_published_group_normalisation():
     for g in range(4):
         r = torch.tensor(rewards[groups == g])
         np.testing.assert_allclose(got[groups == g], (r - r.mean()) / (r.std() + 1e-6), rtol=1e-12)
-    centred = group_advantages(rewards, groups, normalise_std=False)
-    np.testing.assert_allclose([centred[groups == g].sum() for g in range(4)], 0.0, atol=1e-12)
+    centered = group_advantages(rewards, groups, normalize_std=False)
+    np.testing.assert_allclose([centered[groups == g].sum() for g in range(4)], 0.0, atol=1e-12)
     np.testing.assert_allclose(group_advantages([1.0, 0.0, 1.0, 0.0], [0] * 4)[0], 0.866024, atol=1e-6)
 
 
 def test_lost_trajectories_and_constant_groups_get_no_advantage():
-    """Sees: a lost trajectory entering its group's mean as an empty answer, rounding blown up by a tiny deviation."""
+    """Catches: a lost trajectory entering its group's mean as an empty answer, rounding blown up by a tiny deviation."""
     rewards = np.array([1.0, 0.0, np.nan, 0.1, 0.1, 0.1, 0.7, np.nan])
     groups = np.array([0, 0, 0, 1, 1, 1, 2, 2])
     valid = np.isfinite(rewards)
@@ -160,8 +160,8 @@ def test_lost_trajectories_and_constant_groups_get_no_advantage():
 
 
 def test_the_released_preset_sets_what_was_left_at_its_default():
-    """Sees: a preset that overwrites what the user chose, or one that changes nothing."""
+    """Catches: a preset that overwrites what the user chose, or one that changes nothing."""
     released = with_algorithm(RLConfig(algorithm="released", clip_low=0.1))
     assert (released.clip_low, released.clip_high, released.loss_aggregation) == (0.1, 0.2, "sequence_mean")
     assert with_algorithm(RLConfig()) == RLConfig()
-    assert {f.name for f in dataclasses.fields(RLConfig)} >= {"clip_low", "dual_clip", "normalise_std"}
+    assert {f.name for f in dataclasses.fields(RLConfig)} >= {"clip_low", "dual_clip", "normalize_std"}

@@ -18,7 +18,7 @@ TOOLS = ToolsConfig(retries=2, cell_timeout_s=10.0)
 
 
 def picture(seed: int, height: int = 64, width: int = 80) -> bytes:
-    # Large blocks of colour: something that picture search can tell apart.
+    # Large blocks of color: something that picture search can tell apart.
     blocks = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST).save(buffer, format="PNG")

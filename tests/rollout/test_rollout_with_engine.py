@@ -1,7 +1,7 @@
 """Scheduler and engine together, with a policy of random weights that ends its turns at many tokens.
 
 Its turns mean nothing, so every one of them but the last gets an error to read: multi-turn trajectories without a
-tool. Sees: ids, masks or log-probs that get out of step between engine and transcript, samples that depend on who
+tool. Catches: ids, masks or log-probs that get out of step between engine and transcript, samples that depend on who
 else is being rolled out, pages that are not given back.
 """
 

@@ -1,6 +1,6 @@
 """Trajectories with a scripted policy and the real tools service.
 
-Sees: an observation that reaches the wrong trajectory, ids that differ between engine and trajectory, a request
+Catches: an observation that reaches the wrong trajectory, ids that differ between engine and trajectory, a request
 that is answered twice or never, an infrastructure failure that the policy gets to read, a turn barrier, a budget
 that is not kept, sessions that stay open.
 """
@@ -113,7 +113,7 @@ def test_a_result_that_does_not_come_in_time_ends_its_request_and_is_ignored_whe
 
 
 def test_a_request_is_lost_after_its_time_and_not_later(tokenizer, client, monkeypatch):
-    """Sees a limit that is applied twice, one after the other."""
+    """Catches a limit that is applied twice, one after the other."""
     now, sent = [0.0], []
 
     class Ticking(Swallowing):

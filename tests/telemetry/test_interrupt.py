@@ -46,7 +46,7 @@ def test_the_first_signal_lets_the_step_end_and_save(number):
 
 
 def test_the_second_signal_stops_at_once_but_cleans_up():
-    """Sees a second Ctrl-C that waits for the step, and one that leaves child processes behind."""
+    """Catches a second Ctrl-C that waits for the step, and one that leaves child processes behind."""
     process = start(step_s=15.0)
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline() == "\n" and "SIGINT" in process.stderr.readline()

@@ -11,7 +11,7 @@ from dv2_jax.telemetry.metrics_writer import FILE, Metrics, read_metrics
 
 
 def test_each_row_is_on_disk_before_the_next_step_and_is_strict_json(tmp_path):
-    """Sees buffered rows (a kill would lose them) and the word NaN, which is no JSON."""
+    """Catches buffered rows (a kill would lose them) and the word NaN, which is no JSON."""
     metrics = Metrics(tmp_path)
     metrics.write(1, {"loss": jnp.float32(0.5), "rows": np.int64(3), "stage": "cold_start", "finite": math.inf})
     (line,) = (tmp_path / FILE).read_text().splitlines()
@@ -22,7 +22,7 @@ def test_each_row_is_on_disk_before_the_next_step_and_is_strict_json(tmp_path):
 
 
 def test_a_continued_run_replaces_the_rows_that_it_does_again(tmp_path):
-    """Sees a step that is counted twice in the curve after a kill, and a torn last line that hides what follows."""
+    """Catches a step that is counted twice in the curve after a kill, and a torn last line that hides what follows."""
     with Metrics(tmp_path) as metrics:
         for step in range(1, 6):
             metrics.write(step, {"run": 1})

@@ -51,7 +51,7 @@ def test_a_long_part_tells_how_far_it_is_at_the_interval_only():
 
 
 def test_time_left_counts_from_what_this_run_has_done(monkeypatch):
-    """Sees a continued run that counts the earlier run's 90 steps as its own and promises the end too soon."""
+    """Catches a continued run that counts the earlier run's 90 steps as its own and promises the end too soon."""
     now = [100.0]
     monkeypatch.setattr("dv2_jax.telemetry.progress.time.monotonic", lambda: now[0])
     with Display(io.StringIO()).track("RL", total=100, done=90) as bar:

@@ -24,7 +24,7 @@ def test_a_new_shape_is_counted_by_name_and_an_old_one_is_not():
 
 
 def test_a_changed_type_or_static_value_is_a_recompilation_too():
-    """Sees a counter that watches shapes only: a weak type or a Python number is what slips through in practice."""
+    """Catches a counter that watches shapes only: a weak type or a Python number is what slips through in practice."""
     scaled = jax.jit(lambda x, times: x * times, static_argnums=1)
     x = jnp.ones(3)
     y = x.astype(jnp.bfloat16)
@@ -43,7 +43,7 @@ def test_counters_are_independent_of_each_other():
 
 
 def test_a_program_from_the_persistent_cache_counts(tmp_path):
-    """Sees a count that depends on what an earlier run left in the cache, so that only the first run would fail."""
+    """Catches a count that depends on what an earlier run left in the cache, so that only the first run would fail."""
     previous = jax.config.jax_compilation_cache_dir
     from jax.experimental.compilation_cache import compilation_cache
 

@@ -29,7 +29,7 @@ def test_spans_keep_their_lane_nesting_and_details(tmp_path):
 
 
 def test_a_killed_trace_is_read_up_to_its_torn_end_and_continued(tmp_path):
-    """Sees a continued run that appends behind half an event or behind the closing bracket: no viewer opens that."""
+    """Catches a continued run that appends behind half an event or behind the closing bracket: no viewer opens that."""
     path = tmp_path / "timeline.json"
     spans = Spans(path)
     spans.add("one", 0.0, 1.0)

@@ -53,7 +53,7 @@ def test_text_is_what_the_ids_decode_to_with_one_mark_per_picture(written, traje
 
 
 def test_token_ends_cut_the_text_of_a_turn_into_its_tokens(written, tokenizer):
-    """Sees characters that span tokens: the comment in one cell is Japanese, which this vocabulary spells in bytes."""
+    """Catches characters that span tokens: the comment in one cell is Japanese, which this vocabulary spells in bytes."""
     multibyte = 0
     for record in read_trajectories(written, "train"):
         for piece in record["segments"]:
@@ -108,7 +108,7 @@ def test_a_step_that_was_written_twice_is_read_once_the_newest(written, trajecto
 
 
 def test_a_writer_killed_at_any_moment_leaves_whole_lines_and_whole_pictures(tmp_path):
-    """Sees a rewrite of the file, a picture written in place, and a buffer held over many trajectories."""
+    """Catches a rewrite of the file, a picture written in place, and a buffer held over many trajectories."""
     code = textwrap.dedent("""
         import sys
         from types import SimpleNamespace as N

@@ -81,7 +81,7 @@ def served(folder: Path) -> command_line.Options:
 
 
 def test_the_service_accepts_its_arguments_and_listens_where_the_objects_say(tmp_path):
-    """Sees an option that was renamed, and a port that one of the objects has wrong."""
+    """Catches an option that was renamed, and a port that one of the objects has wrong."""
     options = served(tmp_path)
     assert options.tokens and not options.insecure
     ports = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
@@ -102,7 +102,7 @@ def _bytes(quantity: str) -> int:
 
 
 def test_time_memory_and_disk_suffice_for_what_the_service_was_told(tmp_path):
-    """Sees a pod killed while it drains, or one that is given more sessions than its memory or disk holds."""
+    """Catches a pod killed while it drains, or one that is given more sessions than its memory or disk holds."""
     options = served(tmp_path)
     assert POD["spec"]["terminationGracePeriodSeconds"] >= options.drain_s + 10
     resources = CONTAINER["resources"]
@@ -183,7 +183,7 @@ def _requirements(lines: list[str]) -> dict[str, str]:
 
 
 def test_the_image_installs_what_the_service_imports_in_the_ranges_of_the_project():
-    """Sees an import that works in the trainer's environment and nowhere else."""
+    """Catches an import that works in the trainer's environment and nowhere else."""
     lines = [line for line in (DEPLOY / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
     installs = _requirements(lines)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -24,7 +24,7 @@ def run(*arguments: str) -> str:
 
 @pytest.mark.parametrize("tier", ["root", "plain"])
 def test_hostile_sessions_leave_nothing_behind_and_disturb_no_other(tier, tmp_path):
-    """Sees a leaked descriptor, process, mount or folder, an answer lost or mixed up, and a session that was not alone.
+    """Catches a leaked descriptor, process, mount or folder, an answer lost or mixed up, and a session that was not alone.
     All kinds of hostile cell run; latencies are measured, not judged: this machine may be busy."""
     report = tmp_path / "soak.json"
     run("benchmarks.tools_soak", "--cells", str(4 * len(CELLS)), "--sessions", "12", "--hostile", "0.25", "--warm-cells", "18",
@@ -42,7 +42,7 @@ def test_fuzzing_finds_no_crash_and_no_hang(tmp_path):
 
 
 def test_the_benchmark_measures_both_sides(tmp_path):
-    """Sees a side that does not run the cells any more; what is fast or slow is not judged here."""
+    """Catches a side that does not run the cells any more; what is fast or slow is not judged here."""
     report = tmp_path / "tools.json"
     run(
         "benchmarks.tools",

@@ -26,7 +26,7 @@ def commands(shown):
 
 
 def test_a_dry_run_prints_the_whole_launch_and_runs_nothing(tmp_path):
-    """Sees a step that is left out or out of order, and a flag that does not reach gcloud."""
+    """Catches a step that is left out or out of order, and a flag that does not reach gcloud."""
     shown = launch("up", *BASE, "--spot", "--copy=gs://lab/cold=models/cold", "--text-index=models/wiki", "--setup=sudo mount /mnt/runs",
                    "--dry-run", *TRAIN,
                    environment={"PATH": str(tmp_path)})  # fmt: skip
@@ -54,7 +54,7 @@ def test_a_dry_run_prints_the_whole_launch_and_runs_nothing(tmp_path):
 
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
 def test_gcloud_accepts_every_command(tmp_path):
-    """Sees a misspelt or withdrawn flag; gcloud parses the commands without an account."""
+    """Catches a misspelt or withdrawn flag; gcloud parses the commands without an account."""
     shown = launch(
         "up", *BASE, "--reserved", "--service-account=runner@lab", "--copy=gs://a=b", "--dry-run", *TRAIN
     ).stdout
@@ -161,7 +161,7 @@ def run_up(cloud, exit_code):
 
 
 def test_a_slice_that_is_taken_away_is_asked_for_again_and_the_run_goes_on(cloud):
-    """Sees a watch that ends with the slice, forgets to install on the new machines, or starts the run twice."""
+    """Catches a watch that ends with the slice, forgets to install on the new machines, or starts the run twice."""
     process, runs = run_up(cloud, exit_code=0)
     folder = cloud[0]
     try:
@@ -183,7 +183,7 @@ def test_a_slice_that_is_taken_away_is_asked_for_again_and_the_run_goes_on(cloud
 
 
 def test_a_trainer_that_fails_is_not_started_again(cloud):
-    """Sees a crash that is repeated for ever on a paid slice."""
+    """Catches a crash that is repeated for ever on a paid slice."""
     (cloud[0] / "preempted").touch()
     process, _ = run_up(cloud, exit_code=3)
     shown = process.communicate(timeout=300)[0]

@@ -1,4 +1,4 @@
-"""Sees: a mean per device instead of over the step, a weight whose gradient is summed over too many axes."""
+"""Catches: a mean per device instead of over the step, a weight whose gradient is summed over too many axes."""
 
 from __future__ import annotations
 

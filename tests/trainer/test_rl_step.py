@@ -79,7 +79,7 @@ def rollout(engine, step):
 
 @pytest.mark.parametrize("algorithm", [{}, {"loss_aggregation": "sequence_mean", "clip_high": 0.2, "minibatches": 2}])
 def test_the_engines_samples_teach_the_target_and_the_gap_stays_rounding(tiny, engine, forbidden, algorithm):
-    """Sees: a loss of the wrong sign, log-probs of other tokens or of another distribution than the sampler's."""
+    """Catches: a loss of the wrong sign, log-probs of other tokens or of another distribution than the sampler's."""
     config, graphdef, params = tiny
     rl = dataclasses.replace(RLConfig(), **algorithm)
     names = tuple(sorted(params))
@@ -111,7 +111,7 @@ def test_the_engines_samples_teach_the_target_and_the_gap_stays_rounding(tiny, e
 
 
 def test_a_reference_policy_holds_the_policy_back(tiny, engine, forbidden):
-    """Sees: a KL term without a gradient, or one that is zero because it compares the policy with itself."""
+    """Catches: a KL term without a gradient, or one that is zero because it compares the policy with itself."""
     config, graphdef, params = tiny
     names = tuple(sorted(params))
     spec = PackSpec(config, 4, 96, BUCKETS)
@@ -127,7 +127,7 @@ def test_a_reference_policy_holds_the_policy_back(tiny, engine, forbidden):
     with_reference = [dataclasses.replace(b, reference_logprobs=score(params, b)) for b in batches]
     for batch in batches:  # the scorer sees what the engine sampled from
         used = np.asarray(batch.loss_weight) > 0
-        gap = np.abs(np.asarray(score(params, batch)) - np.asarray(batch.behaviour_logprobs))[used]
+        gap = np.abs(np.asarray(score(params, batch)) - np.asarray(batch.behavior_logprobs))[used]
         assert gap.max() <= 1e-4
     state = init_state(moved, optimizer, names)
     losses = []

@@ -51,14 +51,14 @@ def assert_same(got, expected):
 
 @pytest.mark.parametrize(("rows", "groups"), [(2, 1), (4, 2), (8, 8)])
 def test_packed_gradient_equals_that_of_examples_alone(tiny, spec, examples, step, alone, rows, groups):
-    """Sees: attention, positions, targets or pictures that leak between segments; weights of a wrong alignment."""
+    """Catches: attention, positions, targets or pictures that leak between segments; weights of a wrong alignment."""
     batches = pack_step(examples, spec(rows, groups))
     assert len(batches) == {2: 2, 4: 1, 8: 1}[rows]
     assert_same(step.gradients(tiny[2], [place(b, None) for b in batches]), alone)
 
 
 def test_hosts_get_equally_many_microbatches_of_the_same_shapes(spec, examples, monkeypatch):
-    """Sees: a host that waits for ever because another has one microbatch more, or another shape of pictures."""
+    """Catches: a host that waits for ever because another has one microbatch more, or another shape of pictures."""
     alone, whole = pack_share(examples, spec(), 7.0), pack_step(examples, spec(), denominator=7.0)
     assert jax.tree.all(jax.tree.map(np.array_equal, alone, whole))
     assert pack_share([], spec(), 7.0)[0].loss_weight.shape == (2, 128)
@@ -71,7 +71,7 @@ def test_hosts_get_equally_many_microbatches_of_the_same_shapes(spec, examples, 
 
 
 def test_text_alone_needs_no_room_for_pictures(tiny, spec, examples, step):
-    """Sees: another loss or gradient where the vision tower is left out of the program."""
+    """Catches: another loss or gradient where the vision tower is left out of the program."""
     texts = [e for e in examples if not e.pictures]
     [seen] = pack_step(texts, spec(rows=4))
     [left_out] = pack_step(texts, replace(spec(rows=4), image_buckets=(VisionBucket(0, 64, 0),)))
@@ -84,12 +84,12 @@ def test_text_alone_needs_no_room_for_pictures(tiny, spec, examples, step):
 
 
 def test_every_parameter_gets_a_gradient(alone):
-    """Sees: a tower cut off from the loss, e.g. pictures whose embeddings are never read."""
+    """Catches: a tower cut off from the loss, e.g. pictures whose embeddings are never read."""
     assert not [name for name, g in alone[0].items() if not np.any(g)]
 
 
 def test_loss_equals_a_float64_mean_over_trained_tokens(tiny, spec, examples, step):
-    """Sees: targets shifted wrongly and a denominator that counts padding or prompts."""
+    """Catches: targets shifted wrongly and a denominator that counts padding or prompts."""
     total, tokens, score = 0.0, 0.0, make_scorer(tiny[1])
     for e in examples:
         batch = place(build_batch([[e]], spec(rows=1)), None)
@@ -102,7 +102,7 @@ def test_loss_equals_a_float64_mean_over_trained_tokens(tiny, spec, examples, st
 
 
 def test_a_step_with_other_microbatch_counts_compiles_nothing(tiny, spec, examples):
-    """Sees: the number of microbatches becoming a shape, results that are placed unlike what they replace."""
+    """Catches: the number of microbatches becoming a shape, results that are placed unlike what they replace."""
     _, graphdef, params = tiny
     names = tuple(sorted(params))
     optimizer = make_optimizer(OptimConfig(), 10)
@@ -116,8 +116,8 @@ def test_a_step_with_other_microbatch_counts_compiles_nothing(tiny, spec, exampl
     assert int(state.step) == 2
 
 
-def test_frozen_groups_stay_and_carry_no_optimiser_state(tiny, spec, examples):
-    """Sees: freezing that only stops the update, still paying for moments, or that lets weight decay through."""
+def test_frozen_groups_stay_and_carry_no_optimizer_state(tiny, spec, examples):
+    """Catches: freezing that only stops the update, still paying for moments, or that lets weight decay through."""
     _, graphdef, params = tiny
     names = trainable_names(params, ("vision", "projector"))
     optimizer = make_optimizer(OptimConfig(learning_rate=1e-2, weight_decay=0.5), 10)
@@ -132,7 +132,7 @@ def test_frozen_groups_stay_and_carry_no_optimiser_state(tiny, spec, examples):
 
 
 def test_weight_decay_spares_norms_and_biases(tiny):
-    """Sees: a mask by rank, under which the stacked norms and biases decay like matrices."""
+    """Catches: a mask by rank, under which the stacked norms and biases decay like matrices."""
     _, _, params = tiny
     optimizer = make_optimizer(
         OptimConfig(learning_rate=0.1, weight_decay=0.5, warmup_ratio=0, schedule="constant"), 10
@@ -143,7 +143,7 @@ def test_weight_decay_spares_norms_and_biases(tiny):
 
 
 def test_learning_rate_warms_up_and_decays():
-    """Sees: a first step of rate 0, a warm-up counted in the wrong unit, a cosine that ends above 0."""
+    """Catches: a first step of rate 0, a warm-up counted in the wrong unit, a cosine that ends above 0."""
     rate = learning_rate(OptimConfig(learning_rate=1.0, warmup_ratio=0.1, schedule="cosine"), 100)
     values = np.array([float(rate(s)) for s in range(101)])
     assert 0 < values[0] < 0.1 and np.all(np.diff(values[:10]) > 0) and values[10] == 1.0
@@ -153,7 +153,7 @@ def test_learning_rate_warms_up_and_decays():
 
 
 def test_a_tiny_model_learns_its_examples(tiny, spec, examples):
-    """Sees: an optimiser step in the wrong direction, or one that never reaches the weights."""
+    """Catches: an optimizer step in the wrong direction, or one that never reaches the weights."""
     _, graphdef, params = tiny
     names = tuple(sorted(params))
     optimizer = make_optimizer(OptimConfig(learning_rate=1e-2, schedule="constant"), 60)
@@ -169,7 +169,7 @@ def test_a_tiny_model_learns_its_examples(tiny, spec, examples):
 
 
 def test_errors_of_the_batch_source_reach_the_caller(tiny, step):
-    """Sees: a background thread that dies silently and a loop that waits for ever."""
+    """Catches: a background thread that dies silently and a loop that waits for ever."""
 
     def broken():
         yield from ()
@@ -180,7 +180,7 @@ def test_errors_of_the_batch_source_reach_the_caller(tiny, step):
 
 
 def test_one_and_eight_devices_give_the_same_losses_and_weights(tmp_path):
-    """Sees: a mean per device, a picture read from another device's embeddings, moments placed unlike weights."""
+    """Catches: a mean per device, a picture read from another device's embeddings, moments placed unlike weights."""
     results = {}
     for devices in (1, 8):
         out = tmp_path / f"{devices}.npz"

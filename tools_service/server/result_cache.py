@@ -25,7 +25,7 @@ class Answers:
         self._bytes, self._max_bytes, self._max_ids = 0, max_bytes, max_ids
 
     async def once(self, key: str, request_id: str, execute: Callable[[], Awaitable[pb.Result]]) -> pb.Result:
-        """The answer to this request. Cancelling the caller does not stop the execution: somebody may ask again."""
+        """The answer to this request. Canceling the caller does not stop the execution: somebody may ask again."""
         if (given := self._given.get(key)) is not None:
             return given
         if key in self._spent:
@@ -68,7 +68,7 @@ class Answers:
 
     async def stop(self, key: str, interrupt: Callable[[], bool], grace_s: float) -> bool:
         """Stops an execution: ``interrupt`` first, which says whether there was something to interrupt, then by
-        cancelling it. False if there is none."""
+        canceling it. False if there is none."""
         task = self._under_way.get(key)
         if task is None or task.done():
             return False

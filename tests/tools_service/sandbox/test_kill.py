@@ -91,7 +91,7 @@ def _kill(*pids: int) -> None:
 
 
 def test_one_answer_each_whatever_is_killed(traffic, tmp_path):
-    """Sees an answer lost or given twice, a cell executed twice, and what outlives the process that owned it."""
+    """Catches an answer lost or given twice, a cell executed twice, and what outlives the process that owned it."""
     flow, (service,) = traffic
     server = service.process.pid
     assert _statuses(flow.flow(40)) == {Status.OK}
@@ -165,7 +165,7 @@ def test_all_at_once_while_cells_wait_and_run(tmp_path):
 
 
 def test_a_manager_that_is_killed_again_while_it_starts_is_started_again(traffic):
-    """Sees a service that answers UNAVAILABLE for ever, because its sandbox failed once more on the way up."""
+    """Catches a service that answers UNAVAILABLE for ever, because its sandbox failed once more on the way up."""
     flow, (service,) = traffic
     assert _statuses(flow.flow(SESSIONS)) == {Status.OK}
     killed: set[int] = set()

@@ -1,4 +1,4 @@
-"""What a cell sees and gives back: a notebook's behaviour, in every tier."""
+"""What a cell sees and gives back: a notebook's behavior, in every tier."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def test_every_pixel_comes_back(mode, size):
 
 
 def test_what_it_would_lose_goes_another_way():
-    """Palettes, single bits, 16 bits, and a colour that means transparent."""
+    """Palettes, single bits, 16 bits, and a color that means transparent."""
     clear = Image.new("RGB", (9, 9), (1, 2, 3))
     clear.info["transparency"] = (1, 2, 3)
     for image in (
@@ -49,7 +49,7 @@ def test_what_it_would_lose_goes_another_way():
 
 
 def test_the_size_is_about_that_of_the_quickest_compression_of_pil():
-    """Sees a filter that is not undone by the compression: a photograph would double."""
+    """Catches a filter that is not undone by the compression: a photograph would double."""
     import skimage.data
 
     image = Image.fromarray(skimage.data.astronaut())

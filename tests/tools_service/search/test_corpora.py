@@ -139,7 +139,7 @@ def test_a_package_that_is_not_installed_is_named_with_the_command_that_installs
 
 
 def picture(seed: int, size=(96, 64)) -> Image.Image:
-    """Rectangles of random colours: distinct, with corners to find."""
+    """Rectangles of random colors: distinct, with corners to find."""
     random = np.random.default_rng(seed)
     pixels = np.full((size[1], size[0], 3), random.integers(0, 255, 3), np.uint8)
     for _ in range(14):
@@ -172,8 +172,8 @@ def test_a_parquet_table_holds_its_pictures(gallery):
     assert list(read_pictures(gallery / "table.parquet")) == list(read_pictures(gallery / "table.jsonl"))
 
 
-class Colours:
-    """An embedding of its own kind: mean colours of a 6 × 4 grid."""
+class Colors:
+    """An embedding of its own kind: mean colors of a 6 × 4 grid."""
 
     name = "colours-1"
     dimensions = 72
@@ -183,20 +183,20 @@ class Colours:
         return np.array([np.asarray(s, np.float32).ravel() - 127.5 for s in small])
 
 
-class Recoloured(Colours):
+class Recolored(Colors):
     name = "colours-2"
 
 
-class Narrow(Colours):
+class Narrow(Colors):
     dimensions = 71
 
 
-class Dark(Colours):
+class Dark(Colors):
     def embed(self, images):
         return 0 * super().embed(images)
 
 
-@pytest.mark.parametrize("provider", [Colours(), DescriptorEmbedding()], ids=lambda p: p.name)
+@pytest.mark.parametrize("provider", [Colors(), DescriptorEmbedding()], ids=lambda p: p.name)
 def test_nearest_vectors_are_those_of_a_brute_force_search(gallery, provider):
     """The oracle is a product of all vectors in float64; the index holds half precision in a graph."""
     images = [data for data, _, _ in read_pictures(gallery / "table.jsonl")]
@@ -244,9 +244,7 @@ def test_vectors_without_direction_or_of_a_wrong_width_are_refused(gallery):
         Vectors.build(Dark(), images)
     with pytest.raises(ValueError, match=r"shape \(1, 72\), not \(1, 71\)"):
         Vectors.build(Narrow(), images)
-    broken = PictureIndex(
-        *build(list(read_pictures(gallery / "table.jsonl"))[:3]), Vectors.build(Colours(), images * 3)
-    )
+    broken = PictureIndex(*build(list(read_pictures(gallery / "table.jsonl"))[:3]), Vectors.build(Colors(), images * 3))
     broken._vectors.provider = Dark()
     with pytest.raises(SearchError, match="zero or not finite"):  # the model's fault, not the query's
         broken.search_now(images[0], 1)

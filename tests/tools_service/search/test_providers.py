@@ -200,9 +200,9 @@ def test_results_are_plain_text_of_bounded_length_with_web_addresses_alone():
 # Google Lens
 
 
-def encode(colour, kind: str = "PNG", size=(640, 480), **options) -> bytes:
+def encode(color, kind: str = "PNG", size=(640, 480), **options) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, kind, **options)
+    Image.new("RGB", size, color).save(buffer, kind, **options)
     return buffer.getvalue()
 
 

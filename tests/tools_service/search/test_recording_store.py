@@ -185,7 +185,7 @@ def test_two_services_may_record_into_one_file(path):
 
 
 def test_services_that_ask_at_the_same_time_give_the_answer_that_is_replayed(path):
-    """Sees an answer that was given to a policy and is then recorded differently."""
+    """Catches an answer that was given to a policy and is then recorded differently."""
 
     async def race():
         first, second = Counting(results=4), Counting(results=5)

@@ -91,7 +91,7 @@ def test_a_part_left_out_never_invents_results(name):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_no_provider_takes_the_reply_of_another_for_nothing_found(name):
-    """Sees a schema whose every field has a default. (Tavily and SearXNG answer in forms that hold the same results.)"""
+    """Catches a schema whose every field has a default. (Tavily and SearXNG answer in forms that hold the same results.)"""
     schema, _ = SHAPES[name]
     family = name.split("-")[0]
     for other, (_, shape) in SHAPES.items():

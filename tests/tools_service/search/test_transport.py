@@ -232,7 +232,7 @@ def test_after_failures_in_a_row_the_provider_is_left_alone():
 
 
 def test_requests_that_the_provider_rejects_do_not_keep_others_from_asking():
-    """Sees a policy that shuts search for everybody with a few queries that a provider does not take."""
+    """Catches a policy that shuts search for everybody with a few queries that a provider does not take."""
     with Site(*[says({}, 400)] * 8, says(GOOD)) as site:
         found, transport = search(site.url, *(f"query {i}" for i in range(9)), failures=3, concurrent=1)
     assert [isinstance(result, SearchError) for result in found] == [True] * 8 + [

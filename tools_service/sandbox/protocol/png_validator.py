@@ -6,7 +6,7 @@ import struct
 import zlib
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _KEPT = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA", b"sRGB", b"pHYs"))
 _STEP = 1 << 18
@@ -72,13 +72,13 @@ def _first(seen: list[bytes], kind: bytes) -> int:
 def _header(kind: bytes, body: memoryview, max_pixels: float) -> tuple[int, int, _Pixels]:
     if kind != b"IHDR" or len(body) != 13:
         raise BadPicture("does not start with IHDR")
-    width, height, depth, colour, compression, filtering, interlace = struct.unpack(">IIBBBBB", body)
-    if depth not in _DEPTHS.get(colour, ()) or compression or filtering or interlace:
+    width, height, depth, color, compression, filtering, interlace = struct.unpack(">IIBBBBB", body)
+    if depth not in _DEPTHS.get(color, ()) or compression or filtering or interlace:
         raise BadPicture("impossible IHDR")
     if not 0 < width * height <= max_pixels:
         raise BadPicture(f"{width} x {height} pixels")
-    row = 1 + (width * depth * _CHANNELS[colour] + 7) // 8
-    return width, height, _Pixels(row, row * height, palette=colour == 3)
+    row = 1 + (width * depth * _CHANNELS[color] + 7) // 8
+    return width, height, _Pixels(row, row * height, palette=color == 3)
 
 
 class _Pixels:

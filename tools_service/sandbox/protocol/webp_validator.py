@@ -10,7 +10,7 @@ import struct
 
 from tools_service.sandbox.protocol.png_validator import BadPicture
 
-_ALPHA = 0x10  # VP8X flag; animation, EXIF, XMP and colour profiles are left out by our encoder
+_ALPHA = 0x10  # VP8X flag; animation, EXIF, XMP and color profiles are left out by our encoder
 
 
 def check(data: bytes, max_pixels: float) -> tuple[bytes, int, int]:

@@ -203,8 +203,8 @@ def install(pictures: Pictures, print_text: Callable[[str], None]) -> Callable[.
         display(image)
 
     def show_array(title: Any, array: np.ndarray) -> None:
-        colour = array.ndim == 3 and array.shape[2] >= 3
-        display(np.ascontiguousarray(array[:, :, 2::-1]) if colour else array)
+        color = array.ndim == 3 and array.shape[2] >= 3
+        display(np.ascontiguousarray(array[:, :, 2::-1]) if color else array)
 
     Image.Image.show = show_image
     Image.show = lambda image, *_, **__: display(image)

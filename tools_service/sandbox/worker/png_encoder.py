@@ -12,13 +12,13 @@ import zlib
 import numpy as np
 from PIL import Image
 
-_COLOUR = {"L": 0, "RGB": 2, "LA": 4, "RGBA": 6}  # PNG specification, section 11.2.2
+_COLOR = {"L": 0, "RGB": 2, "LA": 4, "RGBA": 6}  # PNG specification, section 11.2.2
 _UP = 2  # filter: each byte less the one above it; section 9.2
 
 
 def can_encode(image: Image.Image) -> bool:
-    """Whether ``png`` keeps all of this picture: whole bytes, and no colour that means transparent."""
-    return image.mode in _COLOUR and "transparency" not in image.info
+    """Whether ``png`` keeps all of this picture: whole bytes, and no color that means transparent."""
+    return image.mode in _COLOR and "transparency" not in image.info
 
 
 def png(image: Image.Image) -> bytes:
@@ -29,7 +29,7 @@ def png(image: Image.Image) -> bytes:
     rows[0, 1:] = pixels[0]
     np.subtract(pixels[1:], pixels[:-1], out=rows[1:, 1:])
     deflate = zlib.compressobj(1, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
-    header = struct.pack(">IIBBBBB", image.width, image.height, 8, _COLOUR[image.mode], 0, 0, 0)
+    header = struct.pack(">IIBBBBB", image.width, image.height, 8, _COLOR[image.mode], 0, 0, 0)
     parts = ((b"IHDR", header), (b"IDAT", deflate.compress(rows) + deflate.flush()), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, body) for kind, body in parts)
 

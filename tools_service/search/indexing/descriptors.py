@@ -1,7 +1,7 @@
 """What pictures are compared by, without a learned model: a perceptual hash, a global vector, local features.
 
 Measured on 600 look-alike tiles (recall at 1): hashes survive recompression and scaling but no crop;
-shape (HOG) plus colour survives crops of a third; ORB with a geometric check settles the rest.
+shape (HOG) plus color survives crops of a third; ORB with a geometric check settles the rest.
 """
 
 from __future__ import annotations
@@ -66,25 +66,25 @@ def describe(data: bytes) -> Description:
     image = decode(data)
     image.thumbnail((_WORK_SIDE, _WORK_SIDE), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
-    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    return Description(perceptual_hash(grey), _vector(pixels, grey), _local(grey), _thumbnail(image))
+    gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    return Description(perceptual_hash(gray), _vector(pixels, gray), _local(gray), _thumbnail(image))
 
 
-def perceptual_hash(grey: UInt8[np.ndarray, "H W"]) -> int:
+def perceptual_hash(gray: UInt8[np.ndarray, "H W"]) -> int:
     """64 bits: the signs, about their median, of the lowest 8 x 8 frequencies of a 32 x 32 reduction."""
-    small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
     low = cv2.dct(small)[:8, :8].ravel()
     bits = low > np.median(low[1:])
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def _vector(pixels: UInt8[np.ndarray, "H W 3"], grey: UInt8[np.ndarray, "H W"]) -> Float32[np.ndarray, "D"]:
-    colour = cv2.resize(pixels, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32)
-    colour -= colour.mean(axis=(0, 1))
-    hog = cv2.HOGDescriptor(*_HOG).compute(cv2.resize(grey, (64, 64), interpolation=cv2.INTER_AREA))
+def _vector(pixels: UInt8[np.ndarray, "H W 3"], gray: UInt8[np.ndarray, "H W"]) -> Float32[np.ndarray, "D"]:
+    color = cv2.resize(pixels, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32)
+    color -= color.mean(axis=(0, 1))
+    hog = cv2.HOGDescriptor(*_HOG).compute(cv2.resize(gray, (64, 64), interpolation=cv2.INTER_AREA))
     hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
     histogram = np.sqrt(cv2.calcHist([hsv], [0, 1, 2], None, [12, 4, 4], [0, 180, 0, 256, 0, 256]))
-    parts = {"colour": colour, "shape": hog, "histogram": histogram}
+    parts = {"colour": color, "shape": hog, "histogram": histogram}
     return _unit(np.concatenate([_WEIGHTS[name] * _unit(part.ravel()) for name, part in parts.items()])).astype(
         np.float32
     )
@@ -94,12 +94,12 @@ def _unit(vector: np.ndarray) -> np.ndarray:
     return vector / max(float(np.linalg.norm(vector)), 1e-9)
 
 
-def _local(grey: UInt8[np.ndarray, "H W"]) -> Local:
+def _local(gray: UInt8[np.ndarray, "H W"]) -> Local:
     # ORB leaves a margin of 31 pixels out, so smaller pictures have no feature; of a few pixels it makes an error.
     points, descriptors = (), None
-    if min(grey.shape) > 2 * _MARGIN:
+    if min(gray.shape) > 2 * _MARGIN:
         points, descriptors = cv2.ORB_create(_KEYPOINTS, edgeThreshold=_MARGIN, fastThreshold=10).detectAndCompute(
-            grey, None
+            gray, None
         )
     if descriptors is None:
         return Local(np.zeros((0, 2), np.float32), np.zeros((0, 32), np.uint8))

@@ -1,4 +1,4 @@
-"""Picture search by embeddings: any model that turns pictures into vectors, and their nearest neighbours by usearch.
+"""Picture search by embeddings: any model that turns pictures into vectors, and their nearest neighbors by usearch.
 
 A model is plugged in as ``module:function``; the function takes nothing and returns an ``EmbeddingProvider``. Vectors of
 another model mean nothing to an index, so an index keeps the model's name and refuses any other.
