@@ -1,4 +1,4 @@
-"""Inputs that are almost right, and parsers held against an independent one."""
+"""Generators of almost valid inputs, and checks of the parsers against an independent decoder."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _FORMATS = ("PNG", "PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _MAX_PIXELS = 1e6
 
 
-class Accepted(Exception):
-    """A parser took what it should have refused."""
+class InvalidInputAccepted(Exception):
+    """A parser accepted an input that it should have rejected."""
 
 
 def damaged(dice: random.Random, data: bytes) -> bytes:
-    """``data`` with a few bytes changed, cut, doubled, moved or replaced."""
+    """Returns `data` with a few bytes flipped, replaced, deleted, duplicated or truncated."""
     data = bytearray(data)
     for _ in range(dice.choice((1, 1, 2, 4, 16))):
         at = dice.randrange(len(data) + 1)
@@ -49,7 +49,7 @@ def damaged(dice: random.Random, data: bytes) -> bytes:
     return bytes(data)
 
 
-def good_picture(dice: random.Random, kind: str) -> Image.Image:
+def valid_image(dice: random.Random, kind: str) -> Image.Image:
     size = dice.choice(((1, 1), (8, 8), (33, 17), (200, 150), (640, 3)))
     noise = np.random.default_rng(dice.getrandbits(32)).integers(0, 256, (size[1], size[0], 3), np.uint8)
     image = Image.fromarray(noise)
@@ -62,8 +62,8 @@ def good_picture(dice: random.Random, kind: str) -> Image.Image:
     return image.convert("I").convert("I;16") if mode == "I;16" else image.convert(mode)
 
 
-def picture(dice: random.Random) -> bytes:
-    """An encoded picture, most often damaged; or a bomb; or nothing of the kind."""
+def encoded_image(dice: random.Random) -> bytes:
+    """Returns an encoded image, mostly damaged; sometimes a decompression bomb or random bytes."""
     match dice.randrange(12):
         case 0:
             return dice.randbytes(dice.choice((0, 1, 100, 5000)))
@@ -71,7 +71,7 @@ def picture(dice: random.Random) -> bytes:
             return bomb(dice)
     kind = dice.choice(_FORMATS)
     buffer = io.BytesIO()
-    good_picture(dice, kind).save(buffer, kind)
+    valid_image(dice, kind).save(buffer, kind)
     return buffer.getvalue() if dice.random() < 0.15 else damaged(dice, buffer.getvalue())
 
 
@@ -80,7 +80,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def bomb(dice: random.Random) -> bytes:
-    """A small PNG that promises, or is, very much."""
+    """Returns a small PNG with huge declared dimensions or a huge decompressed size."""
     side = dice.choice((20_000, 60_000, 2**31 - 1))
     rows = zlib.compress(bytes(dice.choice((10, 30_000_000))), 9)
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, dice.randrange(2))
@@ -106,7 +106,7 @@ def name(dice: random.Random) -> str:
             "\n",
             "%s%n",
             "a@b@c",
-            "witness@nowhere",
+            "witness@unknown",
             "🙂" * 60,
             str(dice.random()),
         )
@@ -114,7 +114,7 @@ def name(dice: random.Random) -> str:
 
 
 def exec_request(dice: random.Random) -> pb.ExecRequest:
-    """A request of which any field may be absurd. It never names the witness."""
+    """Returns a request with arbitrary invalid fields, which never names the witness session."""
     code = dice.choice(
         (
             "1",
@@ -139,7 +139,7 @@ def exec_request(dice: random.Random) -> pb.ExecRequest:
     for _ in range(dice.choice((0, 0, 1, 3, 70))):
         request.image_digests.append(dice.randbytes(dice.choice((0, 1, 32, 64))))
     for _ in range(dice.choice((0, 0, 0, 1, 2))):
-        request.images.append(picture(dice))
+        request.images.append(encoded_image(dice))
     return request
 
 
@@ -152,12 +152,12 @@ def search_request(dice: random.Random) -> pb.SearchRequest:
                 ("", "iron", '"', "a AND (", "title:*", "\0", "x" * 5000, "~^" * 300, "[a TO b]", "é" * 200)
             )
         case 1:
-            request.image.image = picture(dice)
+            request.image.image = encoded_image(dice)
     return request
 
 
-def speak(dice: random.Random, address: tuple[str, int]) -> None:
-    """Something else than HTTP/2 on a connection."""
+def send_garbage(dice: random.Random, address: tuple[str, int]) -> None:
+    """Opens a connection and sends bytes that are no valid HTTP/2."""
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     frame = (
         struct.pack(">I", dice.choice((0, 1, 100, 2**24 - 1)))[1:]
@@ -174,8 +174,8 @@ def speak(dice: random.Random, address: tuple[str, int]) -> None:
         connection.recv(4096)
 
 
-def lying_cell(dice: random.Random) -> str:
-    """A cell that writes a damaged frame on the control channel."""
+def forged_reply_cell(dice: random.Random) -> str:
+    """Returns the code of a cell that writes a damaged frame to its control channel."""
     header = json.dumps(
         {"nonce": dice.choice(("0" * 32, "", 7, None)), "status": dice.choice(("ok", "error", "refused", "OK", 1)), "message": dice.choice(("", "x" * 900, 5)),
          "dropped": dice.choice((0, -1, 1e300)), "blobs": dice.choice(([0, 0], [1], [2**62], [-1, 1], "x", [0] * 500))}
@@ -198,11 +198,11 @@ def lying_cell(dice: random.Random) -> str:
 
 
 def parse_frame(dice: random.Random) -> None:
-    """Encodes, damages, decodes: a frame that passes must add up."""
+    """Encodes, damages and decodes a frame. An accepted frame must be consistent."""
     blobs = [dice.randbytes(dice.choice((0, 1, 50))) for _ in range(dice.randrange(4))]
     data = damaged(dice, b"".join(frames.encode({"nonce": "n", "x": [1, {"y": None}]}, blobs)))
     try:
-        header_size, payload_size = frames.lengths(data[:8].ljust(8, b"\0"), 1000)
+        header_size, payload_size = frames.parse_prefix(data[:8].ljust(8, b"\0"), 1000)
         header, payload = data[8 : 8 + header_size], data[8 + header_size : 8 + header_size + payload_size]
         parsed, found = frames.decode(header, payload)
     except frames.FrameError:
@@ -212,19 +212,19 @@ def parse_frame(dice: random.Random) -> None:
         or b"".join(found) != payload
         or json.loads(header)["blobs"] != [len(b) for b in found]
     ):
-        raise Accepted(f"the frame {data!r} gave {parsed!r} and {found!r}")
+        raise InvalidInputAccepted(f"the frame {data!r} gave {parsed!r} and {found!r}")
 
 
-def parse_picture(dice: random.Random) -> None:
-    """Whatever passes as a PNG must open in PIL, at the same size, with all its pixels."""
+def parse_png(dice: random.Random) -> None:
+    """Checks that an accepted PNG decodes completely in PIL at the same size."""
     buffer = io.BytesIO()
-    good_picture(dice, "PNG").save(buffer, "PNG", compress_level=1)
+    valid_image(dice, "PNG").save(buffer, "PNG", compress_level=1)
     data = bomb(dice) if dice.random() < 0.01 else damaged(dice, buffer.getvalue())
     if dice.random() < 0.5:
-        data = _checksums_mended(data)
+        data = _with_valid_checksums(data)
     try:
-        passed, width, height = png_validator.check(data, _MAX_PIXELS)
-    except png_validator.BadPicture:
+        passed, width, height = png_validator.validate(data, _MAX_PIXELS)
+    except png_validator.InvalidImage:
         return
     try:
         with warnings.catch_warnings():
@@ -232,33 +232,33 @@ def parse_picture(dice: random.Random) -> None:
             image = Image.open(io.BytesIO(passed))
             image.load()
     except Exception as error:
-        raise Accepted(f"passed on, but PIL says {type(error).__name__} ({error}): {data!r}") from None
+        raise InvalidInputAccepted(f"passed on, but PIL says {type(error).__name__} ({error}): {data!r}") from None
     if image.size != (width, height) or width * height > _MAX_PIXELS:
-        raise Accepted(f"said to be {width} x {height}, but is {image.size}: {data!r}")
+        raise InvalidInputAccepted(f"said to be {width} x {height}, but is {image.size}: {data!r}")
 
 
 def parse_webp(dice: random.Random) -> None:
-    """Whatever passes as a WebP and opens in PIL must be one still picture of the size found."""
+    """Checks that an accepted WebP that PIL decodes is a single still image of the same size."""
     buffer = io.BytesIO()
-    good_picture(dice, "WEBP").save(buffer, "WEBP", lossless=dice.random() < 0.8, quality=50)
+    valid_image(dice, "WEBP").save(buffer, "WEBP", lossless=dice.random() < 0.8, quality=50)
     data = bytearray(damaged(dice, buffer.getvalue()) if dice.random() < 0.8 else buffer.getvalue())
     if dice.random() < 0.7 and len(data) > 8:
         data[4:8] = struct.pack("<I", len(data) - 8)
     try:
-        passed, width, height = webp_validator.check(bytes(data), _MAX_PIXELS)
-    except png_validator.BadPicture:
+        passed, width, height = webp_validator.validate(bytes(data), _MAX_PIXELS)
+    except png_validator.InvalidImage:
         return
     try:
         image = Image.open(io.BytesIO(passed))
         image.load()
-    except Exception:  # what lies behind a right header is for the decoder to refuse
+    except Exception:  # the validator checks the container only; the decoder rejects a damaged bitstream
         return
     if image.size != (width, height) or getattr(image, "n_frames", 1) != 1:
-        raise Accepted(f"said to be {width} x {height}, but is {image.size}: {bytes(data)!r}")
+        raise InvalidInputAccepted(f"said to be {width} x {height}, but is {image.size}: {bytes(data)!r}")
 
 
-def _checksums_mended(data: bytes) -> bytes:
-    """Chunks with checksums that fit, so that damage reaches what lies behind them."""
+def _with_valid_checksums(data: bytes) -> bytes:
+    """Returns the PNG with corrected chunk checksums, so that damage reaches the parsers behind that check."""
     found, at = [data[:8]], 8
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)

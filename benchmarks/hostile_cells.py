@@ -1,4 +1,4 @@
-"""Cells that harm: each exhausts, corrupts or escapes something, and must cost nobody but its own session."""
+"""Hostile cells: each exhausts, corrupts or attacks a resource and must affect only its own session."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ CELLS = {
     "thread that spins on": "import threading\ndef spin():\n    while True: pass\nthreading.Thread(target=spin, daemon=True).start()",
     "network": "import socket\nfor family in (socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK):\n    try: socket.socket(family, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))\n    except OSError: pass",
     "other processes' files": "import os\nfor path in ('/proc/1/environ', '/etc/shadow', '/proc/self/mem', '/root', '/tmp'):\n    try: os.listdir(path) if os.path.isdir(path) else open(path, 'r+b').read(64)\n    except OSError: pass",
-    "picture larger than memory": "import numpy as np\ndisplay(np.zeros((200_000, 200_000, 3), np.uint8))",
+    "image larger than memory": "import numpy as np\ndisplay(np.zeros((200_000, 200_000, 3), np.uint8))",
     "figure larger than memory": "import matplotlib.pyplot as plt\nplt.figure(figsize=(20_000, 20_000))\nplt.show()",
-    "too many pictures": "from PIL import Image\nfor i in range(4000): display(Image.new('RGB', (64, 64)))",
+    "too many images": "from PIL import Image\nfor i in range(4000): display(Image.new('RGB', (64, 64)))",
     "decompression bomb": "import zlib\nd = zlib.decompressobj()\nkeep = [zlib.decompress(zlib.compress(bytes(64 << 20))) for _ in range(64)]",
     "interpreter ruined": "import builtins, sys, os, json\nbuiltins.len = None\nsys.modules.clear()\njson.dumps = os.write = os.read = None\nsys.stdout = sys.stderr = None",
 }  # fmt: skip

@@ -1,18 +1,17 @@
-"""The backbone against transformers on torch (and tunix, where its environment is named): tokens per second and memory.
+"""Benchmark of the backbone against transformers on torch (and optionally tunix): tokens per second and memory.
 
-    python -m benchmarks.model                                  # some five minutes on two cores
+    python -m benchmarks.model                                  # about five minutes on two cores
     python -m benchmarks.model --shapes text --rounds 15 --devices 1
-    python -m benchmarks.model --tunix /path/to/venv/bin/python # text alone; that environment needs google-tunix
+    python -m benchmarks.model --tunix /path/to/venv/bin/python # text only; that environment needs google-tunix
 
-Every side is a process of its own that stays; they take turns, round by round, on the same cores, and medians count.
-In its turn a side computes everything twice, and the second time counts: a step of training follows another one, while
-memory that lay idle for seconds must first be fetched again, on a virtual machine from its host.
-All sides compute the mean loss of the next token (*forward*), or it and the gradient of every weight (*gradient*), of
-the same model in fp32; transformers and we have the same weights, and their losses must agree. A side's memory is the
-largest resident size of its process while it takes its turns, after a first one.
+Every side is a separate process; the sides alternate round by round on the same cores, and medians are reported.
+In each round a side computes everything twice and only the second pass is measured, as pages that were idle for
+seconds may have been reclaimed by the host. All sides compute the mean next-token loss (*forward*), or the loss and the
+gradient of every weight (*gradient*), of the same model in fp32; transformers and dv2_jax have equal weights, and their
+losses must agree. A side's memory is the peak resident size of its process during the measured rounds.
 
-Our programs come from JAX's cache of compiled programs, as those of a run that is started again do: a process before
-fills it. What compiling leaves behind in a process, some 100 MiB, is therefore not counted; with ``--cold`` it is.
+dv2_jax loads its programs from JAX's compilation cache, which another process has filled, as a resumed run does. The
+memory of the compiler, about 100 MiB, is therefore not included, except with `--cold`.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ LOSS_TOLERANCE = 1e-4  # relative
 
 
 class Side:
-    """A process that answers each line, the name of a pass, with a line of JSON."""
+    """A process that reads the name of a pass per line and answers with a line of JSON."""
 
     def __init__(self, name: str, command: Sequence[str], environment: dict[str, str]):
         self.name = name
@@ -52,8 +51,8 @@ class Side:
             env=os.environ | environment,
         )
 
-    def ask(self, word: str) -> dict:
-        """Raises RuntimeError when the process has ended."""
+    def request(self, word: str) -> dict:
+        """Sends a word and returns the answer. Raises RuntimeError if the process has ended."""
         try:
             self._process.stdin.write(word + "\n")
             self._process.stdin.flush()
@@ -70,20 +69,20 @@ class Side:
 
 
 def measure(sides: Sequence[Side], rounds: int, clock: str = "wall") -> dict[str, dict]:
-    """Seconds by ``clock`` of every round by side and pass, and each side's peak memory in bytes."""
+    """Returns the seconds (by `clock`) of every round by side and pass, and each side's peak memory in bytes."""
     found: dict[str, dict] = {side.name: {name: [] for name in PASSES} for side in sides}
     losses = {}
     for side in sides:
         for name in PASSES:
-            losses[side.name] = side.ask(name)["loss"]  # compiles and warms up
-        side.ask("reset")
+            losses[side.name] = side.request(name)["loss"]  # compilation and warm-up
+        side.request("reset")
     for number in range(rounds):
         for side in sides if number % 2 == 0 else sides[::-1]:
             for name in PASSES:
-                side.ask(name)
-                found[side.name][name].append(side.ask(name)[clock])
+                side.request(name)
+                found[side.name][name].append(side.request(name)[clock])
     for side in sides:
-        found[side.name]["memory"] = side.ask("memory")["bytes"]
+        found[side.name]["memory"] = side.request("memory")["bytes"]
     ours, theirs = losses["ours"], losses["torch"]
     if abs(ours - theirs) > LOSS_TOLERANCE * abs(theirs):
         raise RuntimeError(f"not the same computation: loss {ours} here, {theirs} in transformers")
@@ -108,29 +107,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2, help="cores that every side may use")
+    parser.add_argument("--threads", type=int, default=2, help="cores available to every side")
     parser.add_argument(
         "--devices",
         type=int,
         default=2,
-        help="CPU devices that we split rows over, or a single row's tokens",
+        help="CPU devices of dv2_jax; rows, or a single row's tokens, are sharded over them",
     )
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),
         default="wall",
-        help="cpu: seconds of all cores together; with one thread, they also compare on a machine that does other work",
+        help="cpu: CPU seconds summed over cores, comparable on a loaded machine if --threads is 1",
     )
-    parser.add_argument("--cold", action="store_true", help="compile our programs in the process that is measured")
-    parser.add_argument("--divide", type=int, default=1, help="shapes this many times smaller, to try the benchmark")
-    parser.add_argument("--tunix", default="", help="a Python with google-tunix")
-    parser.add_argument("--output", type=Path, help="write every sample there, as JSON")
+    parser.add_argument("--cold", action="store_true", help="compile in the measured process")
+    parser.add_argument(
+        "--divide", type=int, default=1, help="divide the shapes' sizes by this number, for a quick trial"
+    )
+    parser.add_argument("--tunix", default="", help="Python interpreter with google-tunix")
+    parser.add_argument("--output", type=Path, help="JSON file for all samples")
     arguments = parser.parse_args(argv)
 
     allowed = os.sched_getaffinity(0)
     if len(allowed) < arguments.threads:
         parser.error(f"--threads {arguments.threads}: this process may use {len(allowed)} cores")
-    os.sched_setaffinity(0, sorted(allowed)[: arguments.threads])  # of the sides too
+    os.sched_setaffinity(0, sorted(allowed)[: arguments.threads])  # inherited by the sides
     try:
         return run(arguments)
     finally:
@@ -159,10 +160,10 @@ def run(arguments: argparse.Namespace) -> int:
             if not arguments.cold:
                 environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "programs")}
                 environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-                filling = Side("ours", started["ours"], environment)
+                warmup = Side("ours", started["ours"], environment)
                 for word in PASSES:
-                    filling.ask(word)
-                filling.close()
+                    warmup.request(word)
+                warmup.close()
             sides = [Side(side, command, environment) for side, command in started.items()]
             try:
                 results[name] = {"tokens": tokens, **measure(sides, arguments.rounds, arguments.clock)}

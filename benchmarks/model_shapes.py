@@ -1,4 +1,4 @@
-"""What `benchmarks.model` computes: one small Qwen2.5-VL, and inputs of three shapes, as files that every side reads."""
+"""The workload of `benchmarks.model`: a small Qwen2.5-VL and inputs of three shapes, as files that every side reads."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from dv2_jax.checkpoint.hf import save_hf
-from dv2_jax.model import ModelConfig, abstract_params, merged_tokens, mrope_positions
+from dv2_jax.model.image_grid import num_image_tokens
+from dv2_jax.model.model_config import ModelConfig
+from dv2_jax.model.params import abstract_params
+from dv2_jax.model.positions import mrope_positions
 
-SHAPES = ("text", "picture", "packed")
-# 4 million parameters. Wide enough that matrix products and attention count as they do in larger models.
+SHAPES = ("text", "image", "packed")
+# 4 million parameters; wide enough that matrix products and attention dominate as in larger models.
 CONFIG = ModelConfig.tiny(
     1024, image_token_id=10, video_token_id=11, vision_start_token_id=12, vision_end_token_id=13, bos_token_id=14,
     eos_token_id=15, pad_token_id=14, hidden_size=256, num_layers=4, num_heads=4, num_kv_heads=2, intermediate_size=512,
@@ -20,7 +23,7 @@ CONFIG = ModelConfig.tiny(
 
 
 def write_model(folder: Path) -> None:
-    """Random weights in the layout of transformers."""
+    """Writes random weights in the checkpoint format of transformers."""
     rng = np.random.default_rng(1)
     params = {
         name: np.ones(p.shape, np.float32)
@@ -32,10 +35,10 @@ def write_model(folder: Path) -> None:
 
 
 def write_shape(file: Path, name: str, divide: int = 1) -> int:
-    """ids, segments [B T], positions [3 B T] and, with a picture, patches and grid. Returns the number of tokens.
+    """Writes ids, segments [B T], positions [3 B T] and, with an image, patches and grid; returns the token count.
 
-    text: 8 rows of 512. picture: one of 1,008 × 1,008 pixels, and 256 tokens. packed: one row of 4,096 tokens that
-    holds six conversations. ``divide`` makes rows (and the picture's sides) that many times shorter.
+    text: 8 rows of 512 tokens. image: one of 1,008 × 1,008 pixels and 256 text tokens. packed: one row of 4,096
+    tokens with six conversations. `divide` divides row lengths (and the image's sides).
     """
     rng = np.random.default_rng(0)
     arrays: dict[str, np.ndarray] = {}
@@ -44,15 +47,15 @@ def write_shape(file: Path, name: str, divide: int = 1) -> int:
         ids = rng.integers(20, CONFIG.text.vocab_size, (rows, length))
         positions = np.broadcast_to(np.arange(length), (3, rows, length))
         segments = np.ones_like(ids)
-    elif name == "picture":
+    elif name == "image":
         side = max(4, 72 // divide // 2 * 2)
         grid = (1, side, side)
         frame = rng.normal(size=(side * side, 3, 1, 14 * 14)).astype(np.float32)
         arrays["patches"] = np.repeat(frame, 2, axis=2).reshape(side * side, -1)
         arrays["grid"] = np.array(grid)
-        length = 256 // divide - merged_tokens(grid) % 2  # an even row, for two devices
+        length = 256 // divide - num_image_tokens(grid) % 2  # even length, divisible over two devices
         text = rng.integers(20, CONFIG.text.vocab_size, length)
-        ids = np.array([[12, *[CONFIG.image_token_id] * merged_tokens(grid), 13, *text]])
+        ids = np.array([[12, *[CONFIG.image_token_id] * num_image_tokens(grid), 13, *text]])
         positions = mrope_positions(ids[0], [grid], CONFIG)[0][:, None]
         segments = np.ones_like(ids)
     else:

@@ -1,4 +1,4 @@
-"""One side of `benchmarks.model`, in a process of its own: reads names of passes, answers with seconds and losses.
+"""One side of `benchmarks.model` as a process: reads names of passes, answers with seconds and losses.
 
 python -m benchmarks.model_sides ours|torch MODEL_FOLDER SHAPE_FILE DEVICES|THREADS
 """
@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-Pass = Callable[[], float]  # computes, waits for the result, returns the loss
+Pass = Callable[[], float]  # computes, blocks until ready, returns the loss
 
 
 def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, Pass]:
-    """The forms of attention and log-probs that training uses. Rows are split over ``devices``, as the laptop presets do;
-    a single row's tokens."""
+    """Returns the passes of dv2_jax, with the attention and log-probabilities of training.
+
+    Rows are sharded over `devices` as in the laptop presets; the tokens of a single row by context parallelism.
+    """
     import jax
 
     from dv2_jax.parallel import distributed, malloc
@@ -30,10 +32,19 @@ def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, 
     from benchmarks.model_shapes import CONFIG
     from dv2_jax.checkpoint.hf import load_hf
     from dv2_jax.config import MeshConfig
-    from dv2_jax.model import VisionBucket, build, logical_axes, merge, vision_batch
+    from dv2_jax.model.params import build, logical_axes, merge
+    from dv2_jax.model.vision_inputs import VisionBucket, vision_batch
     from dv2_jax.ops.attention import causal_segment_attention
     from dv2_jax.ops.logprobs import row_logprobs
-    from dv2_jax.parallel.mesh import ROWS, make_mesh, param_shardings, patch_axes, rows_by_context, split_rows, under
+    from dv2_jax.parallel.mesh import (
+        BATCH_AXES,
+        constrain_batch,
+        fold_context_into_batch,
+        make_mesh,
+        param_shardings,
+        patch_axes,
+        use_mesh,
+    )
 
     rows = devices if shape["ids"].shape[0] % devices == 0 else 1
     mesh = make_mesh(MeshConfig(data=rows, fsdp=1, context=devices // rows)) if devices > 1 else None
@@ -47,44 +58,46 @@ def ours(folder: Path, shape: dict[str, np.ndarray], devices: int) -> dict[str, 
     vision = None
     if "patches" in shape:
         grid = tuple(int(n) for n in shape["grid"])
-        side = CONFIG.vision.window_size // CONFIG.vision.patch_size  # of a window, in patches
+        side = CONFIG.vision.window_size // CONFIG.vision.patch_size  # side of a window, in patches
         windows = math.prod(-(-size // side) for size in grid)
-        bucket = VisionBucket(1, len(shape["patches"]), -(-windows // devices) * devices)  # fits it
+        bucket = VisionBucket(1, len(shape["patches"]), -(-windows // devices) * devices)  # exactly this image
         vision = vision_batch([(shape["patches"], grid)], [bucket], CONFIG.vision)
-    place = jax.NamedSharding(mesh, jax.P(ROWS)) if mesh else None
-    batch = jax.device_put((ids, targets, weight, segments, positions.swapaxes(0, 1), index.astype(np.int32)), place)
-    vision_place = None
-    if mesh and vision:  # patches as a run places them, split
-        split = jax.NamedSharding(mesh, jax.P(*patch_axes(vision.patches.shape, mesh.shape["context"])))
-        whole = jax.tree.map(lambda _: jax.NamedSharding(mesh, jax.P()), vision)
-        vision_place = dataclasses.replace(whole, patches=split)
-    vision = jax.device_put(vision, vision_place)
+    batch_sharding = jax.NamedSharding(mesh, jax.P(BATCH_AXES)) if mesh else None
+    batch = jax.device_put(
+        (ids, targets, weight, segments, positions.swapaxes(0, 1), index.astype(np.int32)), batch_sharding
+    )
+    vision_sharding = None
+    if mesh and vision:  # patches sharded as in training, indices replicated
+        patch_sharding = jax.NamedSharding(mesh, jax.P(*patch_axes(vision.patches.shape, mesh.shape["context"])))
+        replicated = jax.tree.map(lambda _: jax.NamedSharding(mesh, jax.P()), vision)
+        vision_sharding = dataclasses.replace(replicated, patches=patch_sharding)
+    vision = jax.device_put(vision, vision_sharding)
 
     def loss(params, vision, batch):
         ids, targets, weight, segments, positions, index = batch
         model = merge(graphdef, params)
         embeds = model.embed(ids) if vision is None else model.embed(ids, model.encode_images(vision), index)
         attend = lambda q, k, v, cache: (causal_segment_attention(q, k, v, segments), cache)  # noqa: E731
-        hidden, _ = model.hidden(split_rows(embeds), positions.swapaxes(0, 1), attend)
-        hidden, targets, weight = (rows_by_context(x) for x in (split_rows(hidden), targets, weight))
+        hidden, _ = model.hidden(constrain_batch(embeds), positions.swapaxes(0, 1), attend)
+        hidden, targets, weight = (fold_context_into_batch(x) for x in (constrain_batch(hidden), targets, weight))
         logprobs, _ = row_logprobs(hidden, model.head_kernel(), targets)
         return -(logprobs * weight).sum() / weight.sum()
 
     forward, gradient = jax.jit(loss), jax.jit(jax.value_and_grad(loss))
 
     def run(function) -> float:
-        with under(mesh):
+        with use_mesh(mesh):
             new = not function._cache_size()
             found = jax.block_until_ready(function(params, vision, batch))
         if new:
-            malloc.give_back()  # as a run does once its programs are compiled
+            malloc.malloc_trim()  # as training does after compilation
         return float(found[0] if isinstance(found, tuple) else found)
 
     return {"forward": lambda: run(forward), "gradient": lambda: run(gradient)}
 
 
 def torch(folder: Path, shape: dict[str, np.ndarray], threads: int) -> dict[str, Pass]:
-    """transformers with torch's fused attention; packed rows through position ids that start anew."""
+    """Returns the passes of transformers with torch's fused attention; packed rows by position ids that restart at 0."""
     import torch
     import transformers
 
@@ -96,7 +109,7 @@ def torch(folder: Path, shape: dict[str, np.ndarray], threads: int) -> dict[str,
         torch.tensor(shape[name], dtype=torch.long) for name in ("ids", "segments", "positions")
     )
     inputs = {"input_ids": ids, "use_cache": False, "position_ids": positions}
-    if len(segments.unique()) > 1:  # four rows: the first tells the conversations of a row apart
+    if len(segments.unique()) > 1:  # four rows: the first one, text positions, separates packed conversations
         inputs["position_ids"] = torch.cat([positions[:1], positions])
     if "patches" in shape:
         inputs["pixel_values"] = torch.tensor(shape["patches"])
@@ -122,7 +135,7 @@ def torch(folder: Path, shape: dict[str, np.ndarray], threads: int) -> dict[str,
 
 
 def peak_bytes() -> int:
-    """Largest resident size since the last reset (Linux)."""
+    """Returns the peak resident size since the last reset, bytes (Linux)."""
     [line] = [row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024
 

@@ -2,8 +2,7 @@
 
     python benchmarks/model_tunix.py CONFIG_JSON SHAPE_FILE
 
-Its own Qwen2 of the same sizes with random weights, and its jitted forward pass over arrays instead of its trainer,
-which is slower.
+It runs tunix's Qwen2 of the same sizes with random weights, by a jitted function instead of tunix's slower trainer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a running tools service holds of its machine: processes, memory, descriptors, cgroups, mounts, folders."""
+"""Resources held by a running tools service: processes, memory, descriptors, cgroups, mounts, folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-_PREFIX = "tools-sandbox-"  # of the service's cgroups and of its folder
+_PREFIX = "tools-sandbox-"  # of the names of the service's cgroups and runtime folder
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Roles:
     server: int
     manager: int
     zygote: int
-    others: tuple[int, ...]  # session processes, warm ones included, and what they started
+    others: tuple[int, ...]  # session processes, warm ones included, and their children
 
 
 def roles(server: int) -> Roles:
-    """The processes below ``server``. Raises LookupError where it runs no sandbox, or is gone."""
+    """Returns the processes below `server`. Raises LookupError if it has ended or runs no sandbox."""
     try:
         below = psutil.Process(server).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -38,7 +38,7 @@ def roles(server: int) -> Roles:
             command = " ".join(process.cmdline())
             if "sandbox.manager" in command:
                 manager = manager or process
-            # Sessions are forks of the zygote and show its command line: it is the oldest.
+            # Sessions are forks of the zygote with its command line: the zygote is the oldest process.
             elif "worker.zygote" in command and (zygote is None or process.create_time() < zygote.create_time()):
                 zygote = process
     if manager is None or zygote is None:
@@ -48,7 +48,7 @@ def roles(server: int) -> Roles:
 
 
 def private_mb(pid: int) -> float:
-    """Memory that no other process shares, 10⁶ bytes; 0 for a process that is gone. Another user's needs root."""
+    """Returns the unique set size (USS), 10⁶ bytes; 0 for a process that has ended. Needs root for other users."""
     try:
         return psutil.Process(pid).memory_full_info().uss / 1e6
     except psutil.NoSuchProcess:
@@ -56,8 +56,10 @@ def private_mb(pid: int) -> float:
 
 
 def cpu_ms(pids: Iterable[int]) -> float:
-    """Processor time that all threads of these processes have used, milliseconds. Waiting for a busy machine does
-    not count, unlike in the time of a clock. Processes that are gone count nothing."""
+    """Returns the CPU time that all threads of these processes have used, ms. Ended processes count 0.
+
+    Unlike wall time it does not depend on the load of the machine.
+    """
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -69,21 +71,21 @@ def cpu_ms(pids: Iterable[int]) -> float:
 
 @dataclass(frozen=True)
 class Footprint:
-    """One look at a service that has nothing to do."""
+    """Resource counts of an idle service at one time."""
 
     processes: int
     descriptors: int  # of server, manager and zygote
     cgroups: int
-    mounts: int  # in sight of the server, and of the zygote
+    mounts: int  # in the mount namespaces of server and zygote
     folders: int  # work folders on the machine's own disk
     server_mb: float  # private
     manager_mb: float
     zygote_mb: float
-    sessions_mb: float  # private, all together
+    sessions_mb: float  # private, summed
 
 
 def footprint(server: int) -> Footprint:
-    """Counts and sizes now."""
+    """Returns the current counts and sizes."""
     found = roles(server)
     fixed = (found.server, found.manager, found.zygote)
     return Footprint(
@@ -100,7 +102,7 @@ def footprint(server: int) -> Footprint:
 
 
 def cgroups(manager: int) -> list[str]:
-    """Control groups that this manager made and that still exist."""
+    """Returns the existing cgroups of this manager."""
     found = []
     for path, names, _ in os.walk("/sys/fs/cgroup"):
         if os.path.basename(path) == f"{_PREFIX}{manager}":
@@ -110,7 +112,7 @@ def cgroups(manager: int) -> list[str]:
 
 
 def folders(manager: int) -> list[str]:
-    """Runtime folders of this manager that still exist."""
+    """Returns the existing runtime folders of this manager."""
     base = tempfile.gettempdir()
     return [os.path.join(base, name) for name in os.listdir(base) if name.startswith(f"{_PREFIX}{manager}-")]
 
@@ -126,9 +128,9 @@ def _mounts(pid: int) -> int:
 
 
 def growth(before: Footprint, after: Footprint, cgroups_at_most: int) -> dict[str, tuple[float, float]]:
-    """(before, after) of what is larger than it may be: any count, and memory beyond 5 % and 8 MB.
+    """Returns (before, after) of the fields that grew: any count, and memory by more than 8 MB + 5 %.
 
-    Control groups belong to slots and are made when a slot is first used: their number is bounded, not constant.
+    Cgroups are created when a session slot is first used: their number is bounded, not constant.
     """
     found = {}
     for field in dataclasses.fields(Footprint):
@@ -140,7 +142,7 @@ def growth(before: Footprint, after: Footprint, cgroups_at_most: int) -> dict[st
 
 
 def left_behind(found: Roles, within_s: float = 20.0) -> list[str]:
-    """What still exists of a service that has ended."""
+    """Returns the resources that still exist after a service has ended, waiting up to `within_s` for none."""
     deadline = time.monotonic() + within_s
     while True:
         left = [f"process {pid}" for pid in (found.server, found.manager, found.zygote, *found.others) if _runs(pid)]

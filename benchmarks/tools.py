@@ -1,12 +1,12 @@
-"""The tools service against Jupyter kernels, on the same machine, alternated in one run.
+"""Benchmark of the tools service against Jupyter kernels, alternated in one run on the same machine.
 
-    python -m benchmarks.tools                        # everything: some ten minutes on two cores
+    python -m benchmarks.tools                        # all measurements: about ten minutes on two cores
     python -m benchmarks.tools --rounds 2 --sessions 4 --live 8
 
-Prints a table of medians and writes every sample to ``--output``. Both sides import the same libraries and
-run the same cells. A session counts as ready when its first cell, which imports the libraries, is answered;
-a kernel likewise, from the start of its process. A cell counts from the moment it is sent until everything
-it gave back has arrived and been decoded.
+Prints a table of medians and writes every sample to `--output`. Both sides import the same libraries and
+run the same cells. A session is ready when its first cell, which imports the libraries, has been answered;
+a kernel likewise, measured from the start of its process. The latency of a cell ends when its complete output has
+arrived and been decoded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.tools_sides import IMPORTS, Kernels, Service
+from benchmarks.tools_sides import IMPORTS, KernelSide, ServiceSide
 from tools_service.client import start_local_service
 
 _CROP = 1000  # pixels a side: one megapixel
@@ -40,25 +40,25 @@ _CROP = 1000  # pixels a side: one megapixel
 
 @dataclass
 class Measure:
-    """One quantity on both sides; the median counts."""
+    """Samples of one quantity on both sides, compared by their medians."""
 
     name: str
     unit: str
     higher_is_better: bool = False
-    limit: float | None = None  # of the service's median
-    factor: float | None = None  # by which it should be better than a kernel
+    limit: float | None = None  # target: bound of the service's median
+    factor: float | None = None  # target: minimum ratio to the kernels
     service: list[float] = field(default_factory=list)
     kernels: list[float] = field(default_factory=list)
 
     def ratio(self) -> float | None:
-        """How many times better the service is."""
+        """Returns how many times better the service is; None without samples of both sides."""
         if not self.service or not self.kernels:
             return None
         ours, theirs = statistics.median(self.service), statistics.median(self.kernels)
         return ours / theirs if self.higher_is_better else theirs / ours
 
-    def holds(self) -> bool | None:
-        """Whether the targets are met; None if there are none."""
+    def meets_targets(self) -> bool | None:
+        """Returns True if all targets are met; None if there are none."""
         checks = []
         if self.limit is not None and self.service:
             ours = statistics.median(self.service)
@@ -69,14 +69,14 @@ class Measure:
 
 
 def _timed(action: Callable[[], object]) -> tuple[float, object]:
-    """Milliseconds, and what the action gave."""
+    """Returns the wall time in ms and the result of `action`."""
     start = time.perf_counter()
     value = action()
     return (time.perf_counter() - start) * 1e3, value
 
 
-def picture() -> bytes:
-    """A photograph of 1600 × 1200 pixels as JPEG."""
+def photograph_jpeg() -> bytes:
+    """Returns a photograph of 1600 × 1200 pixels as JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(skimage.data.astronaut()).resize((1600, 1200), Image.Resampling.BICUBIC).save(
         buffer, "JPEG", quality=90
@@ -84,30 +84,30 @@ def picture() -> bytes:
     return buffer.getvalue()
 
 
-def ready_and_idle(service: Service, kernels: Kernels, rounds: int, opens: int) -> list[Measure]:
+def ready_and_idle(service: ServiceSide, kernels: KernelSide, rounds: int, opens: int) -> list[Measure]:
     ready = Measure("session ready with imports", "ms", limit=15.0, factor=50.0)
     idle = Measure("private memory of an idle session", "MB", limit=5.0)
-    spent = Measure("processor time of a session's start", "ms")
+    cpu = Measure("processor time of a session's start", "ms")
     for _ in track(range(rounds), "sessions and kernels", transient=True):
         sessions, before = [], service.cpu_ms()
         for _ in range(opens):
-            took, session = _timed(service.open)
-            ready.service.append(took)
+            elapsed, session = _timed(service.open)
+            ready.service.append(elapsed)
             sessions.append(session)
-            time.sleep(0.1)  # the pool of warm processes fills up again
-        spent.service.append((service.cpu_ms() - before) / opens)
+            time.sleep(0.1)  # lets the manager replenish its warm pool
+        cpu.service.append((service.cpu_ms() - before) / opens)
         before = kernels.cpu_ms()
-        took, kernel = _timed(kernels.open)
-        ready.kernels.append(took)
-        spent.kernels.append(kernels.cpu_ms() - before)
+        elapsed, kernel = _timed(kernels.open)
+        ready.kernels.append(elapsed)
+        cpu.kernels.append(kernels.cpu_ms() - before)
         idle.service.append(service.private_mb(sessions))
         idle.kernels.append(kernels.private_mb([kernel]))
-    return [ready, spent, idle]
+    return [ready, cpu, idle]
 
 
-def warm_cells(service: Service, kernels: Kernels, rounds: int, cells: int) -> list[Measure]:
+def warm_cells(service: ServiceSide, kernels: KernelSide, rounds: int, cells: int) -> list[Measure]:
     warm = Measure("warm cell, one after the other", "ms", limit=2.0, factor=3.0)
-    spent = Measure("processor time of a warm cell", "ms")
+    cpu = Measure("processor time of a warm cell", "ms")
     session, kernel = service.open(), kernels.open()
     for side, handle in ((service, session), (kernels, kernel)):
         side.run(handle, "x = 0")
@@ -115,8 +115,8 @@ def warm_cells(service: Service, kernels: Kernels, rounds: int, cells: int) -> l
             side.run(handle, "x += 0")
     for _ in track(range(rounds), "warm cells", transient=True):
         for side, handle, times, work in (
-            (service, session, warm.service, spent.service),
-            (kernels, kernel, warm.kernels, spent.kernels),
+            (service, session, warm.service, cpu.service),
+            (kernels, kernel, warm.kernels, cpu.kernels),
         ):
             before = side.cpu_ms()
             times += [_timed(lambda side=side, handle=handle: side.run(handle, "x += 1"))[0] for _ in range(cells)]
@@ -124,27 +124,27 @@ def warm_cells(service: Service, kernels: Kernels, rounds: int, cells: int) -> l
     for side, handle in ((service, session), (kernels, kernel)):
         assert side.run(handle, "print(x)").stdout == f"{rounds * cells}\n", side.name
         side.close([handle])
-    return [warm, spent]
+    return [warm, cpu]
 
 
-def many_sessions(service: Service, kernels: Kernels, count: int, rounds: int, cells: int) -> list[Measure]:
+def many_sessions(service: ServiceSide, kernels: KernelSide, count: int, rounds: int, cells: int) -> list[Measure]:
     rate = Measure(f"cells from {count} sessions at once", "cells/s", higher_is_better=True)
     sessions, started = [service.open() for _ in range(count)], kernels.open_many(count)
     codes = [["y = sum(i * i for i in range(100))\nprint(y)"] * cells] * count
     for _ in track(range(rounds), f"{count} sessions", transient=True):
         for side, handles, samples in ((service, sessions, rate.service), (kernels, started, rate.kernels)):
-            took, answers = _timed(lambda side=side, handles=handles: side.run_all(handles, codes))
+            elapsed, answers = _timed(lambda side=side, handles=handles: side.run_all(handles, codes))
             assert [a.stdout for a in answers] == ["328350\n"] * (count * cells), side.name
-            samples.append(count * cells / took * 1e3)
+            samples.append(count * cells / elapsed * 1e3)
     service.close(sessions)
     kernels.close(started)
     return [rate]
 
 
-def crops(service: Service, kernels: Kernels, count: int, rounds: int, cells: int) -> list[Measure]:
+def crops(service: ServiceSide, kernels: KernelSide, count: int, rounds: int, cells: int) -> list[Measure]:
     rate = Measure("1-megapixel crop and return", "cells/s", higher_is_better=True)
-    spent = Measure("processor time of a crop and return", "ms")
-    photograph = picture()
+    cpu = Measure("processor time of a crop and return", "ms")
+    photograph = photograph_jpeg()
     sessions = [f"crops-{i}" for i in range(count)]
     started = kernels.open_many(count)
     for side, handles in ((service, sessions), (kernels, started)):
@@ -159,28 +159,28 @@ def crops(service: Service, kernels: Kernels, count: int, rounds: int, cells: in
     ]
     for _ in track(range(rounds), "crops", transient=True):
         for side, handles, rates, work in (
-            (service, sessions, rate.service, spent.service),
-            (kernels, started, rate.kernels, spent.kernels),
+            (service, sessions, rate.service, cpu.service),
+            (kernels, started, rate.kernels, cpu.kernels),
         ):
             before = side.cpu_ms()
-            took, answers = _timed(lambda side=side, handles=handles: side.run_all(handles, codes))
+            elapsed, answers = _timed(lambda side=side, handles=handles: side.run_all(handles, codes))
             work.append((side.cpu_ms() - before) / (count * cells))
-            rates.append(count * cells / took * 1e3)
+            rates.append(count * cells / elapsed * 1e3)
             assert all(Image.open(io.BytesIO(a.images[0])).size == (_CROP, _CROP) for a in answers), side.name
     service.close(sessions)
     kernels.close(started)
-    return [rate, spent]
+    return [rate, cpu]
 
 
-def live(service: Service, count: int, kernel_mb: float) -> list[Measure]:
-    """Many sessions alive at once; so many kernels would not fit, so theirs is computed."""
+def live(service: ServiceSide, count: int, kernel_mb: float) -> list[Measure]:
+    """Measures many live sessions. The memory of as many kernels is extrapolated from one, as they would not fit."""
     opened = Measure(f"{count} sessions opened, each", "ms")
     answered = Measure(f"a cell among {count} live sessions", "ms")
     memory = Measure(f"private memory of {count} live sessions", "GB")
     sessions = []
     for _ in track(range(count), "live sessions", transient=True):
-        took, session = _timed(service.open)
-        opened.service.append(took)
+        elapsed, session = _timed(service.open)
+        opened.service.append(elapsed)
         sessions.append(session)
     for i in track(range(2 * count), "cells among them", transient=True):
         name = sessions[i * 7919 % count]
@@ -201,11 +201,11 @@ def show(measures: Sequence[Measure], title: str) -> None:
                 f"≥ {m.factor:g}×" if m.factor is not None else "",
             ) if text
         )  # fmt: skip
-        holds = m.holds()
+        meets_targets = m.meets_targets()
         table.add_row(
             m.name, m.unit, *(f"{statistics.median(s):,.4g}" if s else "" for s in (m.service, m.kernels)),
             f"{ratio:.3g}" if (ratio := m.ratio()) is not None else "",
-            "" if holds is None else f"{wanted}: {'met' if holds else 'missed'}",
+            "" if meets_targets is None else f"{wanted}: {'met' if meets_targets else 'missed'}",
         )  # fmt: skip
     Console(width=120).print(table)
 
@@ -219,19 +219,19 @@ def main() -> None:
     parser.add_argument("--live", type=int, default=500, help="sessions alive at once")
     parser.add_argument("--tier", default="root", help="strongest confinement that the service may use")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/tools.json"))
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     measures: list[Measure] = []
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ["--tier", given.tier, "--max-sessions", str(given.live + given.sessions + 64)]
-        running = start_local_service(log_path=Path(folder) / "log.txt", extra_args=arguments)
-        service, kernels = Service(running), Kernels()
+        service_arguments = ["--tier", arguments.tier, "--max-sessions", str(arguments.live + arguments.sessions + 64)]
+        running = start_local_service(log_path=Path(folder) / "log.txt", extra_args=service_arguments)
+        service, kernels = ServiceSide(running), KernelSide()
         try:
-            several = max(2, given.rounds // 4)
-            measures += ready_and_idle(service, kernels, given.rounds, given.opens)
-            measures += warm_cells(service, kernels, given.rounds, given.cells)
-            measures += crops(service, kernels, min(8, given.sessions), several, 8)
-            measures += many_sessions(service, kernels, given.sessions, several, 8)
-            measures += live(service, given.live, statistics.median(measures[2].kernels))
+            several = max(2, arguments.rounds // 4)
+            measures += ready_and_idle(service, kernels, arguments.rounds, arguments.opens)
+            measures += warm_cells(service, kernels, arguments.rounds, arguments.cells)
+            measures += crops(service, kernels, min(8, arguments.sessions), several, 8)
+            measures += many_sessions(service, kernels, arguments.sessions, several, 8)
+            measures += live(service, arguments.live, statistics.median(measures[2].kernels))
         finally:
             service.stop()
             kernels.stop()
@@ -243,10 +243,10 @@ def main() -> None:
         "command": sys.argv[1:],
     }  # fmt: skip
     show(measures, f"{running.banner[0]}; {machine['cores']} cores, load {machine['load'][0]:.1f}")
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    results = [asdict(m) | {"ratio": m.ratio(), "holds": m.holds()} for m in measures]
-    given.output.write_text(json.dumps({"machine": machine, "results": results}, indent=1))
-    print(f"every sample: {given.output}")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    results = [asdict(m) | {"ratio": m.ratio(), "holds": m.meets_targets()} for m in measures]
+    arguments.output.write_text(json.dumps({"machine": machine, "results": results}, indent=1))
+    print(f"every sample: {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Malformed frames, requests and pictures, for as long as asked: no crash, no hang, no harm to a witness.
+"""Fuzzing with malformed frames, requests and images: no crash, no hang, no effect on a witness session.
 
     python -m benchmarks.tools_fuzz --minutes 10
     python -m benchmarks.tools_fuzz --attacks 40 --seed 7      # a number of attacks instead
 
-A running service is attacked from both of its sides: by its clients, with requests whose fields are wrong, bytes
-that are no message, connections that speak no HTTP/2, and damaged pictures; and by its sessions, with damaged answers
-on the control channel. The code that parses what sessions say is attacked in this process as well, where an
-independent decoder (PIL) tells what it should have refused. All the while a witness session must count on, and
-server, manager and zygote must stay the processes that they were. An attack's seed is printed when it succeeds.
+A running service is attacked from both sides: by clients, with invalid fields, bytes that are no message,
+connections that speak no HTTP/2, and damaged images; and by sessions, with damaged replies on the control channel.
+The parsers of session replies are also fuzzed in this process, with PIL as the independent oracle. Meanwhile a witness
+session must keep counting, and server, manager and zygote must not be restarted. The seed of a successful attack is
+printed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from tools_service.client import LocalService, start_local_service
 from tools_service.proto import tools_pb2 as pb
 from tools_service.proto import tools_pb2_grpc
 
-_HUNG_S = 60.0  # a call, or a parser in this process
-_EVERY = 20  # attacks between two looks at the witness
-_FAIR = frozenset(  # how a service may turn an attacker down
+_HANG_TIMEOUT_S = 60.0  # of a call; of an attack twice as long
+_WITNESS_EVERY = 20  # attacks between two checks of the witness
+_ACCEPTABLE_CODES = frozenset(  # acceptable refusals of an attacker
     {
         grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNIMPLEMENTED,
         grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAUTHENTICATED,
@@ -42,8 +42,8 @@ _FAIR = frozenset(  # how a service may turn an attacker down
 )  # fmt: skip
 
 
-class Broken(Exception):
-    """The service did what it must never do."""
+class InvariantViolation(Exception):
+    """The service violated an invariant: it crashed, hung, or passed invalid data on."""
 
 
 class Target:
@@ -59,13 +59,13 @@ class Target:
         self.witness()
 
     def call(self, method, message, what: str):
-        """Calls, and takes a fair refusal for an answer. Raises Broken when it hangs or the server goes away."""
+        """Makes one call and accepts a refusal. Raises InvariantViolation if it hangs or the server ends."""
         try:
-            reply = method(message, timeout=_HUNG_S)
+            reply = method(message, timeout=_HANG_TIMEOUT_S)
             return list(reply) if hasattr(reply, "__next__") else [reply]
         except grpc.RpcError as error:
-            if error.code() not in _FAIR:
-                raise Broken(f"{what}: {error.code().name}: {error.details()}") from None
+            if error.code() not in _ACCEPTABLE_CODES:
+                raise InvariantViolation(f"{what}: {error.code().name}: {error.details()}") from None
             return []
 
     def run(self, session: str, code: str, timeout_s: float = 2.0, **fields) -> pb.Result | None:
@@ -76,18 +76,18 @@ class Target:
         return replies[0] if replies else None
 
     def witness(self) -> None:
-        """The witness counts on, by the same processes as ever."""
+        """Checks that the witness session keeps counting and that no process of the service was restarted."""
         self._counted += 1
         reply = self.run("witness", "n = globals().get('n', 0) + 1\nprint(n)", timeout_s=30.0)
         if reply is None or reply.stdout != f"{self._counted}\n":
-            raise Broken(f"the witness said {reply} instead of {self._counted}")
+            raise InvariantViolation(f"the witness said {reply} instead of {self._counted}")
         now = processes.roles(self.service.process.pid)
         if (now.server, now.manager, now.zygote) != (
             self._processes.server,
             self._processes.manager,
             self._processes.zygote,
         ):
-            raise Broken(f"processes changed: {self._processes} → {now}")
+            raise InvariantViolation(f"processes changed: {self._processes} → {now}")
 
     def host_and_port(self) -> tuple[str, int]:
         host, _, port = self.service.address.rpartition(":")
@@ -95,21 +95,21 @@ class Target:
 
 
 def requests(target: Target, dice: random.Random) -> None:
-    """Messages that parse, with fields that no honest client sends."""
+    """Sends well-formed messages with invalid field values."""
     kind = dice.choice(("exec", "batch", "search", "interrupt", "close"))
     if kind == "exec":
         target.call(target.stub.Exec, fuzz_inputs.exec_request(dice), "Exec")
     elif kind == "batch":
-        message = pb.BatchExecRequest(images=[fuzz_inputs.picture(dice) for _ in range(dice.randrange(3))])
+        message = pb.BatchExecRequest(images=[fuzz_inputs.encoded_image(dice) for _ in range(dice.randrange(3))])
         message.items.extend(fuzz_inputs.exec_request(dice) for _ in range(dice.choice((0, 1, 5, 40))))
         replies = target.call(target.stub.BatchExec, message, "BatchExec")
         if replies and len(replies) != len(message.items):
-            raise Broken(f"{len(replies)} answers to {len(message.items)} cells")
+            raise InvariantViolation(f"{len(replies)} answers to {len(message.items)} cells")
     elif kind == "search":
         message = pb.BatchSearchRequest(items=[fuzz_inputs.search_request(dice) for _ in range(dice.choice((0, 1, 9)))])
         replies = target.call(target.stub.BatchSearch, message, "BatchSearch")
         if replies and len(replies) != len(message.items):
-            raise Broken(f"{len(replies)} answers to {len(message.items)} searches")
+            raise InvariantViolation(f"{len(replies)} answers to {len(message.items)} searches")
     elif kind == "interrupt":
         target.call(target.stub.Interrupt, pb.InterruptRequest(session_id=fuzz_inputs.name(dice)), "Interrupt")
     else:
@@ -118,7 +118,7 @@ def requests(target: Target, dice: random.Random) -> None:
 
 
 def messages(target: Target, dice: random.Random) -> None:
-    """Bytes that are no message of the method, or of no method."""
+    """Sends bytes that are no message of the method, or names an unknown method."""
     name = dice.choice(("Exec", "BatchExec", "BatchSearch", "Interrupt", "CloseSessions", "GetInfo", "Nothing"))
     make = target.channel.unary_stream if name.startswith("Batch") else target.channel.unary_unary
     data = fuzz_inputs.damaged(dice, fuzz_inputs.exec_request(dice).SerializeToString())
@@ -126,20 +126,20 @@ def messages(target: Target, dice: random.Random) -> None:
 
 
 def connections(target: Target, dice: random.Random) -> None:
-    """Bytes that are no HTTP/2, left hanging or cut off."""
-    fuzz_inputs.speak(dice, target.host_and_port())
+    """Sends bytes that are no HTTP/2, then stalls or disconnects."""
+    fuzz_inputs.send_garbage(dice, target.host_and_port())
 
 
 def answers(target: Target, dice: random.Random) -> None:
-    """A session that writes on its control channel what it likes, before, instead of or after its answer."""
-    reply = target.run(f"liar-{dice.randrange(6)}", fuzz_inputs.lying_cell(dice), timeout_s=1.0)
+    """Runs a cell that writes to its control channel before, instead of or after its reply."""
+    reply = target.run(f"liar-{dice.randrange(6)}", fuzz_inputs.forged_reply_cell(dice), timeout_s=1.0)
     if reply is not None and any(Image.open(io.BytesIO(image)).size == (0, 0) for image in reply.images):
-        raise Broken("a picture without pixels was passed on")
+        raise InvariantViolation("an image without pixels was passed on")
 
 
-def pictures(target: Target, dice: random.Random) -> None:
-    """A damaged picture as the input of a session, and as a query."""
-    data = fuzz_inputs.picture(dice)
+def images(target: Target, dice: random.Random) -> None:
+    """Sends a damaged image as the input of a session and as a search query."""
+    data = fuzz_inputs.encoded_image(dice)
     session = f"viewer-{dice.randrange(10**9)}"
     digest = fuzz_inputs.digest(data)
     reply = target.run(
@@ -157,50 +157,52 @@ def pictures(target: Target, dice: random.Random) -> None:
         pb.MISSING_IMAGES,
         pb.CRASHED,
     ):
-        raise Broken(f"an input picture gave {pb.Status.Name(reply.status)}: {reply.message}")
+        raise InvariantViolation(f"an input image gave {pb.Status.Name(reply.status)}: {reply.message}")
     query = pb.SearchRequest(request_id=f"q{dice.getrandbits(60)}", k=3, image=pb.ImageQuery(image=data))
     for found in target.call(target.stub.BatchSearch, pb.BatchSearchRequest(items=[query]), "an image search"):
         if found.status not in (pb.OK, pb.REFUSED):
-            raise Broken(f"an image query gave {pb.Status.Name(found.status)}: {found.message}")
+            raise InvariantViolation(f"an image query gave {pb.Status.Name(found.status)}: {found.message}")
     target.call(target.stub.CloseSessions, pb.CloseSessionsRequest(session_ids=[session]), "CloseSessions")
 
 
 def parsers(target: Target, dice: random.Random) -> None:
-    """The parsers of the server's side, many times over, in this process."""
+    """Fuzzes the parsers of the server in this process."""
     for _ in range(200):
         try:
             fuzz_inputs.parse_frame(dice)
-            fuzz_inputs.parse_picture(dice)
+            fuzz_inputs.parse_png(dice)
             fuzz_inputs.parse_webp(dice)
-        except fuzz_inputs.Accepted as error:
-            raise Broken(str(error)) from None
+        except fuzz_inputs.InvalidInputAccepted as error:
+            raise InvariantViolation(str(error)) from None
 
 
-ATTACKS = (requests, messages, connections, answers, pictures, parsers)
+ATTACKS = (requests, messages, connections, answers, images, parsers)
 
 
 def fuzz(target: Target, seed: int, attacks: int, until: float) -> Counter[str]:
-    """Attacks one after the other; how many there were of each kind. Raises Broken, naming the seed."""
+    """Runs the attacks in turn and returns their number by kind. Raises InvariantViolation, naming the seed."""
     done: Counter[str] = Counter()
 
     def hung(*_: object) -> None:
-        raise Broken(f"no end after {2 * _HUNG_S:g} s")
+        raise InvariantViolation(f"no end after {2 * _HANG_TIMEOUT_S:g} s")
 
     signal.signal(signal.SIGALRM, hung)
     for number in itertools.count():
         if (attacks and number >= attacks) or (not attacks and time.monotonic() > until):
             return done
         attack = ATTACKS[number % len(ATTACKS)]
-        signal.alarm(int(2 * _HUNG_S))
+        signal.alarm(int(2 * _HANG_TIMEOUT_S))
         try:
             attack(target, random.Random(f"{seed}/{number}"))
             done[attack.__name__] += 1
-            if number % _EVERY == _EVERY - 1:
+            if number % _WITNESS_EVERY == _WITNESS_EVERY - 1:
                 target.witness()
-        except Broken as error:
-            raise Broken(f"attack {number} ({attack.__name__}) of seed {seed}: {error}") from None
+        except InvariantViolation as error:
+            raise InvariantViolation(f"attack {number} ({attack.__name__}) of seed {seed}: {error}") from None
         except Exception:
-            raise Broken(f"attack {number} ({attack.__name__}) of seed {seed}: {traceback.format_exc()}") from None
+            raise InvariantViolation(
+                f"attack {number} ({attack.__name__}) of seed {seed}: {traceback.format_exc()}"
+            ) from None
         finally:
             signal.alarm(0)
 
@@ -208,24 +210,24 @@ def fuzz(target: Target, seed: int, attacks: int, until: float) -> Counter[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tools_fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--attacks", type=int, default=0, help="so many instead of minutes")
+    parser.add_argument("--attacks", type=int, default=0, help="number of attacks, instead of --minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tier", default="root", help="strongest confinement that the service may use")
     parser.add_argument("--packages", default="numpy,pillow", help="distributions that sessions may import")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     wrong: list[str] = []
     done: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         gallery = Path(folder) / "gallery"
         gallery.mkdir()
         for number in range(4):
-            fuzz_inputs.good_picture(random.Random(number), "PNG").save(gallery / f"{number}.png")
+            fuzz_inputs.valid_image(random.Random(number), "PNG").save(gallery / f"{number}.png")
         log = Path(folder) / "log.txt"
-        arguments = [
+        service_arguments = [
             "--tier",
-            given.tier,
+            arguments.tier,
             "--packages",
-            given.packages,
+            arguments.packages,
             "--warm",
             "3",
             "--memory-mb",
@@ -233,13 +235,13 @@ def main() -> None:
             "--max-sessions",
             "64",
         ]
-        service = start_local_service(image_index=gallery, log_path=log, extra_args=arguments)
+        service = start_local_service(image_index=gallery, log_path=log, extra_args=service_arguments)
         try:
             target = Target(service)
-            done = fuzz(target, given.seed, given.attacks, time.monotonic() + 60 * given.minutes)
+            done = fuzz(target, arguments.seed, arguments.attacks, time.monotonic() + 60 * arguments.minutes)
             target.witness()
             target.channel.close()
-        except Broken as error:
+        except InvariantViolation as error:
             wrong.append(str(error))
         finally:
             service.stop()

@@ -1,13 +1,13 @@
-"""Many cells over many sessions, some of them hostile: nothing may grow, and nobody else may notice.
+"""Soak test: many cells over many sessions, some hostile; no resource may grow and no other session may suffer.
 
     python -m benchmarks.tools_soak                                     # 20,000 cells, 500 sessions, 5 % hostile
     python -m benchmarks.tools_soak --cells 200 --sessions 10 --warm-cells 50 --latency-ratio 0
 
-First a quiet run gives the latency of well-behaved sessions. Then the same load again, while hostile
-sessions run the cells of ``hostile_cells.py``. After every stretch the hostile sessions are closed, and
+A baseline run measures the latency of well-behaved sessions. The same load is then repeated while hostile
+sessions run the cells of `hostile_cells.py`. After every sample the hostile sessions are closed, and
 processes, memory, descriptors, cgroups, mounts and folders of the idle service are counted. Every
-well-behaved session counts its own cells: an answer that is lost, doubled, mixed up or comes from a
-fresh namespace is seen. Exits with 1 and says what was wrong.
+well-behaved session counts its cells, which detects results that are lost, duplicated, swapped or from a
+new namespace. Exits with 1 and a list of violations.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ from benchmarks.hostile_cells import CELLS
 from tools_service.client import ExecRequest, LocalService, Status, ToolResult, ToolsClient, start_local_service
 
 _SIDE = 128  # pixels of a returned crop
-# Each cell counts on; every other one also returns a crop that does not compress, so that whatever the service
-# keeps of its answers has filled up before the first half is over.
+# Each cell increments a counter; every other one also returns an incompressible crop, which fills the service's
+# idempotency cache before the first half is over.
 _COUNT = "n = globals().get('n', 0) + 1\nprint(n)"
 _CROP = f"\nx = n * 37 % 500\ndisplay(image_1.crop((x, x, x + {_SIDE}, x + {_SIDE})))"
-_HUNG_S = 180.0
+_HANG_TIMEOUT_S = 180.0
 _SPARE_SESSIONS, _WARM = 8, 8
 
 
 @dataclass
-class Stretch:
-    """What a stretch of load showed."""
+class LoadSample:
+    """Latencies, statuses and violations of one period of load."""
 
     latencies: list[float] = field(default_factory=list)  # ms, of well-behaved cells
     hostile: Counter[str] = field(default_factory=Counter)  # statuses of hostile cells
     wrong: list[str] = field(default_factory=list)
 
-    def p(self, share: float) -> float:
+    def percentile(self, share: float) -> float:
         return sorted(self.latencies)[min(len(self.latencies) - 1, int(share * len(self.latencies)))]
 
 
 class Load:
-    """Cells at a steady rate, whatever the service makes of them, at most one at a time in a session.
+    """Open-loop load: cells at a constant rate, at most one at a time per session.
 
-    A cell's latency counts from when it was due: a service that falls behind cannot hide it.
+    Latency is measured from the scheduled time, which avoids coordinated omission.
     """
 
     def __init__(
@@ -76,46 +76,46 @@ class Load:
         Image.frombytes("RGB", (640, 640), self._random.randbytes(3 * 640 * 640)).save(noise, "PNG", compress_level=0)
         self._image = noise.getvalue()
 
-    def open_all(self) -> Stretch:
-        """One cell in every well-behaved session."""
+    def open_all(self) -> LoadSample:
+        """Runs one cell in every well-behaved session."""
         return self._drive(list(self._counts))
 
-    def run(self, cells: int, hostile_share: float) -> Stretch:
-        """``cells`` cells in random sessions, of which ``hostile_share`` are hostile."""
+    def run(self, cells: int, hostile_share: float) -> LoadSample:
+        """Runs `cells` cells in random sessions, of which the share `hostile_share` is hostile."""
         bad = round(cells * hostile_share)
         order = [*self._random.choices(list(self._counts), k=cells - bad), *[""] * bad]
         self._random.shuffle(order)
         return self._drive(order)
 
-    def _drive(self, order: list[str]) -> Stretch:
-        """Runs a cell in each session of ``order``; an empty name stands for a hostile cell in some hostile session."""
-        stretch = Stretch()
+    def _drive(self, order: list[str]) -> LoadSample:
+        """Runs a cell in each session of `order`; an empty name means a hostile cell in any hostile session."""
+        sample = LoadSample()
         started = heard = time.monotonic()
         coming = collections.deque((started + i / self._rate, name) for i, name in enumerate(order))
-        late: collections.deque[tuple[float, str]] = collections.deque()  # due, but their session is still busy
+        late: collections.deque[tuple[float, str]] = collections.deque()  # due, but the session is still busy
         busy: dict[str, tuple[str, float, str]] = {}  # request id → session, when due, kind of hostile cell
         with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
             task = bar.add_task("cells", total=len(order))
             while coming or late or busy:
                 while coming and coming[0][0] <= time.monotonic():
                     late.append(coming.popleft())
-                requests = self._startable(late, busy)
+                requests = self._startable_requests(late, busy)
                 if requests:
                     self._client.submit(requests)
                 pause = coming[0][0] - time.monotonic() if coming else 0.5
                 for result in self._client.poll(min(0.5, max(0.001, pause))):
                     heard = time.monotonic()
-                    self._take(result, busy, stretch)
+                    self._record(result, busy, sample)
                     bar.advance(task)
-                if busy and time.monotonic() - heard > _HUNG_S:
-                    stretch.wrong.append(
-                        f"no answer for {_HUNG_S:g} s to {len(busy)} cells: {sorted(busy.values())[:5]}"
+                if busy and time.monotonic() - heard > _HANG_TIMEOUT_S:
+                    sample.wrong.append(
+                        f"no answer for {_HANG_TIMEOUT_S:g} s to {len(busy)} cells: {sorted(busy.values())[:5]}"
                     )
-                    return stretch
-        return stretch
+                    return sample
+        return sample
 
-    def _startable(self, late: collections.deque, busy: dict) -> list[ExecRequest]:
-        """Requests for those cells whose session is free; the others stay in ``late``."""
+    def _startable_requests(self, late: collections.deque, busy: dict) -> list[ExecRequest]:
+        """Returns requests for the cells whose session is free; the others stay in `late`."""
         inside = {session for session, _, _ in busy.values()}
         hostile = sum(1 for _, _, kind in busy.values() if kind)
         requests, left = [], []
@@ -142,29 +142,29 @@ class Load:
         busy[request.request_id] = (session, due, kind)
         return request
 
-    def _take(self, result: ToolResult, busy: dict, stretch: Stretch) -> None:
+    def _record(self, result: ToolResult, busy: dict, sample: LoadSample) -> None:
         if result.request_id not in busy:
-            stretch.wrong.append(f"an answer too many to {result.request_id}: {result.status.name}")
+            sample.wrong.append(f"an answer too many to {result.request_id}: {result.status.name}")
             return
         session, due, kind = busy.pop(result.request_id)
         if kind:
-            stretch.hostile[result.status.name] += 1
+            sample.hostile[result.status.name] += 1
             if result.status in (Status.UNAVAILABLE, Status.REFUSED):
-                stretch.wrong.append(f"hostile cell ({kind}): {result.status.name}, {result.message}")
+                sample.wrong.append(f"hostile cell ({kind}): {result.status.name}, {result.message}")
             return
-        stretch.latencies.append((time.monotonic() - due) * 1e3)
+        sample.latencies.append((time.monotonic() - due) * 1e3)
         self._counts[session] += 1
         expected = f"{self._counts[session]}\n"
-        pictures = 0 if self._counts[session] % 2 else 1
-        if result.status is not Status.OK or result.stdout != expected or len(result.images) != pictures:
-            stretch.wrong.append(
+        expected_images = 0 if self._counts[session] % 2 else 1
+        if result.status is not Status.OK or result.stdout != expected or len(result.images) != expected_images:
+            sample.wrong.append(
                 f"{session}: {result.status.name}, {result.message or result.stderr[-200:]!r}, printed {result.stdout!r} for "
-                f"{expected!r}, {len(result.images)} pictures for {pictures}"
+                f"{expected!r}, {len(result.images)} images for {expected_images}"
             )
             self._counts[session] = int(result.stdout) if result.stdout.strip().isdigit() else 0
 
     def settle(self) -> processes.Footprint:
-        """Closes the hostile sessions and counts, once the number of processes no longer falls."""
+        """Closes the hostile sessions, waits until the process count is stable and returns the footprint."""
         self._client.close_sessions(self._hostile)
         server = self._service.process.pid
         before = None
@@ -183,42 +183,42 @@ class Load:
         self._client.close()
 
 
-def soak(service: LocalService, given: argparse.Namespace) -> tuple[list[str], dict]:
-    """What was wrong, and the numbers."""
-    hostile = max(1, round(given.sessions * given.hostile))
-    load = Load(service, given.sessions, hostile, given.rate, given.hostile_at_once, given.seed)
+def soak(service: LocalService, arguments: argparse.Namespace) -> tuple[list[str], dict]:
+    """Returns the violations and the measurements."""
+    hostile = max(1, round(arguments.sessions * arguments.hostile))
+    load = Load(service, arguments.sessions, hostile, arguments.rate, arguments.hostile_at_once, arguments.seed)
     opened = load.open_all()
-    quiet = load.run(given.warm_cells, 0.0)
-    prints = [load.settle()]
-    loud = Stretch()
-    stretches = max(2, min(20, given.cells // 1000))
+    baseline = load.run(arguments.warm_cells, 0.0)
+    footprints = [load.settle()]
+    attacked = LoadSample()
+    num_samples = max(2, min(20, arguments.cells // 1000))
     started = time.monotonic()
-    for number in range(stretches):
-        part = load.run(given.cells // stretches, given.hostile)
-        loud.latencies += part.latencies
-        loud.hostile.update(part.hostile)
-        loud.wrong += part.wrong
-        prints.append(load.settle())
-        print(f"{number + 1}/{stretches}: p99 {part.p(0.99):.1f} ms; {_line(prints[-1])}", flush=True)
+    for number in range(num_samples):
+        part = load.run(arguments.cells // num_samples, arguments.hostile)
+        attacked.latencies += part.latencies
+        attacked.hostile.update(part.hostile)
+        attacked.wrong += part.wrong
+        footprints.append(load.settle())
+        print(f"{number + 1}/{num_samples}: p99 {part.percentile(0.99):.1f} ms; {_line(footprints[-1])}", flush=True)
         if part.wrong:
             break
     took = time.monotonic() - started
     numbers = {
-        "quiet_p50_ms": quiet.p(0.5), "quiet_p99_ms": quiet.p(0.99), "loud_p50_ms": loud.p(0.5), "loud_p99_ms": loud.p(0.99),
-        "cells_per_s": (len(loud.latencies) + sum(loud.hostile.values())) / took, "hostile": dict(loud.hostile),
-        "counters": load.counters(), "footprints": [dataclasses.asdict(p) for p in prints],
+        "quiet_p50_ms": baseline.percentile(0.5), "quiet_p99_ms": baseline.percentile(0.99), "loud_p50_ms": attacked.percentile(0.5), "loud_p99_ms": attacked.percentile(0.99),
+        "cells_per_s": (len(attacked.latencies) + sum(attacked.hostile.values())) / took, "hostile": dict(attacked.hostile),
+        "counters": load.counters(), "footprints": [dataclasses.asdict(p) for p in footprints],
     }  # fmt: skip
     load.close()
-    wrong = opened.wrong + quiet.wrong + loud.wrong
-    # What fills up to a limit, as the kept answers do, does so in the first half.
-    middle = prints[len(prints) // 2]
-    slots = given.sessions + _SPARE_SESSIONS + _WARM + 32
-    for name, (before, after) in processes.growth(middle, prints[-1], cgroups_at_most=2 * (slots + 2)).items():
+    wrong = opened.wrong + baseline.wrong + attacked.wrong
+    # Bounded caches, such as the stored results, are full after the first half.
+    middle = footprints[len(footprints) // 2]
+    slots = arguments.sessions + _SPARE_SESSIONS + _WARM + 32
+    for name, (before, after) in processes.growth(middle, footprints[-1], cgroups_at_most=2 * (slots + 2)).items():
         wrong.append(f"{name} grew from {before:.1f} to {after:.1f} over the second half")
     ratio = numbers["loud_p99_ms"] / numbers["quiet_p99_ms"]
-    if given.latency_ratio and ratio > given.latency_ratio:
+    if arguments.latency_ratio and ratio > arguments.latency_ratio:
         wrong.append(
-            f"p99 of well-behaved sessions is {ratio:.2f} times that of the quiet run; at most {given.latency_ratio:g}"
+            f"p99 of well-behaved sessions is {ratio:.2f} times that of the baseline run; at most {arguments.latency_ratio:g}"
         )
     return wrong, numbers
 
@@ -235,13 +235,15 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=20_000)
     parser.add_argument("--sessions", type=int, default=500)
     parser.add_argument("--hostile", type=float, default=0.05, help="share of cells, and of sessions")
-    parser.add_argument("--warm-cells", type=int, default=2000, help="of the quiet run")
-    parser.add_argument("--rate", type=float, default=40.0, help="cells a second, quiet and under attack")
+    parser.add_argument("--warm-cells", type=int, default=2000, help="cells of the baseline run")
+    parser.add_argument(
+        "--rate", type=float, default=40.0, help="cells per second, in the baseline run and under attack"
+    )
     parser.add_argument(
         "--hostile-at-once", type=int, default=4, help="hostile cells that run at the same time, at most"
     )
     parser.add_argument(
-        "--latency-ratio", type=float, default=3.0, help="p99 under attack over p99 of the quiet run; 0: not judged"
+        "--latency-ratio", type=float, default=3.0, help="p99 under attack over p99 of the baseline run; 0: not checked"
     )
     parser.add_argument("--tier", default="root", help="strongest confinement that the service may use")
     parser.add_argument(
@@ -249,41 +251,41 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/tools_soak.json"))
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.txt"
-        arguments = [
+        service_arguments = [
             "--tier",
-            given.tier,
+            arguments.tier,
             "--max-sessions",
-            str(given.sessions + _SPARE_SESSIONS),
+            str(arguments.sessions + _SPARE_SESSIONS),
             "--warm",
             str(_WARM),
         ]
-        arguments += ["--memory-mb", "256"] + (["--packages", given.packages] if given.packages else [])
-        service = start_local_service(log_path=log, extra_args=arguments)
+        service_arguments += ["--memory-mb", "256"] + (["--packages", arguments.packages] if arguments.packages else [])
+        service = start_local_service(log_path=log, extra_args=service_arguments)
         try:
-            wrong, numbers = soak(service, given)
+            wrong, numbers = soak(service, arguments)
             found = processes.roles(service.process.pid)
         finally:
             service.stop()
         wrong += [f"left behind: {what}" for what in processes.left_behind(found)]
         wrong += [f"in the log: {line}" for line in log.read_text(errors="replace").splitlines() if "Traceback" in line]
     table = Table(
-        title=f"{given.cells} cells, {given.sessions} sessions, {given.hostile:.0%} hostile; {service.banner[0]}"
+        title=f"{arguments.cells} cells, {arguments.sessions} sessions, {arguments.hostile:.0%} hostile; {service.banner[0]}"
     )
-    for name in ("", "quiet", "under attack"):
+    for name in ("", "baseline", "under attack"):
         table.add_column(name, justify="right")
     for share in ("p50", "p99"):
         table.add_row(
             f"{share} of well-behaved cells, ms", *(f"{numbers[f'{run}_{share}_ms']:.1f}" for run in ("quiet", "loud"))
         )
     Console(width=120).print(table)
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(
         json.dumps(numbers | {"wrong": wrong, "load": os.getloadavg(), "command": sys.argv[1:]}, indent=1)
     )
-    print(f"hostile cells ended as {numbers['hostile']}; everything: {given.output}")
+    print(f"hostile cells ended as {numbers['hostile']}; everything: {arguments.output}")
     for line in wrong[:40]:
         print(f"WRONG: {line}")
     sys.exit(1 if wrong else 0)

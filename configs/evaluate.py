@@ -1,10 +1,10 @@
-"""Held-out questions, the protocol of training, greedy tokens: accuracy and tool use per skill.
+"""Evaluation on held-out questions with greedy decoding: accuracy and tool use per skill.
 
     python -m dv2_jax.evaluate --config=configs/evaluate.py             two CPU cores, the shipped cold start
     python -m dv2_jax.evaluate --config=configs/evaluate.py:7b \\
         --config.model.init=hf:/models/deepeyesv2-7b --config.task.source=/data/questions.jsonl
 
-Budgets, prompts and images are those that the RL recipe of the same preset trains with.
+Limits, prompts and image sizes equal those of the RL preset of the same name.
 """
 
 from dataclasses import replace
@@ -16,8 +16,8 @@ from dv2_jax.config import Config, SamplingConfig
 RL_PRESETS = run_path(str(Path(__file__).with_name("rl.py")))["PRESETS"]
 
 
-def of_rl(preset: str, name: str) -> Config:
-    """The RL recipe's preset, turned to evaluation: greedy tokens, and a run directory of its own."""
+def evaluate_rl_preset(preset: str, name: str) -> Config:
+    """Converts an RL preset to evaluation: greedy decoding and a separate run directory."""
     config = RL_PRESETS[preset]()
     return replace(
         config,
@@ -29,32 +29,32 @@ def of_rl(preset: str, name: str) -> Config:
 
 def laptop() -> Config:
     """The tiny model on two CPU cores, on the embedded tasks."""
-    return of_rl("laptop", "evaluate")
+    return evaluate_rl_preset("laptop", "evaluate")
 
 
 def smol() -> Config:
-    """SmolLM2-135M as configs/sft.py:smol leaves it, on the embedded tasks."""
-    return of_rl("smol", "evaluate-smol")
+    """SmolLM2-135M from the checkpoint of configs/sft.py:smol, on the embedded tasks."""
+    return evaluate_rl_preset("smol", "evaluate-smol")
 
 
 def evaluate_3b() -> Config:
     """A 3B checkpoint; 8 devices."""
-    return of_rl("3b", "evaluate-3b")
+    return evaluate_rl_preset("3b", "evaluate-3b")
 
 
 def evaluate_7b() -> Config:
     """A 7B checkpoint; 8 devices."""
-    return of_rl("7b", "evaluate-7b")
+    return evaluate_rl_preset("7b", "evaluate-7b")
 
 
 def evaluate_7b_v5p_32() -> Config:
     """A 7B checkpoint on a v5p-32 slice: 16 chips on 4 hosts."""
-    return of_rl("7b_v5p_32", "evaluate-7b-v5p-32")
+    return evaluate_rl_preset("7b_v5p_32", "evaluate-7b-v5p-32")
 
 
 def evaluate_32b() -> Config:
-    """A 32B checkpoint; 32 devices, 4 of them to a tensor group."""
-    return of_rl("32b", "evaluate-32b")
+    """A 32B checkpoint; 32 devices."""
+    return evaluate_rl_preset("32b", "evaluate-32b")
 
 
 PRESETS = {

@@ -1,7 +1,7 @@
-"""Supervised cold start: teaches the protocol of turns, code and searches before reinforcement learning.
+"""Supervised cold start: teaches the format of turns, code and searches before reinforcement learning.
 
     python -m dv2_jax.train --config=configs/sft.py                     two CPU cores, from the shipped base model
-    python -m dv2_jax.train --config=configs/sft.py:pretrain            what the base model is made with
+    python -m dv2_jax.train --config=configs/sft.py:pretrain            pre-training of the base model
     python -m dv2_jax.train --config=configs/sft.py:smol                a pre-trained model of 135M parameters
     python -m dv2_jax.train --config=configs/sft.py:7b \\
         --config.model.init=hf:/models/Qwen2.5-VL-7B-Instruct --config.sft.data=/data/sft.json
@@ -21,10 +21,9 @@ from dv2_jax.config import (
     OptimConfig,
     RunConfig,
     SFTConfig,
-    TaskConfig,
 )
 
-CORES = MeshConfig(data=-1, fsdp=1, cpu_devices=2)  # half of every batch for each core; both hold all weights
+CORES = MeshConfig(data=-1, fsdp=1, cpu_devices=2)  # one data shard per core, weights replicated
 
 
 def laptop() -> Config:
@@ -40,7 +39,7 @@ def laptop() -> Config:
 
 
 def pretrain() -> Config:
-    """The tiny model from nothing: captions, plain questions, notes and snippets of code; about an hour on two cores."""
+    """The tiny model from random weights: captions, questions, notes, snippets of code; about an hour on two CPU cores."""
     return Config(
         recipe="sft",
         run=RunConfig(name="pretrain"),
@@ -71,7 +70,7 @@ def smol() -> Config:
 
 
 def accelerator(size: str, row_tokens: int) -> Config:
-    """What the real sizes share; ``fsdp`` takes every device that is there."""
+    """Settings common to 3B, 7B and 32B; the `fsdp` axis takes all devices."""
     return Config(
         recipe="sft",
         run=RunConfig(name=f"sft-{size}"),
@@ -91,12 +90,11 @@ def accelerator(size: str, row_tokens: int) -> Config:
             max_total_tokens=row_tokens,
             max_images=50,
         ),
-        task=TaskConfig(source="data/deepeyesv2_sft.json"),
-        # The decay and the betas are the defaults of the released run's trainer, which sets neither.
+        # Weight decay and betas are the defaults of the trainer that the released run used.
         optim=OptimConfig(learning_rate=1e-5, warmup_ratio=0.1, schedule="cosine", b1=0.9, b2=0.999, weight_decay=0.0),
         sft=SFTConfig(
-            # 65,807 released trajectories × 3 epochs / 128. The original does not pack: a row here holds several
-            # short trajectories, so 128 rows are at least its batch.
+            # 65,807 released trajectories × 3 epochs / 128. The original does not pack; a packed row holds several
+            # short trajectories, so 128 rows are at least the original batch of 128 trajectories.
             steps=1_542,
             batch_rows=128,
             microbatches=16,

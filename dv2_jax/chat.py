@@ -1,7 +1,7 @@
-"""``python -m dv2_jax.chat --image my.png [--question "…"] [--model package:cold_start]``
+"""Chats with a policy: `python -m dv2_jax.chat --image my.png [--question "…"] [--model package:cold_start]`.
 
-Ask a policy about your own picture and watch it use its tools: thoughts, code, what the code printed and drew,
-searches and what they found, the answer. Without ``--question`` it asks you for one question after another.
+Prints each turn as it is generated: thoughts, code, its output and images, searches and their results, and the answer.
+Without `--question` it reads questions from the terminal.
 """
 
 from __future__ import annotations
@@ -20,30 +20,37 @@ from rich.console import Console
 from dv2_jax.config import Config, ConfigError, load
 
 if TYPE_CHECKING:
-    from dv2_jax.evaluation.chat_printer import Narrator
-    from dv2_jax.rollout.session import Session
+    from dv2_jax.evaluation.chat_printer import ChatPrinter
+    from dv2_jax.rollout.session import RolloutSession
 
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m dv2_jax.chat",
-        description="Ask a policy about your own pictures and watch it use its tools.",
+        description="Ask a policy about your own images and watch it use its tools.",
         epilog="Any field of the configuration can be set as well, e.g. --config.sampling.temperature=1 or "
         "--config=configs/evaluate.py:7b; `python -m dv2_jax.evaluate --help` lists them.",
     )
-    result.add_argument("--image", action="append", type=Path, default=[], help="a picture; may be given several times")
-    result.add_argument("--question", help="ask this, print the answer and leave; else you are asked")
+    result.add_argument(
+        "--image", action="append", type=Path, default=[], help="an image file; may be given several times"
+    )
+    result.add_argument(
+        "--question", help="question to answer before leaving; by default, questions are read from the terminal"
+    )
     result.add_argument(
         "--model",
         help="package:cold_start (the default), package:base, hf:FOLDER, or a run directory (its newest checkpoint)",
     )
-    result.add_argument("--pictures", type=Path, default=Path("chat_pictures"), help="folder for returned pictures")
+    result.add_argument(
+        "--image-folder", type=Path, default=Path("chat_images"), help="folder for the images that code returns"
+    )
+    result.add_argument("--pictures", dest="image_folder", type=Path, help=argparse.SUPPRESS)  # its name before 0.2
     return result
 
 
 def configuration(model: str | None, rest: list[str]) -> Config:
-    """The evaluation configuration with the command line's ``--config…`` words, and ``--model`` on top."""
-    config = load(rest, verb="chat", default_config="configs/evaluate.py")
+    """Returns the evaluation configuration with the `--config…` overrides in `rest` and the weights of `--model`."""
+    config = load(rest, command="chat", default_config="configs/evaluate.py")
     if model:
         init = model if ":" in model or model == "random" else f"checkpoint:{model}"
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, init=init))
@@ -53,7 +60,7 @@ def configuration(model: str | None, rest: list[str]) -> Config:
 
 
 def questions(given: str | None, console: Console) -> Iterator[str]:
-    """The one given, or what is typed, until an empty line or the end of the input."""
+    """Yields the given question, or else typed ones until an empty line or the end of the input."""
     if given is not None:
         yield given
         return
@@ -67,8 +74,8 @@ def questions(given: str | None, console: Console) -> Iterator[str]:
         yield text
 
 
-def talk(session: Session, images: tuple[bytes, ...], texts: Iterator[str], show: Narrator) -> None:
-    """One trajectory per question, each shown turn by turn as it happens."""
+def talk(session: RolloutSession, images: tuple[bytes, ...], texts: Iterator[str], show: ChatPrinter) -> None:
+    """Samples one trajectory per question and prints each turn as it is generated."""
     from dv2_jax.data.question import Question
     from dv2_jax.rollout.scheduler import RolloutRequest
 
@@ -89,14 +96,14 @@ def main(argv: list[str] | None = None) -> None:
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    from dv2_jax.evaluation.chat_printer import Narrator
+    from dv2_jax.evaluation.chat_printer import ChatPrinter
     from dv2_jax.rollout.session import open_session
 
     with tempfile.TemporaryDirectory(prefix="dv2_jax_chat_") as folder, ExitStack() as stack:
         with console.status("loading the policy and starting its tools"):
             session = stack.enter_context(open_session(config, folder))
-            session.load_params(warmup=False)  # one conversation sees few of the shapes
-        talk(session, images, questions(arguments.question, console), Narrator(console, arguments.pictures))
+            session.load_params(warmup=False)  # one conversation uses few of the buckets
+        talk(session, images, questions(arguments.question, console), ChatPrinter(console, arguments.image_folder))
 
 
 if __name__ == "__main__":

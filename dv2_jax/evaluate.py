@@ -1,9 +1,9 @@
-"""``python -m dv2_jax.evaluate [--config=configs/evaluate.py[:PRESET]] [--config.model.init=…]``
+"""Evaluates a policy: `python -m dv2_jax.evaluate [--config=configs/evaluate.py[:PRESET]] [--config.model.init=…]`.
 
-Asks a policy the held-out questions, greedily, with its tools; prints accuracy and tool use per skill. The run
-directory then holds ``results.json``, ``trajectories/`` and ``report/index.html``. On several hosts, start the same command
-on every one of them: they divide the questions, and process 0 writes; the trajectories are those of its share.
-``--config.eval.baselines=guessing,no_tools`` adds what needs no skill.
+Answers the held-out questions with greedy decoding and tools, and prints accuracy and tool use per skill. Writes
+`results.json`, `trajectories/` and `report/index.html` into the run directory. On several hosts, start the same command
+on every host: questions are sharded over hosts; process 0 writes the results of all and the trajectories of its shard.
+`--config.eval.baselines=guessing,no_tools` adds baselines.
 """
 
 from __future__ import annotations
@@ -13,19 +13,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dv2_jax.config import Config, ConfigError, run_verb
+from dv2_jax.config import Config, ConfigError, run_command
 
 if TYPE_CHECKING:
     from dv2_jax.data.question import Question
     from dv2_jax.evaluation.summary import EvalResult
-    from dv2_jax.rollout.session import Session
+    from dv2_jax.rollout.session import RolloutSession
 
 BASELINES = ("guessing", "no_tools")
-GUESSING_SAMPLE = 1000  # training questions that the guesser has seen
+GUESSING_SAMPLE = 1000  # training questions from which the guessing baseline counts answers
 
 
 def run(config: Config) -> dict:
-    """Evaluate ``config.model`` and return what ``results.json`` holds."""
+    """Evaluates `config.model` and returns the content of `results.json`.
+
+    Raises:
+        ConfigError: a baseline is unknown or not available for these questions, or the judge cannot be used.
+        JudgeOutage: the judge stopped giving verdicts.
+    """
     if unknown := set(config.eval.baselines) - set(BASELINES):
         raise ConfigError(f"eval.baselines = {sorted(unknown)}: there are {', '.join(BASELINES)}")
     from rich.console import Console
@@ -36,20 +41,22 @@ def run(config: Config) -> dict:
     from dv2_jax.parallel.mesh import device_mesh
     from dv2_jax.recipes.run import write_json
     from dv2_jax.report.page import write_report
-    from dv2_jax.rollout.question_sources import benchmark
+    from dv2_jax.rewards import prepare_rewards
+    from dv2_jax.rollout.question_sources import benchmark_questions
     from dv2_jax.rollout.session import open_session
     from dv2_jax.telemetry.trajectories import TrajectoryWriter
 
     started = time.perf_counter()
+    prepare_rewards(config.reward)
     distributed.initialize(cpu_devices=config.mesh.cpu_devices)
     main = distributed.is_main()
     console = Console(quiet=not main)
-    questions = benchmark(config.task)
+    questions = benchmark_questions(config.task)
     run_dir = Path(config.run.root) / config.run.name
     run_dir.mkdir(parents=True, exist_ok=True)
     if main:
         write_json(run_dir / "config.json", config.to_dict())
-        for stage in ("evaluate", "no_tools"):  # of an earlier evaluation under this name
+        for stage in ("evaluate", "no_tools"):  # written by an earlier evaluation of the same name
             (run_dir / "trajectories" / f"{stage}.jsonl").unlink(missing_ok=True)
     results: dict = {"model": config.model.init, "questions": len(questions)}
     with open_session(config, run_dir, mesh=device_mesh(config.mesh)) as session:
@@ -80,7 +87,7 @@ def run(config: Config) -> dict:
     return results
 
 
-def _answer(session: Session, questions: Sequence[Question], title: str, console, tools=None) -> EvalResult:
+def _answer(session: RolloutSession, questions: Sequence[Question], title: str, console, tools=None) -> EvalResult:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from dv2_jax.evaluation.answering import evaluate
@@ -88,22 +95,27 @@ def _answer(session: Session, questions: Sequence[Question], title: str, console
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task(title, total=len(distributed.share(range(len(questions)))))
+        bar = progress.add_task(title, total=len(distributed.shard_for_process(range(len(questions)))))
         scheduler = session.scheduler(temperature=0.0, tools=tools)
         return evaluate(questions, scheduler, session.tokenizer, session.config.reward, lambda _: progress.advance(bar))
 
 
 def _guessing(config: Config, questions: Sequence[Question]) -> dict[str, float]:
     from dv2_jax.evaluation.baselines import guessing_accuracy
-    from dv2_jax.rollout.question_sources import EMBEDDED
-    from dv2_jax.toy.tasks import generate
+    from dv2_jax.rollout.question_sources import BUILTIN
+    from dv2_jax.toy.tasks import make_questions
 
-    if config.task.source != EMBEDDED:
+    if config.task.source != BUILTIN:
         raise ConfigError("eval.baselines = guessing: needs the embedded tasks (task.source=default)")
-    # Their pictures take time to draw, and the commonest answer of each kind shows in a sample.
-    train = generate("train", min(config.task.train_size, GUESSING_SAMPLE), config.task.seed, config.task.skills)
+    # A sample suffices to find the commonest answer of each kind, and rendering the images takes time.
+    train = make_questions("train", min(config.task.train_size, GUESSING_SAMPLE), config.task.seed, config.task.skills)
     return guessing_accuracy(questions, train)
 
 
+def main() -> None:
+    """Runs `dv2-evaluate`."""
+    run_command(run, command="evaluate", default_config="configs/evaluate.py")
+
+
 if __name__ == "__main__":
-    run_verb(run, verb="evaluate", default_config="configs/evaluate.py")
+    main()

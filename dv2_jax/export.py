@@ -1,7 +1,7 @@
-"""``python -m dv2_jax.export --checkpoint=runs/default --output=FOLDER [--dtype bfloat16|float32]``
+"""Exports a policy: `python -m dv2_jax.export --checkpoint=runs/default --output=FOLDER [--dtype bfloat16|float32]`.
 
-Writes a policy as PyTorch programs read it: safetensors and config.json in the layout of transformers, with
-tokenizer, chat template, image processor and generation settings.
+Writes safetensors and config.json in the layout of transformers, with tokenizer, chat template, image processor and
+generation settings.
 """
 
 from __future__ import annotations
@@ -23,18 +23,20 @@ def parser() -> argparse.ArgumentParser:
         "or hf:FOLDER to rewrite one",
     )
     result.add_argument("--output", required=True, help="folder to create, local or gs://; must be empty or not exist")
-    result.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the weights")
+    result.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="dtype of the exported weights"
+    )
     return result
 
 
 def run(checkpoint: str, output: str | Path, dtype: str) -> str | Path:
-    """Load and write; see :func:`dv2_jax.checkpoint.hf_export.export_hf` for what lands in ``output``."""
+    """Loads the weights of `checkpoint` and writes them to `output`; see `checkpoint.hf_export.export_hf` for the files."""
     from dv2_jax.checkpoint.hf_export import export_hf, image_config
-    from dv2_jax.checkpoint.policy_spec import architecture, load_weights
+    from dv2_jax.checkpoint.policy_spec import load_policy_spec, load_weights
     from dv2_jax.config import ImageConfig, ModelSource
 
     source = ModelSource(init=checkpoint if ":" in checkpoint else f"checkpoint:{checkpoint}")
-    described = architecture(source)
+    described = load_policy_spec(source)
     params = load_weights(source, described.config)
     return export_hf(output, params, described, image_config(source.init) or ImageConfig(), dtype)
 

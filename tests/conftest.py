@@ -1,4 +1,4 @@
-"""All tests run on the CPU, in float32, and share one cache of compiled programs."""
+"""Settings of all tests: CPU, float32, and one shared cache of compiled programs."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Before anything imports jax. The cache is what makes a second run, and the second worker, quick.
+# Set before jax is imported. The persistent compilation cache speeds up later runs and the other worker.
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax-tests"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
@@ -25,7 +25,7 @@ settings.load_profile("no_deadline")
 
 @pytest.fixture
 def two_processes():
-    """Runs a program as two processes of one JAX on the loopback interface; what each prints last, read as JSON."""
+    """Returns a function that runs a program as two JAX processes over loopback and parses each one's last line as JSON."""
 
     def run(program: str, *, devices_each: int = 1) -> list:
         with socket.socket() as listener:
@@ -54,6 +54,20 @@ def two_processes():
                 process.kill()
         for process, (_, errors) in zip(processes, outputs, strict=True):
             assert process.returncode == 0, errors[-3000:]
-        return [json.loads(out.splitlines()[-1]) for out, _ in outputs]  # Gloo prints its own lines before
+        return [json.loads(out.splitlines()[-1]) for out, _ in outputs]  # Gloo prints lines of its own first
 
     return run
+
+
+@pytest.fixture
+def no_compilation_cache():
+    """Turns off JAX's compilation cache: executables for a TPU cannot be deserialized without one."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    caching = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # jax reads the setting only when the cache is initialized
+    yield
+    jax.config.update("jax_enable_compilation_cache", caching)
+    compilation_cache.reset_cache()

@@ -1,47 +1,25 @@
-"""Trajectories of every shape, made by the code that makes them in a run, without an engine."""
+"""Example trajectories of every kind, built with `TrajectoryBuilder` without an engine."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dv2_jax.agent.prompt_encoder import SpliceCodec
+from dv2_jax.agent.prompt_encoder import PromptEncoder
 from dv2_jax.agent.trajectory import Trajectory
-from dv2_jax.agent.trajectory_builder import Transcript
+from dv2_jax.agent.trajectory_builder import TrajectoryBuilder
 from dv2_jax.config import AgentConfig, ImageConfig
 from dv2_jax.data.question import Question
 from dv2_jax.data.tokenizer import Tokenizer, train_bpe
+from tests.agent.tool_results import Item, Result
 
 CROP = "<think>It is small.</think>\n<code>\n```python\nimage_1.crop((100, 40, 140, 80))\n```\n</code>"
 SUM = "<think>I add.</think>\n<code>\n```python\n# 両方\nprint(12 + 30)\n```\n</code>"
 SEARCH = '<think>I look it up.</think>\n<tool_call>\n{"name": "search", "arguments": {"query": "capital of Chad"}}\n</tool_call>'
-
-
-@dataclass(frozen=True)
-class Item:
-    title: str
-    url: str
-    snippet: str
-    date: str = ""
-    thumbnail: bytes | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    """The fields of a tools service's result that an observation reads."""
-
-    status: str = "OK"
-    stdout: str = ""
-    stderr: str = ""
-    images: tuple[bytes, ...] = ()
-    items: tuple[Item, ...] = ()
-    message: str = ""
-    restarted: bool = False
 
 
 def png(width: int, height: int, seed: int = 0) -> bytes:
@@ -54,7 +32,7 @@ def png(width: int, height: int, seed: int = 0) -> bytes:
 
 @pytest.fixture(scope="session")
 def parts() -> SimpleNamespace:
-    """What dialogues are put together from."""
+    """Building blocks of dialogues: turn texts, tool results, images."""
     return SimpleNamespace(CROP=CROP, SUM=SUM, SEARCH=SEARCH, Item=Item, Result=Result, png=png)
 
 
@@ -70,30 +48,30 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def codec(tokenizer) -> SpliceCodec:
-    return SpliceCodec(tokenizer, ImageConfig(), AgentConfig())
+def prompt_encoder(tokenizer) -> PromptEncoder:
+    return PromptEncoder(tokenizer, ImageConfig(), AgentConfig())
 
 
 @pytest.fixture(scope="session")
-def make(codec):
-    """``make(question, [(turn text, result or None), ...], seed)`` plays a dialogue and gives it random log-probs."""
+def make(prompt_encoder):
+    """`make(question, [(turn text, result or None), ...], seed)` builds a trajectory with random log-probs."""
 
     def play(question: Question, steps: list[tuple[str, Result | None]], seed: int = 0) -> Trajectory:
         rng = np.random.default_rng(seed)
-        transcript = Transcript(codec, question, f"{question.id}-{seed}")
+        builder = TrajectoryBuilder(prompt_encoder, question, f"{question.id}-{seed}")
         for text, result in steps:
-            ids = codec.chat.assistant(text)
-            transcript.add_sampled(ids, [-float(np.float32(x)) for x in rng.gamma(0.5, 0.6, len(ids))], seed)
-            if transcript.finish is None:
-                transcript.add_result(result, wall_ms=12.5)
-        return transcript.trajectory()
+            ids = prompt_encoder.chat.encode_assistant(text)
+            builder.append_generation(ids, [-float(np.float32(x)) for x in rng.gamma(0.5, 0.6, len(ids))], seed)
+            if builder.finish is None:
+                builder.append_tool_output(result, wall_ms=12.5)
+        return builder.trajectory()
 
     return play
 
 
 @pytest.fixture(scope="session")
 def trajectories(make) -> list[Trajectory]:
-    """Right and wrong, with a crop, a sum, a search, a failed cell and no tool at all."""
+    """Correct and wrong trajectories: with a crop, a sum, a search, a failed cell, and without a tool."""
     look = Question("q-look", "perception", "perception", "Which digit is in the corner?", (png(1200, 900),), "7")
     add = Question("q-add", "reasoning", "reason", "What is 12 + 30? <b>&amp;", (), "42", "number")
     find = Question("q-find", "search", "search", "What is the capital of Chad?", (), "N'Djamena")

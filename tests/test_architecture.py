@@ -1,4 +1,4 @@
-"""The shape of the house: which way imports run, what may be imported at all, how large a file may be."""
+"""Architecture rules: direction of imports, permitted and declared dependencies, unique names, file sizes."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 450
 
-# Lower number: lower level. An import runs to a lower level, or stays on its own without making a cycle.
+# An import goes to a lower level, or stays on its own level without a cycle.
 LEVELS = {
     "config": 0, "telemetry": 0,
     "ops": 1, "parallel": 1, "report": 1,
@@ -45,7 +45,7 @@ def module_name(path: Path) -> str:
 
 @cache
 def imports(path: Path) -> tuple[str, ...]:
-    """The absolute module of every import in the file, those inside functions included."""
+    """Returns the absolute module of every import in the file, including imports inside functions."""
     package = module_name(path).split(".")[: None if path.name == "__init__.py" else -1]
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
@@ -54,7 +54,7 @@ def imports(path: Path) -> tuple[str, ...]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            # `from package import module` imports the module; a name that is no module is its parent's.
+            # `from package import module` imports the module; any other name belongs to its parent.
             found += [full if is_module(full := f"{module}.{alias.name}") else module for alias in node.names]
     return tuple(found)
 
@@ -65,14 +65,14 @@ def is_module(name: str) -> bool:
 
 
 def part(module: str) -> str:
-    """``dv2_jax.rl.losses`` → ``rl``; ``dv2_jax.toy.tasks`` is a part of its own; the package itself → ````."""
+    """Maps `dv2_jax.rl.losses` to `rl`, `dv2_jax.toy.tasks...` to `toy.tasks`, and the package itself to an empty string."""
     if module.startswith("dv2_jax.toy.tasks"):
         return "toy.tasks"
     return module.split(".")[1] if "." in module else ""
 
 
 def edges() -> dict[tuple[str, str], list[str]]:
-    """(importing part, imported part) → the files that do it, within dv2_jax."""
+    """Returns (importing part, imported part) → the importing files, within dv2_jax."""
     found: dict[tuple[str, str], list[str]] = {}
     for path in sources("dv2_jax"):
         here = part(module_name(path))
@@ -88,7 +88,7 @@ def test_every_part_has_a_level():
 
 
 def test_imports_run_downward():
-    """Catches a model that knows of the agent, a loss that reads files of the recipe, imports in functions included."""
+    """Catches a model that imports the agent or a loss that imports the recipe, also inside functions."""
     upward = {
         f"{above} imports {below}": files
         for (above, below), files in edges().items()
@@ -115,7 +115,7 @@ def test_parts_do_not_import_each_other_in_a_circle():
 
 
 def test_the_tools_service_stands_alone():
-    """Its machines have no accelerator and no JAX; and a policy must not be able to reach into the trainer."""
+    """Catches an import of JAX or of the trainer in the tools service, which runs on machines without JAX."""
     wrong = [
         f"{path.relative_to(ROOT)}: {module}"
         for path in sources("tools_service")
@@ -126,7 +126,7 @@ def test_the_tools_service_stands_alone():
 
 
 def test_only_the_client_of_the_tools_service_is_used():
-    """What runs the untrusted code shares no code with the trainer; starting the service is the client's affair."""
+    """Catches an import of the service's internals in the trainer, which may only use `tools_service.client`."""
     wrong = [
         f"{path.relative_to(ROOT)}: {module}"
         for path in sources("dv2_jax")
@@ -147,48 +147,116 @@ def test_no_torch_and_no_tensorflow_at_run_time():
     assert wrong == []
 
 
-def normal(name: str) -> str:
+# Declared and not imported by the project itself: distribution → reason.
+NOT_IMPORTED = {
+    "matplotlib": "importable by code in the sandbox",
+    "pandas": "importable by code in the sandbox",
+    "scipy": "importable by code in the sandbox",
+    "sympy": "importable by code in the sandbox",
+    "mendeleev": "its database is read as a file; importing the package takes seconds",
+    "opentelemetry-exporter-otlp-proto-http": "imported by name when traces are sent to a collector",
+}
+# Modules whose name occurs more than once: file name without suffix → reason.
+SAME_MODULE_NAME = {
+    "__init__": "Python's name of a package",
+    "__main__": "Python's name of a package's command",
+}
+
+
+def normalize_name(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_every_imported_distribution_is_declared():
-    """Catches a package that is here only because another one needs it today."""
+def distribution(requirement: str) -> str:
+    """Returns the normalized distribution name of a requirement such as `jax>=0.10,<0.13`."""
+    return normalize_name(re.split(r"[\[<>=!~; ]", requirement)[0])
+
+
+def runtime_requirements() -> set[str]:
+    """Returns the distributions that pyproject.toml declares for the packages, optional features included."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {
-        normal(re.split(r"[\[<>=!~; ]", line)[0])
-        for line in [
-            *project["dependencies"],
-            *(
-                line
-                for extra in ("wandb", "smol", "traces", "vectors")
-                for line in project["optional-dependencies"][extra]
-            ),
-        ]
-    }
+    extras = project["optional-dependencies"]
+    optional = [line for name in ("wandb", "smol", "traces", "vectors") for line in extras[name]]
+    return {distribution(line) for line in [*project["dependencies"], *optional]}
+
+
+def imported_distributions() -> dict[str, tuple[set[str], list[str]]]:
+    """Returns top-level module → (distributions that provide it, files that import it), without the standard library."""
     owners = packages_distributions()
-    missing = set()
+    found: dict[str, tuple[set[str], list[str]]] = {}
     for path in sources("dv2_jax", "tools_service", "configs"):
         for module in imports(path):
             top = module.split(".")[0]
             if top in sys.stdlib_module_names or top in {"dv2_jax", "tools_service", "configs"}:
                 continue
-            names = {normal(name) for name in owners.get(top, [top])}
-            if not names & declared:
-                missing.add(f"{top} ({', '.join(sorted(names))}) in {path.relative_to(ROOT)}")
-    assert missing == set()
+            names = {normalize_name(name) for name in owners.get(top, [top])}
+            found.setdefault(top, (names, []))[1].append(str(path.relative_to(ROOT)))
+    return found
+
+
+def test_every_imported_distribution_is_declared():
+    """Catches an import of a package that is installed only as a dependency of another one."""
+    declared = runtime_requirements()
+    missing = {top: (names, files) for top, (names, files) in imported_distributions().items() if not names & declared}
+    assert missing == {}
+
+
+def test_every_declared_distribution_is_imported():
+    """Catches a dependency that remains declared after its last import is removed."""
+    imported = set().union(*(names for names, _ in imported_distributions().values()))
+    generated = {"protobuf", "grpcio"}  # imported by the generated modules of tools_service/proto
+    assert runtime_requirements() - imported - NOT_IMPORTED.keys() - generated == set()
+
+
+def test_every_dependency_of_the_tests_is_imported():
+    """Catches a dependency of the test extra that neither tests nor benchmarks import."""
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["test"]
+    owners = packages_distributions()
+    modules = {module.split(".")[0] for path in sources("tests", "benchmarks") for module in imports(path)}
+    imported = {normalize_name(name) for module in modules for name in owners.get(module, [module])}
+    not_imported = {
+        "beartype": "imported by jaxtyping's import hook",
+        "grpcio-tools": "run as a program",
+        "ipykernel": "started as a kernel by jupyter_client",
+        "jinja2": "used by transformers to render chat templates",
+        "pytest-xdist": "pytest plugin",
+        "ruff": "run as a program",
+        "setuptools": "builds the wheel",
+    }
+    unused = {distribution(line) for line in extra} - imported - not_imported.keys() - runtime_requirements()
+    assert unused == set()
+
+
+def test_no_two_modules_share_a_name():
+    """Catches a second `metrics.py`: an import or a traceback then no longer says which one is meant."""
+    files: dict[str, list[str]] = {}
+    for path in sources("dv2_jax", "tools_service"):
+        files.setdefault(path.stem, []).append(str(path.relative_to(ROOT)))
+    shared = {name: paths for name, paths in files.items() if len(paths) > 1 and name not in SAME_MODULE_NAME}
+    assert shared == {}
+
+
+def test_no_two_classes_share_a_name():
+    """Catches a second class `Session`: searching for the name then finds two unrelated things."""
+    places: dict[str, list[str]] = {}
+    for path in sources("dv2_jax", "tools_service"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert {name: lines for name, lines in places.items() if len(lines) > 1} == {}
 
 
 def test_the_constraints_satisfy_every_declared_range():
-    """Catches a range that was raised without the tested set, and a dependency that was never pinned."""
+    """Catches a version range that was raised without constraints.txt, and a dependency without a pin."""
     from packaging.requirements import Requirement
 
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pinned = {normal(name): version for name, version in (line.split("==") for line in lines if "==" in line)}
+    pinned = {normalize_name(name): version for name, version in (line.split("==") for line in lines if "==" in line)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wrong = []
     for text in [*project["dependencies"], *project["optional-dependencies"]["test"]]:
         requirement = Requirement(text)
-        version = pinned.get(normal(requirement.name))
+        version = pinned.get(normalize_name(requirement.name))
         if version is None or not requirement.specifier.contains(version):
             wrong.append(f"{text}: constraints.txt has {version}")
     assert wrong == []
@@ -203,8 +271,17 @@ def test_files_are_small():
     assert long == {}
 
 
-@pytest.mark.parametrize("statement", ["import dv2_jax", "import dv2_jax.config", "import tools_service.client"])
+LIGHT_IMPORTS = [
+    "import dv2_jax",
+    "import dv2_jax.config",
+    "import tools_service.client",
+    "import " + ", ".join(module_name(path) for path in sources("dv2_jax/agent")),
+]
+
+
+@pytest.mark.parametrize("statement", LIGHT_IMPORTS)
 def test_light_imports_stay_light(statement):
+    """Catches an agent module that loads JAX through the package that it takes an image's token count from."""
     heavy = "{'jax', 'flax', 'optax', 'orbax', 'torch', 'tensorflow', 'transformers', 'matplotlib', 'pandas'}"
     program = f"import sys\n{statement}\nprint(sorted({heavy} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT)
@@ -212,7 +289,7 @@ def test_light_imports_stay_light(statement):
 
 
 def test_help_of_train_loads_no_jax():
-    """Catches a command line that takes seconds to say what its flags are."""
+    """Catches a `--help` that takes seconds because it loads JAX."""
     program = (
         "import runpy, sys\nsys.argv = ['train', '--config=configs/rl.py', '--help']\n"
         "try:\n    runpy.run_module('dv2_jax.train', run_name='__main__')\nexcept SystemExit:\n    pass\n"
@@ -222,14 +299,8 @@ def test_help_of_train_loads_no_jax():
     assert shown.stdout.endswith("loaded []\n"), shown.stderr
 
 
-def test_no_two_test_files_have_the_same_name():
-    """pytest imports test files by their base name: of two that share it, one is an error at collection."""
-    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
-    assert sorted(names) == sorted(set(names))
-
-
 @pytest.mark.parametrize("command", [("check",), ("format", "--check", "--diff")])
 def test_the_code_is_linted_and_formatted(command):
-    """Catches what `ruff check --fix . && ruff format .` would change."""
+    """Catches files that `ruff check --fix . && ruff format .` would change."""
     done = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,14 +1,14 @@
-"""A training run on a Cloud TPU slice, from the request to the logs.
+"""Launches and supervises a training run on a Cloud TPU slice.
 
     python tpu/launch.py up --name deepeyes --zone us-east5-a --accelerator-type v5p-64 --spot \\
         --copy gs://bucket/models/cold-start-7b=models/cold-start-7b \\
         -- --config=configs/rl.py:7b --config.run.root=/mnt/bucket/runs
 
-`up` is `create`, `wait`, `install`, `run` and `watch`; each is a verb of its own, as are `status`, `logs`, `stop` and
-`delete`. `watch` follows the run to its end: after a preemption it asks for the slice again and starts the same
-command, which continues from the last checkpoint. `--dry-run` prints every command and runs none.
+`up` runs the verbs `create`, `wait`, `install`, `run` and `watch`; others are `status`, `logs`, `stop` and `delete`. `watch`
+follows the run to its end: after a preemption it requests the slice again and starts the same command, which continues
+from the last checkpoint. `--dry-run` prints every command and runs none.
 
-Needs gcloud, logged in, with ssh keys known to the agent. What happens on the machines is in `worker.sh`.
+Needs gcloud with credentials, and ssh keys in the agent. `worker.sh` is the part that runs on the workers.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = "dv2_jax"  # below the home directory of every worker
+FOLDER = "dv2_jax"  # in the home directory of every worker
 
-# Cloud TPU software images by the beginning of the accelerator type. v7x is not here: Google serves it through GKE.
+# Cloud TPU software images by prefix of the accelerator type. v7x is missing: it is available only through GKE.
 RUNTIMES = {
     "v4-": "tpu-ubuntu2204-base",
     "v5litepod-": "v2-alpha-tpuv5-lite",
     "v5p-": "v2-alpha-tpuv5",
     "v6e-": "v2-alpha-tpuv6e",
 }
-GONE = ("SUSPENDING", "SUSPENDED", "FAILED", "DELETING", "NOT_FOUND")  # states that a request does not come back from
+GONE = ("SUSPENDING", "SUSPENDED", "FAILED", "DELETING", "NOT_FOUND")  # terminal states of a queued resource
 
 
 class LaunchError(Exception):
-    """What went wrong and what to do; printed without a trace."""
+    """A user-facing error with its fix, printed without a traceback."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Which machines, and how gcloud is asked for them."""
+    """The slice, and the gcloud commands that manage it."""
 
     name: str
     zone: str
-    accelerator_type: str  # as gcloud writes it: the number counts TensorCores on v4 and v5p, two to a chip
+    accelerator_type: str  # gcloud's name; its number counts TensorCores on v4 and v5p, two per chip
     runtime_version: str
     project: str
     spot: bool
@@ -70,7 +70,7 @@ class Slice:
         ]
 
     def state(self) -> list[str]:
-        # A list, not `describe`: a request that is gone gives an empty answer there, and an error here.
+        # `list`, not `describe`: for a deleted request it returns an empty result instead of an error.
         return [*self.gcloud("queued-resources", "list"), f"--filter=name~/{self.name}$", "--format=value(state.state)"]
 
     def delete(self) -> list[str]:
@@ -86,8 +86,8 @@ class Slice:
         return self.ssh(shlex.join(["bash", f"{FOLDER}/tpu/worker.sh", verb, *arguments]), *flags)
 
 
-class Shell:
-    """Runs commands, or prints them."""
+class CommandRunner:
+    """Runs commands, or only prints them in a dry run."""
 
     def __init__(self, dry_run: bool):
         self.dry_run = dry_run
@@ -97,11 +97,11 @@ class Shell:
         if not self.dry_run and (code := subprocess.run(command).returncode):
             raise LaunchError(f"exit code {code} of: {shlex.join(command)}")
 
-    def read(self, command: list[str], pretended: str) -> str:
-        """Standard output; in a dry run the command is printed and `pretended` is its answer."""
+    def read(self, command: list[str], dry_run_output: str) -> str:
+        """Returns the standard output; in a dry run prints the command and returns `dry_run_output`."""
         if self.dry_run:
-            print(f"$ {shlex.join(command)}   # until: {pretended.replace(chr(10), ', ')}", flush=True)
-            return pretended
+            print(f"$ {shlex.join(command)}   # until: {dry_run_output.replace(chr(10), ', ')}", flush=True)
+            return dry_run_output
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise LaunchError(f"exit code {done.returncode} of: {shlex.join(command)}\n{done.stderr.strip()}")
@@ -109,17 +109,21 @@ class Shell:
 
 
 class Launch:
-    def __init__(self, slice_: Slice, shell: Shell, options: argparse.Namespace):
-        self.slice, self.shell, self.options = slice_, shell, options
+    """The verbs of the command line."""
+
+    def __init__(self, slice_: Slice, runner: CommandRunner, options: argparse.Namespace):
+        self.slice = slice_
+        self.runner = runner
+        self.options = options
 
     def create(self) -> None:
-        self.shell.run(self.slice.create())
+        self.runner.run(self.slice.create())
 
     def state(self) -> str:
-        return self.shell.read(self.slice.state(), "ACTIVE") or "NOT_FOUND"
+        return self.runner.read(self.slice.state(), "ACTIVE") or "NOT_FOUND"
 
     def wait(self) -> None:
-        """Until the request is granted."""
+        """Waits until the request is granted. Raises LaunchError if it reaches a terminal state."""
         shown = ""
         while (state := self.state()) != "ACTIVE":
             if state in GONE:
@@ -130,14 +134,14 @@ class Launch:
             time.sleep(self.options.poll)
 
     def install(self) -> None:
-        """The committed source of this repository, its dependencies, and what `--copy` and `--setup` say, on every worker."""
-        if not self.shell.dry_run:
+        """Installs the committed source and its dependencies on every worker, then runs `--copy` and `--setup`."""
+        if not self.runner.dry_run:
             status = ["git", "-C", str(ROOT), "status", "--porcelain"]
             if changed := subprocess.run(status, capture_output=True, text=True).stdout.splitlines():
-                print(f"{len(changed)} files are changed or new and not committed: the workers get HEAD", flush=True)
+                print(f"{len(changed)} files have uncommitted changes: the workers get HEAD", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             archive = f"{folder}/{FOLDER}.tar.gz"
-            self.shell.run(
+            self.runner.run(
                 [
                     "git",
                     "-C",
@@ -149,52 +153,52 @@ class Launch:
                     "HEAD",
                 ]
             )
-            self.shell.run(self.slice.send(archive))
-        self.shell.run(self.slice.ssh(f"tar -xzf {FOLDER}.tar.gz && bash {FOLDER}/tpu/worker.sh install"))
+            self.runner.run(self.slice.send(archive))
+        self.runner.run(self.slice.ssh(f"tar -xzf {FOLDER}.tar.gz && bash {FOLDER}/tpu/worker.sh install"))
         for pair in self.options.copy:
             source, _, target = pair.partition("=")
-            self.shell.run(self.slice.worker("copy", source, target))
+            self.runner.run(self.slice.worker("copy", source, target))
         for command in self.options.setup:
-            self.shell.run(self.slice.ssh(command))
+            self.runner.run(self.slice.ssh(command))
 
     def run(self) -> None:
-        """Starts the trainer with its tools on every worker, and returns."""
+        """Starts the trainer and its tools service on every worker in the background."""
         if not self.options.train:
             raise LaunchError(
                 "nothing to run: give the trainer's arguments after --, e.g. -- --config=configs/rl.py:7b"
             )
-        self.shell.run(self.slice.worker("start", *_tools(self.options), "--", *self.options.train))
+        self.runner.run(self.slice.worker("start", *_tools(self.options), "--", *self.options.train))
 
     def status(self) -> str:
-        """One word per worker: running, done, failed, or stopped (it never started, or its machine was restarted)."""
-        answer = self.shell.read(self.slice.worker("status"), "done")
+        """Returns the distinct states of the workers: running, done, failed, or stopped (not started, or rebooted)."""
+        answer = self.runner.read(self.slice.worker("status"), "done")
         return " ".join(sorted({line.split()[-1] for line in answer.splitlines() if line.split()}))
 
     def logs(self) -> None:
-        """The log of every worker, each in its own file."""
+        """Downloads the log of every worker, each into its own file."""
         folder = Path(self.options.output)
-        if not self.shell.dry_run:
+        if not self.runner.dry_run:
             folder.mkdir(parents=True, exist_ok=True)
-        self.shell.run(self.slice.worker("logs", flags=[f"--output-directory={folder}"]))
+        self.runner.run(self.slice.worker("logs", flags=[f"--output-directory={folder}"]))
 
     def stop(self) -> None:
-        self.shell.run(self.slice.worker("stop"))
+        self.runner.run(self.slice.worker("stop"))
 
     def delete(self) -> None:
-        self.shell.run(self.slice.delete())
+        self.runner.run(self.slice.delete())
 
     def watch(self) -> None:
-        """To the end of the run. A lost slice is asked for again; a failed trainer is not started again."""
+        """Follows the run to its end. A lost slice is requested again; a failed trainer is not restarted."""
         restarts = 0
         while True:
             state = self.state()
             words = self._status_of(state)
             if words == "done":
                 self.logs()
-                print(f"{self.slice.name}: the run is complete; `delete` gives the slice back", flush=True)
+                print(f"{self.slice.name}: the run is complete; `delete` releases the slice", flush=True)
                 return
             if "failed" in words:
-                self.stop()  # the other workers wait for the one that is gone
+                self.stop()  # the other workers hang in collectives with the failed one
                 self.logs()
                 raise LaunchError(f"the trainer failed; see {self.options.output}")
             if state in GONE or "stopped" in words:
@@ -202,7 +206,7 @@ class Launch:
                 if restarts > self.options.max_restarts:
                     raise LaunchError(f"{self.slice.name} was lost {restarts} times: --max-restarts")
                 print(f"{self.slice.name}: {state}; starting again ({restarts})", flush=True)
-                self._again(state)
+                self._restart(state)
             time.sleep(self.options.poll)
 
     def _status_of(self, state: str) -> str:
@@ -210,11 +214,11 @@ class Launch:
             return ""
         try:
             return self.status()
-        except LaunchError as error:  # a machine that is being taken away does not answer; its state follows
+        except LaunchError as error:  # a machine that is being preempted does not answer; the next poll shows its state
             print(error, flush=True)
             return ""
 
-    def _again(self, state: str) -> None:
+    def _restart(self, state: str) -> None:
         if state in GONE:
             if state != "NOT_FOUND":
                 self.delete()
@@ -246,34 +250,38 @@ def parse(argv: Sequence[str]) -> tuple[str, Slice, argparse.Namespace]:
     )
     verbs = ["up", "create", "wait", "install", "run", "watch", "status", "logs", "stop", "delete"]
     parser.add_argument("verb", choices=verbs)
-    parser.add_argument("--name", required=True, help="of the request and of its node")
+    parser.add_argument("--name", required=True, help="name of the request and of its node")
     parser.add_argument("--zone", required=True)
-    parser.add_argument("--project", default="", help="default: gcloud's own")
+    parser.add_argument("--project", default="", help="default: the project of gcloud's configuration")
     parser.add_argument("--accelerator-type", default="", help="v4-N, v5litepod-N, v5p-N or v6e-N")
     parser.add_argument("--runtime-version", default="", help="default: the image of the accelerator type")
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--spot", action="store_true", help="cheaper, and may be taken away")
-    kind.add_argument("--reserved", action="store_true", help="from a reservation of the project")
-    parser.add_argument("--service-account", default="", help="of the machines; it reads and writes the buckets")
+    kind.add_argument("--spot", action="store_true", help="preemptible capacity")
+    kind.add_argument("--reserved", action="store_true", help="capacity from a reservation of the project")
+    parser.add_argument(
+        "--service-account", default="", help="service account of the workers; it reads and writes the buckets"
+    )
     parser.add_argument(
         "--copy",
         action="append",
         default=[],
         metavar="gs://FROM=TO",
-        help="a folder or file for every worker, TO below the repository; repeatable",
+        help="copy a folder or file to every worker, TO is relative to the repository; repeatable",
     )
     parser.add_argument(
         "--setup",
         action="append",
         default=[],
         metavar="COMMAND",
-        help="for the shell of every worker, after the installation; repeatable",
+        help="shell command for every worker, run after the installation; repeatable",
     )
-    parser.add_argument("--text-index", default="", help="folder on the worker: starts a tools service on every one")
-    parser.add_argument("--image-index", default="", help="likewise, of pictures")
+    parser.add_argument(
+        "--text-index", default="", help="text index folder on the workers; starts a tools service on each"
+    )
+    parser.add_argument("--image-index", default="", help="image index folder on the workers, likewise")
     parser.add_argument("--output", default="logs", help="folder for the workers' logs")
-    parser.add_argument("--poll", type=float, default=30.0, help="seconds between two looks at the state")
-    parser.add_argument("--max-restarts", type=int, default=50, help="of a run whose slice was lost")
+    parser.add_argument("--poll", type=float, default=30.0, help="seconds between polls of the state")
+    parser.add_argument("--max-restarts", type=int, default=50, help="maximum number of restarts after a lost slice")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     options = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
     options.train = train
@@ -292,7 +300,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Slice, argparse.Namespace]:
             parser.error(f"run.root={root}: a run directory is a path; mount the bucket on every worker with --setup")
         if options.spot and not root.startswith("/mnt/"):
             parser.error(
-                "--spot without --config.run.root=/mnt/...: a slice that is taken away takes its disks with it, checkpoints"
+                "--spot without --config.run.root=/mnt/...: a preempted slice loses its disks, checkpoints"
                 " included; mount a file system that outlives it on every worker, with --setup"
             )
     if any("=" not in pair for pair in options.copy):
@@ -303,7 +311,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Slice, argparse.Namespace]:
 
 
 def _run_root(train: Sequence[str]) -> str:
-    """The run directory's parent, as the trainer will read it."""
+    """Returns `run.root` from the trainer's arguments."""
     root = ""
     for word, following in zip(train, [*train, ""][1:], strict=True):
         flag, equals, value = word.partition("=")
@@ -314,14 +322,14 @@ def _run_root(train: Sequence[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     verb, slice_, options = parse(sys.argv[1:] if argv is None else argv)
-    launch = Launch(slice_, Shell(options.dry_run), options)
+    launch = Launch(slice_, CommandRunner(options.dry_run), options)
     try:
         result = getattr(launch, verb)()
     except LaunchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\n{slice_.name} goes on without this watch; `watch` picks it up again", file=sys.stderr)
+        print(f"\n{slice_.name} continues without this watch; `watch` resumes watching", file=sys.stderr)
         return 130
     if isinstance(result, str):
         print(result)

@@ -1,33 +1,33 @@
 #!/usr/bin/env bash
-# What happens on every host of a slice. Run by launch.py through ssh; works on any Linux machine.
+# Runs on every host of a slice. Called by launch.py through ssh; works on any Linux machine.
 #
-#   worker.sh install                        Python, the package and its TPU dependencies in .venv
-#   worker.sh copy gs://FROM TO              a folder or a file into the repository
-#   worker.sh start [TOOLS ARGS] -- ARGS     `python -m dv2_jax.train ARGS` in the background; with TOOLS ARGS behind a
-#                                            tools service of this host, without them the trainer starts its own
+#   worker.sh install                        installs Python, the package and its TPU dependencies in .venv
+#   worker.sh copy gs://FROM TO              copies a folder or a file into the repository
+#   worker.sh start [TOOLS ARGS] -- ARGS     starts `python -m dv2_jax.train ARGS` in the background; with TOOLS ARGS it
+#                                            starts a tools service first, without them the trainer starts its own
 #   worker.sh status | logs | stop
 #
-# DV2_PYTHON: another interpreter than .venv's. DV2_STATE: where process ids and logs go.
+# DV2_PYTHON: interpreter (default: that of .venv). DV2_STATE: folder of process ids and logs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python="${DV2_PYTHON:-.venv/bin/python}"
 state="${DV2_STATE:-$HOME/dv2_jax_worker}"
 mkdir -p "$state"
 
-alive() { # NAME: whether the process group of NAME still runs
+alive() { # NAME: tests if the process group of NAME is running
   [[ -f "$state/$1.pid" ]] && kill -0 -- "-$(cat "$state/$1.pid")" 2>/dev/null
 }
 
-background() { # NAME COMMAND...: in its own process group, whose id is kept; the exit code too
+background() { # NAME COMMAND...: runs it in its own process group; stores the group's id and the exit code
   local name="$1"; shift
   rm -f "$state/$name.exit" "$state/$name.pid"
   : >"$state/$name.log"
-  # The id is written by the group's own leader: asking afterwards would race with a command that ends at once.
+  # The group leader writes its own id: reading it afterwards would race with a command that exits immediately.
   setsid bash -c 'echo $$ >"$1"; shift; exit_file="$1"; shift; code=0; "$@" || code=$?; echo "$code" >"$exit_file"' \
     _ "$state/$name.pid" "$state/$name.exit" "$@" >"$state/$name.log" 2>&1 </dev/null &
 }
 
-end() { # NAME SECONDS: asks the group to end, and insists after a while
+end() { # NAME SECONDS: sends SIGTERM to the group, and SIGKILL after SECONDS
   alive "$1" || return 0
   local group; group="$(cat "$state/$1.pid")"
   kill -TERM -- "-$group" 2>/dev/null || true
@@ -37,7 +37,7 @@ end() { # NAME SECONDS: asks the group to end, and insists after a while
 
 case "${1:-}" in
   install)
-    # The images carry Python 3.10; uv brings a newer one without touching the system.
+    # The TPU images have Python 3.10; uv installs a newer one without changing the system.
     python3 -m pip install --quiet --user uv
     python3 -m uv venv --quiet --allow-existing --python 3.12 .venv
     python3 -m uv pip install --quiet --python .venv/bin/python -e '.[tpu]'
@@ -63,7 +63,7 @@ case "${1:-}" in
         sleep 0.2
       done
       if [[ -z "$address" ]]; then echo "$(hostname): the tools service did not start:"; tail -20 "$state/tools.log"; exit 1; fi
-      where=("--config.tools.address=$address") # this host's own: no call leaves the machine
+      where=("--config.tools.address=$address") # on loopback: no call leaves the machine
     fi
     background trainer "$python" -m dv2_jax.train "$@" "${where[@]}"
     for ((i = 0; i < 50; i++)); do [[ -f "$state/trainer.pid" ]] && break; sleep 0.1; done
@@ -73,7 +73,7 @@ case "${1:-}" in
     if [[ -f "$state/trainer.exit" ]]; then
       [[ "$(cat "$state/trainer.exit")" == 0 ]] && word=done || word=failed
     elif alive trainer; then word=running
-    else word=stopped # never started here, or the machine was restarted
+    else word=stopped # not started here, or the machine was rebooted
     fi
     echo "$(hostname) $word"
     ;;

@@ -1,4 +1,5 @@
-"""The agent loop without its engine: parse a turn, render an observation, splice ids, count budgets.
+"""The agent loop without its engine: parses turns, renders observations, encodes prompts and enforces budgets.
 
-Pure functions and one accumulator; no JAX, no network, no files but a prompt file that the config names.
+Pure functions and one stateful `TrajectoryBuilder`. No JAX, no network, and no file access except for a system
+prompt that the configuration names.
 """

@@ -1,4 +1,4 @@
-"""Pictures between the sandbox and the model: what goes in, and what a returned one must look like."""
+"""Converts images between the sandbox and the model: inputs of a code cell, and images that a tool returned."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ MIN_SIDE = 32  # pixels; as released
 MAX_ASPECT = 200  # long side over short side; the vision preprocessing refuses more
 
 
-def returned_size(width: int, height: int) -> tuple[int, int]:
-    """The size at which a picture of ``width`` × ``height`` pixels is given back (spec 2.7).
+def returned_image_size(width: int, height: int) -> tuple[int, int]:
+    """Returns the size in pixels at which a tool's image of `width` × `height` is shown to the model (as released).
 
-    An extreme strip is shortened to ``short side × min(150, ratio / 2)``; then a short side below 32 pixels is
-    scaled up to 32. Any other picture keeps its size.
+    A strip with an aspect ratio above 200 is shortened to `short side × min(150, ratio / 2)`; then a short side
+    below 32 pixels is scaled up to 32. Any other image keeps its size.
     """
     short, long = min(width, height), max(width, height)
     if long / short > MAX_ASPECT:
@@ -31,38 +31,40 @@ def returned_size(width: int, height: int) -> tuple[int, int]:
     return width, height
 
 
-def returned_picture(encoded: bytes) -> bytes | None:
-    """``encoded`` fit for the model: itself where its size is fine, resized (Lanczos, PNG) where not.
+def fit_returned_image(encoded: bytes) -> bytes | None:
+    """Returns `encoded` unchanged where its size suits the model, else resized (Lanczos) and encoded as PNG.
 
-    None for what cannot be decoded: one bad picture must not cost a trajectory.
+    Returns None for an image that cannot be decoded, so that one bad image does not end a trajectory.
     """
     try:
-        picture = load_image(encoded)
+        image = load_image(encoded)
     except ImageError:
         return None
-    size = returned_size(*picture.size)
-    return encoded if size == picture.size else _png(picture.resize(size, PIL.Image.Resampling.LANCZOS))
+    size = returned_image_size(*image.size)
+    if size == image.size:
+        return encoded
+    return _encode_png(image.resize(size, PIL.Image.Resampling.LANCZOS))
 
 
-def sandbox_pictures(question: Question, agent: AgentConfig, image: ImageConfig) -> tuple[bytes, ...]:
-    """The encoded pictures that code finds as ``image_1`` ... ``image_n``.
+def sandbox_images(question: Question, agent: AgentConfig, image_config: ImageConfig) -> tuple[bytes, ...]:
+    """Returns the encoded images that a code cell finds as `image_1` ... `image_n`.
 
-    ``agent.code_images``: ``native`` gives the question's own files; ``view`` gives them at the resolution the
-    model sees, so that coordinates mean the same to both.
+    With `agent.code_images="native"` these are the question's own files; with `"view"` they are resized to the
+    resolution that the model sees, so that pixel coordinates agree between code and model.
     """
     if agent.code_images == "native":
         return question.images
     views = []
     for encoded in question.images:
-        picture = load_image(encoded)
+        image = load_image(encoded)
         height, width = smart_resize(
-            picture.height, picture.width, min_pixels=image.min_pixels, max_pixels=image.max_pixels
+            image.height, image.width, min_pixels=image_config.min_pixels, max_pixels=image_config.max_pixels
         )
-        views.append(_png(picture.resize((width, height), PIL.Image.Resampling.BICUBIC)))
+        views.append(_encode_png(image.resize((width, height), PIL.Image.Resampling.BICUBIC)))
     return tuple(views)
 
 
-def _png(picture: PIL.Image.Image) -> bytes:
+def _encode_png(image: PIL.Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -1,8 +1,8 @@
-"""System and user prompts. Rows that carry their own messages never come here.
+"""System and user prompts, for questions that do not carry their own messages.
 
-``full`` and ``full_no_search`` follow the order of content of the released prompts (spec 2.2, 2.3) in our own
-words. ``brief`` is for a tiny model that reads it thousands of times: together with its user prompt it stays
-under 60 words. A path names a text file to use as the system prompt.
+`full` and `full_no_search` follow the order of content of the released prompts, in other words. `brief` is for a
+tiny model, for which prompt tokens dominate the cost: with its user prompt it has fewer than 60 words. Any other
+name is the path of a text file to use as the system prompt.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ _USER = {"brief": "", "full": _USER_FULL, "full_no_search": _USER_FULL_NO_SEARCH
 
 @functools.cache
 def system_prompt(name: str) -> str:
-    """The system prompt called ``name``, or the text of the file at that path."""
+    """Returns the built-in system prompt `name`, or the text of the file at that path."""
     if name in SYSTEM:
         return SYSTEM[name]
     path = Path(name)
@@ -121,8 +121,8 @@ def system_prompt(name: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def messages(question: Question, prompt: str) -> tuple[dict, ...]:
-    """System and user message of a question: its own where it has them, else those of ``prompt``."""
+def build_messages(question: Question, prompt: str) -> tuple[dict, ...]:
+    """Returns the question's own messages if it has any, else system and user message of the prompt `prompt`."""
     if question.messages is not None:
         return question.messages
     text = question.text

@@ -1,12 +1,12 @@
-"""What a code cell was for: crop, numerical analysis, mark, or other.
+"""Classifies code cells by purpose: crop, numerical analysis, mark, or other.
 
-The four classes are the paper's (A.6); how its authors told them apart is not published. Ours is a rule on the
-cell's syntax tree and on whether a picture came back:
+The four classes are the paper's (appendix A.6), which does not publish its classification rule. The rule here uses
+the cell's syntax tree and the number of images it returned:
 
-* ``mark``: draws on something (lines, boxes, text) and a picture came back;
-* ``crop``: takes a part of a picture and a picture came back;
-* ``numerical``: computes, and no picture came back (a measurement inside a crop counts here);
-* ``other``: the rest: contrast, rotation, a bare ``plt.show()``, comments only, code that does not parse.
+* `mark`: draws (lines, boxes, text) and returns an image;
+* `crop`: cuts a part out of an image and returns an image;
+* `numerical`: computes and returns no image (a measurement inside a crop counts here);
+* `other`: the rest: contrast, rotation, a bare `plt.show()`, comments only, code that does not parse.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _DRAWING = {
 _SILENT = {"print", "display", "show", "imshow", "open", "axis", "figure", "subplots"}
 
 
-def classify_cell(code: str, pictures: int) -> CellKind:
-    """Class of one executed cell, given how many pictures it returned."""
+def classify_cell(code: str, num_images: int) -> CellKind:
+    """Returns the class of one executed cell that returned `num_images` images."""
     try:
         tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return "other"
     calls = {_called_name(node) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    if pictures:
+    if num_images:
         if calls & _DRAWING:
             return "mark"
         if calls & _CROPPING or any(_is_region(node) for node in ast.walk(tree)):
@@ -57,7 +57,7 @@ def _called_name(call: ast.Call) -> str:
 
 
 def _is_region(node: ast.AST) -> bool:
-    """``array[a:b, c:d]`` with at least one bound: a rectangle of a picture array."""
+    """Returns True for `array[a:b, c:d]` with at least one bound: a rectangle of an image array."""
     if not (isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple)):
         return False
     slices = [part for part in node.slice.elts[:2] if isinstance(part, ast.Slice)]
@@ -70,9 +70,9 @@ def _computes(tree: ast.Module, calls: set[str]) -> bool:
 
 
 def tool_kinds(turns: Iterable[TurnRecord]) -> Counter[str]:
-    """Counts of :data:`TOOL_KINDS` over the turns of one or many trajectories.
+    """Counts the `TOOL_KINDS` over the turns of one or many trajectories.
 
-    A turn whose call was never run (the last one permitted) does not count.
+    A turn whose call was not executed (the last permitted one) does not count.
     """
     counts: Counter[str] = Counter()
     for turn in turns:
@@ -86,6 +86,6 @@ def tool_kinds(turns: Iterable[TurnRecord]) -> Counter[str]:
 
 
 def shares(counts: Counter[str]) -> dict[str, float]:
-    """Shares of all kinds, summing to 1; all 0 when no tool was called."""
+    """Returns the share of each kind, summing to 1; all shares are 0 when no tool was called."""
     total = sum(counts.values())
     return {kind: counts[kind] / total if total else 0.0 for kind in TOOL_KINDS}

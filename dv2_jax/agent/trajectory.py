@@ -1,4 +1,4 @@
-"""A trajectory: one growing list of ids and everything that is aligned with it."""
+"""Defines a trajectory: one list of token ids and the per-token and per-turn data that belong to it."""
 
 from __future__ import annotations
 
@@ -6,45 +6,45 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dv2_jax.data.chat_encoder import PictureInput
+from dv2_jax.data.chat_encoder import ImageInput
 from dv2_jax.data.question import Question
 
 if TYPE_CHECKING:
     from dv2_jax.data.tokenizer import Tokenizer
 
-__all__ = ["Finish", "PictureInput", "Trajectory", "TurnRecord"]
+__all__ = ["Finish", "ImageInput", "Trajectory", "TurnRecord"]
 
 
 class Finish(enum.Enum):
-    """Why a trajectory ended."""
+    """The reason for which a trajectory ended."""
 
     ANSWER = "answer"  # a non-empty <answer>
     MAX_TURNS = "max_turns"  # the last permitted generation did not answer
     MAX_TOKENS = "max_tokens"  # no room for another token, or for the next observation
-    TURN_LIMIT = "turn_limit"  # a turn reached its own token cap, or was empty
-    LOST = "lost"  # the infrastructure failed; never a verdict on the policy
+    TURN_LIMIT = "turn_limit"  # a turn reached its own token limit, or was empty
+    LOST = "lost"  # the infrastructure failed; masked from the loss
 
 
 @dataclass(frozen=True)
 class TurnRecord:
-    """One generation and what came back. ``text`` lacks the environment's ``<think>``."""
+    """One generation and its observation. `text` lacks the `<think>` that the environment pre-filled."""
 
     text: str
-    kind: str  # protocol.Turn.kind
+    kind: str  # ParsedTurn.kind
     observation: str | None = None  # None: nothing was appended after this turn
     images: tuple[bytes, ...] = ()
     status: str = ""  # tools_service.client.Status name; empty without a tool call
-    wall_ms: float = 0.0  # in the tool
+    wall_ms: float = 0.0  # wall-clock time of the tool call, in milliseconds
 
 
 @dataclass
 class Trajectory:
-    """Ids with what is aligned to them, from the prompt to the last token.
+    """Token ids from the prompt to the last token, with their aligned data.
 
-    ``token_ids``, ``loss_mask``, ``logprobs`` and ``versions`` have the same length T. ``loss_mask`` is 1 on
-    sampled tokens alone; there, ``logprobs`` holds the behavior log-prob (natural log, at the sampling
-    temperature) and ``versions`` the policy version that sampled it; elsewhere they are 0.0 and -1.
-    ``pictures`` follow the order of their placeholders.
+    `token_ids`, `loss_mask`, `logprobs` and `versions` have the same length T. `loss_mask` is 1 exactly on sampled
+    tokens. There, `logprobs` holds the behavior log-prob (natural log, at the sampling temperature) and `versions`
+    the policy version that sampled the token; elsewhere they are 0.0 and -1. `images` are in the order of their
+    placeholders.
     """
 
     id: str
@@ -53,10 +53,10 @@ class Trajectory:
     loss_mask: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
-    pictures: list[PictureInput] = field(default_factory=list)
+    images: list[ImageInput] = field(default_factory=list)
     turns: list[TurnRecord] = field(default_factory=list)
     finish: Finish | None = None  # None: still running
-    dropped: bool = False  # infrastructure failure: kept out of the loss
+    dropped: bool = False  # infrastructure failure: masked from the loss
     prompt_tokens: int = 0  # length of the prompt at the head of token_ids
     reward: float | None = None
     reward_parts: dict[str, Any] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Trajectory:
         return self.token_ids[self.prompt_tokens :]
 
     def response_text(self, tokenizer: Tokenizer) -> str:
-        """Everything after the prompt, observations included: what the rules of spec 6.3 read."""
+        """Decodes everything after the prompt, observations included: the input of the rule-based rewards."""
         return tokenizer.decode(self.response_ids)
 
     @property
@@ -75,7 +75,7 @@ class Trajectory:
 
     @property
     def tool_calls(self) -> int:
-        """Turns whose tool was run, whatever came of it."""
+        """Counts the turns whose tool was executed, successfully or not."""
         return sum(bool(turn.status) for turn in self.turns)
 
     @property

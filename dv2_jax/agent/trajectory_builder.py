@@ -1,6 +1,6 @@
-"""A trajectory under construction: the only code that appends ids, so masks and budgets exist once.
+"""Builds a trajectory. This is the only code that appends ids, so masks and budgets are implemented once.
 
-The rollout adds what was sampled, the scripted solver adds text; both add observations the same way.
+The rollout appends sampled ids and the scripted teacher appends text; both append observations in the same way.
 """
 
 from __future__ import annotations
@@ -8,31 +8,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dv2_jax.agent import budget
-from dv2_jax.agent.observation import Observation, Result, render
-from dv2_jax.agent.parser import Turn, parse_turn
-from dv2_jax.agent.prompt_encoder import SpliceCodec
+from dv2_jax.agent.observation import Observation, ToolOutput, render_observation
+from dv2_jax.agent.parser import ParsedTurn, parse_turn
+from dv2_jax.agent.prompt_encoder import PromptEncoder
 from dv2_jax.agent.trajectory import Finish, Trajectory, TurnRecord
-from dv2_jax.data.chat_encoder import Segment, after
+from dv2_jax.data.chat_encoder import Segment, strip_duplicate_eos
 from dv2_jax.data.question import Question
 
 
-class Transcript:
-    """One trajectory, from its prompt to its finish.
+class TrajectoryBuilder:
+    """Accumulates one trajectory, from its prompt to its finish.
 
-    Life: ``add_sampled`` (or ``add_turn_text``) returns the parsed turn; while ``finish`` is None, run what the
-    turn asks, then ``add_result`` (or ``add_observation``), which returns the segment to prefill, or None when it
-    does not fit and the trajectory is over. ``allowance`` is the cap of the next generation.
+    `append_generation` (or `append_scripted_turn`) returns the parsed turn. While `finish` is None, the caller runs
+    the turn's tool and calls `append_tool_output` (or `append_observation`), which returns the segment to prefill,
+    or None when it does not fit and the trajectory is finished. `max_new_tokens` limits the next generation.
     """
 
-    def __init__(self, codec: SpliceCodec, question: Question, trajectory_id: str | None = None):
-        self.codec = codec
-        self.config = codec.agent_config
-        prompt = codec.prompt(question)
+    def __init__(self, prompt_encoder: PromptEncoder, question: Question, trajectory_id: str | None = None):
+        self.prompt_encoder = prompt_encoder
+        self.config = prompt_encoder.agent_config
+        prompt = prompt_encoder.encode_question(question)
         self._trajectory = Trajectory(trajectory_id or question.id, question, prompt_tokens=len(prompt.token_ids))
-        self._turn: Turn | None = None  # asked, not yet answered
+        self._turn: ParsedTurn | None = None  # the turn that awaits its observation
         self._append(prompt)
         self.prompt = prompt
-        if not self.allowance:
+        if not self.max_new_tokens:
             self._trajectory.finish = Finish.MAX_TOKENS
 
     @property
@@ -40,26 +40,26 @@ class Transcript:
         return self._trajectory.finish
 
     @property
-    def allowance(self) -> int:
-        """Tokens that the next generation may sample."""
-        return budget.turn_allowance(self.config, len(self._trajectory.token_ids))
+    def max_new_tokens(self) -> int:
+        """The number of tokens that the next generation may sample."""
+        return budget.max_new_tokens(self.config, len(self._trajectory.token_ids))
 
     @property
     def images_left(self) -> int:
-        return budget.images_left(self.config, len(self._trajectory.pictures))
+        return budget.images_left(self.config, len(self._trajectory.images))
 
-    def add_sampled(
+    def append_generation(
         self, token_ids: Sequence[int], logprobs: Sequence[float], version: int, *, ended: bool = True
-    ) -> Turn:
-        """Appends one generation and reads it.
+    ) -> ParsedTurn:
+        """Appends one generation and returns its parsed turn.
 
         Args:
-            token_ids: as sampled, the stop token or ``<|im_end|>`` included.
-            logprobs: behavior log-prob of each.
-            version: of the policy that sampled them.
-            ended: False when the generation was cut by its token cap rather than by a stop.
+            token_ids: the sampled ids, the stop string's tokens or `<|im_end|>` included.
+            logprobs: the behavior log-prob of each id.
+            version: the version of the policy that sampled them.
+            ended: False when the generation was cut by its token limit rather than by a stop string.
         """
-        self._expect(asked=False)
+        self._check_state(awaiting_observation=False)
         if len(token_ids) != len(logprobs):
             raise ValueError(f"{len(token_ids)} sampled tokens but {len(logprobs)} log-probs")
         trajectory = self._trajectory
@@ -67,7 +67,7 @@ class Transcript:
         trajectory.loss_mask.extend([1] * len(token_ids))
         trajectory.logprobs.extend(map(float, logprobs))
         trajectory.versions.extend([version] * len(token_ids))
-        text = self.codec.tokenizer.decode(id_ for id_ in token_ids if id_ != self.codec.im_end)
+        text = self.prompt_encoder.tokenizer.decode(id_ for id_ in token_ids if id_ != self.prompt_encoder.im_end)
         turn = parse_turn(text)
         trajectory.turns.append(TurnRecord(text, turn.kind))
         if turn.kind == "answer":
@@ -81,34 +81,43 @@ class Transcript:
             self._turn = turn
         return turn
 
-    def add_turn_text(self, text: str) -> Turn:
-        """Appends a scripted turn as the policy would have sampled it (log-prob 0, version -1).
+    def append_scripted_turn(self, text: str) -> ParsedTurn:
+        """Appends a scripted turn with the ids that the policy would have sampled (log-prob 0, version -1).
 
         Raises:
-            ValueError: when the turn is longer than the policy could have sampled.
+            ValueError: when the turn is longer than `max_new_tokens`.
         """
-        token_ids = self.codec.chat.assistant(text)
-        if len(token_ids) > self.allowance:
-            raise ValueError(f"a turn of {len(token_ids)} tokens exceeds the allowance of {self.allowance}: {text!r}")
-        return self.add_sampled(token_ids, [0.0] * len(token_ids), -1)
+        token_ids = self.prompt_encoder.chat.encode_assistant(text)
+        if len(token_ids) > self.max_new_tokens:
+            raise ValueError(
+                f"a turn of {len(token_ids)} tokens exceeds the limit of {self.max_new_tokens} new tokens: {text!r}"
+            )
+        return self.append_generation(token_ids, [0.0] * len(token_ids), -1)
 
-    def add_result(self, result: Result | None, *, wall_ms: float = 0.0) -> Segment | None:
-        """Renders and appends the answer to the last turn; ``result`` is None where the turn calls no tool."""
-        self._expect(asked=True)
-        row = str(self._trajectory.question.meta.get("index", ""))
-        observation = render(self._turn, result, self.config, images_left=self.images_left, row_index=row)
+    def append_tool_output(self, result: ToolOutput | None, *, wall_ms: float = 0.0) -> Segment | None:
+        """Renders and appends the observation for the last turn; `result` is None if that turn calls no tool."""
+        self._check_state(awaiting_observation=True)
+        observation = render_observation(
+            self._turn,
+            result,
+            self.config,
+            images_left=self.images_left,
+            dataset_index=str(self._trajectory.question.meta.get("index", "")),
+        )
         status = getattr(result.status, "name", str(result.status)) if result is not None else ""
-        return self.add_observation(observation, status=status, wall_ms=wall_ms)
+        return self.append_observation(observation, status=status, wall_ms=wall_ms)
 
-    def add_observation(self, observation: Observation, *, status: str = "", wall_ms: float = 0.0) -> Segment | None:
-        """Appends an observation, and returns exactly the ids and pictures that were appended.
+    def append_observation(self, observation: Observation, *, status: str = "", wall_ms: float = 0.0) -> Segment | None:
+        """Appends an observation and returns exactly the ids and images that were appended.
 
-        None, and the trajectory is over, when it would not leave room for another token or holds more pictures
-        than are left.
+        Returns None and finishes the trajectory if the observation leaves no room for another token or holds more
+        images than the budget allows.
         """
-        self._expect(asked=True)
+        self._check_state(awaiting_observation=True)
         trajectory = self._trajectory
-        segment = after(trajectory.token_ids, self.codec.observation(observation), self.codec.im_end)
+        segment = strip_duplicate_eos(
+            trajectory.token_ids, self.prompt_encoder.encode_observation(observation), self.prompt_encoder.im_end
+        )
         fits = budget.observation_fits(self.config, len(trajectory.token_ids), len(segment.token_ids))
         fits = fits and len(segment.images) <= self.images_left
         turn = trajectory.turns[-1]
@@ -127,14 +136,14 @@ class Transcript:
         self._append(segment)
         return segment
 
-    def lose(self) -> None:
-        """Ends a trajectory that the infrastructure failed: out of the loss, and never an empty answer."""
+    def mark_lost(self) -> None:
+        """Ends a trajectory after an infrastructure failure: it is masked from the loss and not graded as wrong."""
         self._turn = None
         self._trajectory.finish = Finish.LOST
         self._trajectory.dropped = True
 
     def trajectory(self) -> Trajectory:
-        """The trajectory as it stands."""
+        """Returns the trajectory in its current state, without a copy."""
         return self._trajectory
 
     def _append(self, segment: Segment) -> None:
@@ -143,13 +152,14 @@ class Transcript:
         trajectory.loss_mask.extend([0] * count)
         trajectory.logprobs.extend([0.0] * count)
         trajectory.versions.extend([-1] * count)
-        trajectory.pictures.extend(segment.images)
+        trajectory.images.extend(segment.images)
 
-    def _expect(self, *, asked: bool) -> None:
+    def _check_state(self, *, awaiting_observation: bool) -> None:
         trajectory = self._trajectory
         if trajectory.finish is not None:
             raise RuntimeError(f"trajectory {trajectory.id!r} is finished ({trajectory.finish.value})")
-        if (self._turn is not None) != asked:
+        if (self._turn is not None) != awaiting_observation:
             raise RuntimeError(
-                f"trajectory {trajectory.id!r} expects " + ("a generation" if asked else "an observation")
+                f"trajectory {trajectory.id!r} expects "
+                + ("a generation" if awaiting_observation else "an observation")
             )

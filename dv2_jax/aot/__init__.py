@@ -1,1 +1,1 @@
-"""Ahead-of-time compilation for devices that are not here: programs, HLO cost model, roofline, reports."""
+"""Ahead-of-time compilation for TPU slices that are not attached: programs, HLO cost model, roofline, reports."""

@@ -1,7 +1,7 @@
-"""Compiling for TPUs that are not here: the real compiler of libtpu, run on any machine.
+"""Ahead-of-time compilation for described TPU slices with libtpu's compiler, on any machine.
 
-What this proves is that a program compiles, and how much memory, arithmetic and communication the compiler planned.
-It says nothing of speed or of numbers: nothing runs.
+This proves that a program compiles, and shows how much memory, arithmetic and communication the compiler planned. It
+measures neither speed nor numerics, because nothing runs.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ from dv2_jax.aot.hlo_cost import Costs, analyze
 
 
 class TopologyError(ValueError):
-    """A topology that cannot be compiled for, and what can."""
+    """The topology is unknown, or libtpu is not installed."""
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler planned for one device; sizes in bytes. ``error``: why there is no program."""
+    """The compiler's plan for one device; sizes in bytes. `error` is the reason if compilation failed."""
 
     seconds: float
     arguments: int = 0
-    outputs: int = 0  # that take no argument's place
+    outputs: int = 0  # not aliased with a donated argument
     temporaries: int = 0
-    peak: int = 0  # as the compiler states it; what it reserves may be more
-    costs: Costs | None = None  # None: this libtpu cannot print the program
+    peak: int = 0  # as reported by the compiler; it may reserve more
+    costs: Costs | None = None  # None: the HLO text is not available
     error: str = ""
 
     @property
-    def needs(self) -> int:
-        """Bytes that must be free: the larger of the stated peak and the sum of all that is reserved."""
+    def peak_memory(self) -> int:
+        """Returns the larger of the reported peak and the sum of the reserved buffers, in bytes."""
         return max(self.peak, self.arguments + self.outputs + self.temporaries)
 
 
 def topology_devices(name: str) -> list[Any]:
-    """Devices of a slice such as ``v5p:2x4x4``, ``v5e:4x8``, ``v6e:8x8`` or ``tpu7x:2x2x2``.
+    """Returns the devices of a slice such as `v5p:2x4x4`, `v5e:4x8`, `v6e:8x8` or `tpu7x:2x2x2`.
 
-    Raises TopologyError when libtpu is not installed or does not know the name.
+    Raises TopologyError if libtpu is not installed or does not know the name.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise TopologyError(
-            "libtpu is not installed: pip install 'dv2_jax[tpu]' brings the compiler, on any Linux machine"
+            "libtpu is not installed: pip install 'dv2_jax[tpu]' installs the compiler, on any Linux machine"
         )
-    # Else libtpu asks the cloud's metadata server what machine this is and complains about the answer, and lets one
-    # process in at a time, as is right where there are chips.
+    # Without these, libtpu queries the cloud's metadata server for the machine type, and locks out a second process, as
+    # it must on a machine with chips.
     for variable, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -78,14 +78,15 @@ def topology_devices(name: str) -> list[Any]:
         ) from None
 
 
-def slice_of_one_host(name: str, devices: list[Any]) -> str:
-    """The slice that one host of the slice `name` would be alone: v6e:2x2 for v6e:4x8.
+def single_host_slice(name: str, devices: list[Any]) -> str:
+    """Returns the name of the slice that a single host of the slice `name` forms, e.g. v6e:2x2 for v6e:4x8.
 
-    A program for part of a slice is compiled for that: libtpu counts the devices of v5e and v6e within the whole slice.
+    Programs of one host are compiled for it, because libtpu numbers the devices of v5e and v6e within the full slice and
+    does not compile for a part of it.
     """
-    own = np.array([device.coords for device in devices if device.process_index == devices[0].process_index])
-    kind, _, whole = name.partition(":")
-    sizes = (own.max(0) - own.min(0) + 1)[: whole.count("x") + 1]
+    coords = np.array([device.coords for device in devices if device.process_index == devices[0].process_index])
+    kind, _, shape = name.partition(":")
+    sizes = (coords.max(0) - coords.min(0) + 1)[: shape.count("x") + 1]
     return f"{kind}:{'x'.join(map(str, sizes))}"
 
 
@@ -94,46 +95,46 @@ def compile_for(
     arguments: Sequence[Any],
     text_file: Path | None = None,
     cache: Path | None = None,
-    loops: int = 0,
+    max_trip_count: int = 0,
 ) -> Compiled:
-    """Lower and compile a jitted function of abstract, placed arguments; its text goes to `text_file`, and `loops` to
-    `hlo.analyze`.
+    """Lowers and compiles a jitted function of abstract arguments with shardings.
 
-    A program that is too large is a result, not an error. With a folder `cache`, what was compiled before, from the
-    same lowered program for the same devices by the same versions, is read from there (its text is not).
+    The HLO text is written to `text_file`; `max_trip_count` is passed to `hlo_cost.analyze`. A program that exceeds device
+    memory is a result with an `error`, not an exception. Results for the same lowered program, devices and versions are
+    read from the folder `cache` if they are there (their HLO text is not cached).
     """
     started = time.perf_counter()
     lowered = function.lower(*arguments)
-    kept = None if cache is None else cache / f"{_digest(lowered, arguments, loops)}.json"
-    if kept is not None and kept.exists():
-        document = json.loads(kept.read_text())
+    cached = None if cache is None else cache / f"{_digest(lowered, arguments, max_trip_count)}.json"
+    if cached is not None and cached.exists():
+        document = json.loads(cached.read_text())
         costs = document.pop("costs")
         return Compiled(**document, costs=costs and Costs(**costs))
-    done = _compile(lowered, started, text_file, loops)
-    if kept is not None:
+    compiled = _compile(lowered, started, text_file, max_trip_count)
+    if cached is not None:
         cache.mkdir(parents=True, exist_ok=True)
-        unfinished = kept.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(dataclasses.asdict(done)))
-        unfinished.replace(kept)
-    return done
+        unfinished = cached.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps(dataclasses.asdict(compiled)))
+        unfinished.replace(cached)
+    return compiled
 
 
-def _digest(lowered: Any, arguments: Sequence[Any], loops: int) -> str:
-    """Of everything that a result depends on: program, places, compiler, and how its text is read."""
-    place = next(x.sharding for x in jax.tree.leaves(arguments) if isinstance(x.sharding, NamedSharding))
-    devices = [(d.device_kind, getattr(d, "coords", None)) for d in place.mesh.devices.flat]
-    parts = [lowered.as_text(), f"{devices} {loops}", jax.__version__, importlib.metadata.version("libtpu")]
+def _digest(lowered: Any, arguments: Sequence[Any], max_trip_count: int) -> str:
+    """Hashes everything that a result depends on: program, shardings, compiler version, and HLO analysis code."""
+    sharding = next(x.sharding for x in jax.tree.leaves(arguments) if isinstance(x.sharding, NamedSharding))
+    devices = [(d.device_kind, getattr(d, "coords", None)) for d in sharding.mesh.devices.flat]
+    parts = [lowered.as_text(), f"{devices} {max_trip_count}", jax.__version__, importlib.metadata.version("libtpu")]
     parts += [Path(module.__file__).read_text() for module in (hlo_cost, hlo_parser, hlo_bytes)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _compile(lowered: Any, started: float, text_file: Path | None, loops: int) -> Compiled:
+def _compile(lowered: Any, started: float, text_file: Path | None, max_trip_count: int) -> Compiled:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return Compiled(time.perf_counter() - started, error=_shortage(str(error)))
+        return Compiled(time.perf_counter() - started, error=_out_of_memory_message(str(error)))
     seconds = time.perf_counter() - started
     memory = compiled.memory_analysis()
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -143,32 +144,32 @@ def _compile(lowered: Any, started: float, text_file: Path | None, loops: int) -
         outputs=outputs,
         temporaries=memory.temp_size_in_bytes,
         peak=getattr(memory, "peak_memory_in_bytes", 0),  # jax 0.10.1 and later
-        costs=_costs(compiled, text_file, loops),
+        costs=_costs(compiled, text_file, max_trip_count),
     )
 
 
-def _costs(compiled: Any, text_file: Path | None, loops: int) -> Costs | None:
+def _costs(compiled: Any, text_file: Path | None, max_trip_count: int) -> Costs | None:
     try:
         text = compiled.as_text()
-    except Exception:  # some pairs of jaxlib and libtpu cannot print each other's programs
+    except Exception:  # some combinations of jaxlib and libtpu cannot print the HLO
         return None
     if text and text_file is not None:
         text_file.parent.mkdir(parents=True, exist_ok=True)
         text_file.write_text(text, encoding="utf-8")
-    return analyze(text, loops) if text else None
+    return analyze(text, max_trip_count) if text else None
 
 
-def _shortage(message: str) -> str:
+def _out_of_memory_message(message: str) -> str:
     found = re.search(r"(Ran out of memory[^\n]*|Used [\d.]+\w? of [\d.]+\w?[^\n]*)", message)
     return found[1][:200] if found else message.splitlines()[0][:200]
 
 
 def bytes_per_device(tree: Any) -> int:
-    """What a tree of (abstract) arrays takes on one device."""
+    """Returns the bytes per device of a tree of (abstract) arrays with shardings."""
 
     def size(x: Any) -> int:
-        place = getattr(x, "sharding", None)
-        shape = place.shard_shape(x.shape) if isinstance(place, NamedSharding) else x.shape
+        sharding = getattr(x, "sharding", None)
+        shape = sharding.shard_shape(x.shape) if isinstance(sharding, NamedSharding) else x.shape
         return math.prod(shape) * np.dtype(x.dtype).itemsize
 
     return sum(size(leaf) for leaf in jax.tree.leaves(tree))

@@ -1,4 +1,4 @@
-"""What programs compiled ahead of time need and take, as people read it: one row each, and one optimizer step."""
+"""Markdown report of ahead-of-time compiled programs: memory, costs and roofline time of each and of an optimizer step."""
 
 from __future__ import annotations
 
@@ -9,60 +9,61 @@ from typing import Any
 
 from dv2_jax.aot.compile import Compiled
 from dv2_jax.aot.hlo_cost import Costs
-from dv2_jax.aot.roofline import GIB, Chip, Seconds
+from dv2_jax.aot.roofline import GIB, Chip, RooflineTimes
 
 HEAD = [
-    *("program", "shape", "fits", "arguments", "temporaries", "peak", "beside"),
-    *("TFLOP", "HBM GB", "sent GiB", "at best s", "bound", "MFU", "in turn", "compile s"),
+    *("program", "shape", "fits", "arguments", "temporaries", "peak", "resident"),
+    *("TFLOP", "HBM GB", "ICI GiB", "roofline s", "bound", "MFU (overlap)", "MFU (serial)", "compile s"),
 ]
 LEGEND = (
-    "Per device; memory in GiB. `beside`: what the run holds besides the program's arguments. `TFLOP`: matrix products and"
-    " attention, loops multiplied out, recomputation included. `HBM GB`: bytes between core and HBM. `sent`: bytes that"
-    " leave the device in a ring. `at best s`: the longest of arithmetic, HBM and links at their published peaks, and"
-    " which (`bound`); `MFU`: what the model's mathematics asks for, without recomputation, in that time; `in turn`: MFU if"
-    " the three did not overlap."
+    "Per device; memory in GiB. `resident`: other live buffers of the run. `TFLOP`: matmuls and attention, loops multiplied"
+    " out, rematerialization included. `HBM GB`: HBM traffic. `ICI GiB`: collective bytes that the device sends in a ring."
+    " `roofline s`: the longest of compute, HBM and ICI time at published peaks, and which of them (`bound`). `MFU (overlap)`"
+    " / `MFU (serial)`: model FLOPs utilization, without rematerialization, if compute, HBM and ICI time overlap fully / not"
+    " at all."
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One program on one kind of device."""
+    """The result of one program on one kind of device."""
 
     name: str
     shape: str
     compiled: Compiled
     chip: Chip
-    beside: int = 0  # bytes per device that the run holds besides the arguments
-    useful: float = 0.0  # operations per device that the model's mathematics asks for
-    repeats: int = 0  # runs in one optimizer step
+    resident_bytes: int = 0  # bytes per device of live buffers other than the arguments
+    model_flops: float = 0.0  # model FLOPs per device, without rematerialization
+    runs_per_step: int = 0  # runs per optimizer step
 
     @property
     def fits(self) -> bool:
-        return not self.compiled.error and self.compiled.needs + self.beside <= self.chip.memory
+        return not self.compiled.error and self.compiled.peak_memory + self.resident_bytes <= self.chip.memory
 
     @property
-    def seconds(self) -> Seconds | None:
-        """None: not compiled, or its text cannot be read."""
-        return None if self.compiled.costs is None else Seconds.of(self.compiled.costs, self.chip)
+    def seconds(self) -> RooflineTimes | None:
+        """Returns the roofline times, or None if the program was not compiled or its HLO text is not available."""
+        return None if self.compiled.costs is None else RooflineTimes.from_costs(self.compiled.costs, self.chip)
 
     def cells(self) -> list[str]:
-        done, costs = self.compiled, self.compiled.costs
+        """Returns the row's Markdown cells."""
+        compiled, costs = self.compiled, self.compiled.costs
         first = [self.name, self.shape, "yes" if self.fits else "**no**"]
-        if done.error:
-            return [*first, "", "", "", gib(self.beside), *[""] * 7, done.error.replace("|", "\\|")]
-        sizes = [gib(size) for size in (done.arguments, done.temporaries, done.peak, self.beside)]
+        if compiled.error:
+            return [*first, "", "", "", gib(self.resident_bytes), *[""] * 7, compiled.error.replace("|", "\\|")]
+        sizes = [gib(size) for size in (compiled.arguments, compiled.temporaries, compiled.peak, self.resident_bytes)]
         work = ["?"] * 3
         if costs is not None:
             more = "+" if costs.unknown_loops else ""
-            work = [f"{number(costs.flops / 1e12)}{more}", f"{number(costs.traffic / 1e9)}{more}", sent(costs)]
-        return [*first, *sizes, *work, *_times(self.seconds, self.useful, self.chip), f"{done.seconds:.0f}"]
+            work = [f"{number(costs.flops / 1e12)}{more}", f"{number(costs.hbm_bytes / 1e9)}{more}", collectives(costs)]
+        return [*first, *sizes, *work, *_times(self.seconds, self.model_flops, self.chip), f"{compiled.seconds:.0f}"]
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "fits": self.fits}
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> Row:
-        """What `to_dict` wrote."""
+        """Reads what `to_dict` wrote."""
         fields = {name: value for name, value in document.items() if name != "fits"}
         compiled = dict(fields.pop("compiled"))
         costs = compiled.pop("costs")
@@ -71,7 +72,7 @@ class Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A Markdown table, aligned so that it reads as it is too; below the programs an optimizer step, if it is among them."""
+    """Returns an aligned Markdown table of the programs, and of an optimizer step if its programs are among them."""
     lines = [HEAD, *(row.cells() for row in rows)]
     if step := step_cells(rows):
         lines.append(step)
@@ -83,26 +84,29 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def step_cells(rows: Sequence[Row]) -> list[str] | None:
-    """An optimizer step: every program as often as it runs in one. None where its programs are not all there."""
-    parts = [row for row in rows if row.repeats]
+    """Returns the cells of an optimizer step, or None if not all of its programs were compiled."""
+    parts = [row for row in rows if row.runs_per_step]
     if len(parts) < 2 or any(row.seconds is None for row in parts):
         return None
-    total = sum((row.seconds * row.repeats for row in parts), Seconds(0.0, 0.0, 0.0))
-    useful = sum(row.useful * row.repeats for row in parts)
+    total = sum((row.seconds * row.runs_per_step for row in parts), RooflineTimes(0.0, 0.0, 0.0))
+    model_flops = sum(row.model_flops * row.runs_per_step for row in parts)
     costs = Costs()
     for row in parts:
-        costs.add(row.compiled.costs, row.repeats)
-    shape = " + ".join(f"{row.repeats} × {row.name.split()[-1]}" for row in parts)
+        costs.add(row.compiled.costs, row.runs_per_step)
+    shape = " + ".join(f"{row.runs_per_step} × {row.name.split()[-1]}" for row in parts)
     fits = "yes" if all(row.fits for row in parts) else "**no**"
-    work = [number(costs.flops / 1e12), number(costs.traffic / 1e9), gib(costs.bytes_sent)]
-    return ["**step**", shape, fits, "", "", "", "", *work, *_times(total, useful, parts[0].chip), ""]
+    work = [number(costs.flops / 1e12), number(costs.hbm_bytes / 1e9), gib(costs.total_collective_bytes)]
+    return ["**step**", shape, fits, "", "", "", "", *work, *_times(total, model_flops, parts[0].chip), ""]
 
 
-def _times(seconds: Seconds | None, useful: float, chip: Chip) -> list[str]:
+def _times(seconds: RooflineTimes | None, model_flops: float, chip: Chip) -> list[str]:
     if seconds is None:
         return ["?"] * 4
-    shares = [f"{useful / chip.flops / s:.0%}" if useful and s else "" for s in (seconds.at_best, seconds.in_turn)]
-    return [number(seconds.at_best), seconds.bound, *shares]
+    shares = [
+        f"{model_flops / chip.flops / s:.0%}" if model_flops and s else ""
+        for s in (seconds.roofline_time, seconds.serial_time)
+    ]
+    return [number(seconds.roofline_time), seconds.bound, *shares]
 
 
 def number(value: float) -> str:
@@ -113,11 +117,11 @@ def gib(size: float) -> str:
     return number(size / GIB)
 
 
-def sent(costs: Costs) -> str:
-    """By kind: GiB, calls, and the largest call."""
+def collectives(costs: Costs) -> str:
+    """Describes the collectives by kind: GiB, number of calls, and largest call."""
     parts = [
         f"{kind} {gib(size)} in {costs.calls[kind]:,} of ≤ {number(costs.largest[kind] / 2**20)} MiB"
-        for kind, size in sorted(costs.sent.items(), key=lambda x: -x[1])
+        for kind, size in sorted(costs.collective_bytes.items(), key=lambda x: -x[1])
         if size
     ]
-    return gib(costs.bytes_sent) + (f" ({', '.join(parts)})" if parts else "")
+    return gib(costs.total_collective_bytes) + (f" ({', '.join(parts)})" if parts else "")

@@ -1,7 +1,7 @@
-"""Bytes that an operation of a compiled program moves between a core and its HBM.
+"""HBM traffic of the operations of a compiled program, in bytes.
 
-A fusion reads its operands and writes its results once, whatever it computes inside; of an operand that it slices it
-reads the slice, of a buffer that it updates it writes the update. What lies in on-chip memory costs nothing here.
+A fusion reads its operands and writes its results once. It reads only the slice of an operand that it slices, and writes
+only the update of a buffer that it updates in place. Accesses to on-chip memory are not counted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from dv2_jax.aot.hlo_parser import Computation, Op, Shape
 
-# They move nothing, or what they call is counted instead.
+# These move no data, or the computations that they call are counted instead.
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call call-start async-start async-update after-all"
     " partition-id replica-id opt-barrier add-dependency".split()
@@ -18,8 +18,8 @@ _FREE = frozenset(
 _VIEWS = ("bitcast", "reshape", "copy", "convert", "transpose")
 
 
-def traffic(op: Op, ops: Computation, computations: Mapping[str, Computation]) -> int:
-    """Bytes of one run of `op`, which stands in `ops`; without those of the computations it calls, save a fusion's."""
+def hbm_bytes(op: Op, ops: Computation, computations: Mapping[str, Computation]) -> int:
+    """Returns the HBM bytes of one run of `op`, an operation of `ops`; of called computations, only a fusion's count."""
     if op.kind in _FREE or op.kind.endswith("-done") or 'custom_call_target="AllocateBuffer"' in op.attributes:
         return 0
     if op.kind == "fusion":
@@ -56,7 +56,7 @@ def _fusion(op: Op, ops: Computation, computations: Mapping[str, Computation]) -
 
 
 def _read(name: str, ops: Computation, computations: Mapping[str, Computation]) -> int:
-    """Of a fusion's parameter: the slices that are used, nothing of a buffer that is only updated, else all of it."""
+    """Returns the bytes read of a fusion's parameter: its used slices, 0 if it is only updated in place, else its size."""
     total = 0
     for user in (o for o in ops.values() if name in o.operands):
         if user.kind in ("dynamic-slice", "gather", "slice") and user.operands[0] == name:
@@ -75,7 +75,7 @@ def _read(name: str, ops: Computation, computations: Mapping[str, Computation]) 
 
 
 def _written(op: Op | None, ops: Computation, computations: Mapping[str, Computation]) -> int:
-    """Of a fusion's result: the update of a buffer that stays in place, else all of it."""
+    """Returns the bytes written of a fusion's result: the update of a buffer that is updated in place, else its size."""
     while op is not None and op.kind in _VIEWS:
         op = ops.get(op.operands[0])
     if op is None or op.kind == "parameter":

@@ -1,10 +1,9 @@
-"""What a compiled program computes, moves and sends, read from its HLO text with loop bodies multiplied out.
+"""Cost model of a compiled program: FLOPs, HBM bytes and collective bytes from its HLO text, with loops multiplied out.
 
-XLA's own cost analysis counts a loop's body once, so a scan over 28 layers is worth one of them. Here every
-computation is counted as often as it runs. FLOPs are those of matrix products and of the attention kernel;
-element-wise work is in the bytes through HBM alone. Bytes sent are those that one device sends in a ring: for n
-devices and a full array of b bytes an all-gather or reduce-scatter sends b (n-1)/n, an all-reduce twice that, a
-permutation what it holds.
+XLA's own cost analysis counts a loop's body once, so a scan over 28 layers costs as much as one layer. Here every
+computation is counted as often as it runs. FLOPs are those of matmuls and of the attention kernel; element-wise work
+counts only as HBM traffic. Collective bytes are those that one device sends in a ring: for n devices and a full array of
+b bytes, an all-gather or reduce-scatter sends b (n-1)/n, an all-reduce twice that, and a permutation its operand.
 """
 
 from __future__ import annotations
@@ -14,50 +13,51 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dv2_jax.aot.hlo_bytes import traffic
+from dv2_jax.aot.hlo_bytes import hbm_bytes
 from dv2_jax.aot.hlo_parser import Op, Shape, parse
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# Matrix products of the attention kernels, each of 2 T T hd operations per head: forward scores and values; backward
-# scores, gradients of probabilities, and the queries' or the keys' and values' own (splash_attention_kernel.py of JAX).
+# Matmuls of the attention kernels, each of 2 T T hd FLOPs per head: forward QK and PV; backward QK, dO V, and dQ or dK
+# and dV (splash_attention_kernel.py of JAX).
 KERNEL_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
-CAUSAL = "causal_attention"  # scope under which a kernel that skips half of the scores is called
+CAUSAL = "causal_attention"  # named scope of kernels that skip half of the scores
 
 
 @dataclass
 class Costs:
-    """Of one device, for one run of the program."""
+    """Costs of one run of the program on one device."""
 
     flops: float = 0.0
-    traffic: float = 0.0  # bytes between the core and its HBM
-    sent: dict[str, int] = field(default_factory=dict)  # bytes by kind of collective
-    calls: dict[str, int] = field(default_factory=dict)
-    largest: dict[str, int] = field(default_factory=dict)  # bytes of one call
-    unknown_loops: int = 0  # whose length the text does not tell; their bodies are counted once
+    hbm_bytes: float = 0.0  # bytes between the core and its HBM
+    collective_bytes: dict[str, int] = field(default_factory=dict)  # bytes by kind of collective
+    calls: dict[str, int] = field(default_factory=dict)  # number of collectives by kind
+    largest: dict[str, int] = field(default_factory=dict)  # bytes of the largest collective of a kind
+    unknown_loops: int = 0  # loops with a trip count that the HLO does not state; their bodies are counted once
 
     def add(self, other: Costs, times: int = 1, *, moves: bool = True) -> None:
-        """Add a computation that runs so often; one inside a fusion moves nothing besides what the fusion does."""
+        """Adds the costs of a computation that runs `times` times; `moves=False` omits the HBM bytes of a fused one."""
         self.flops += times * other.flops
-        self.traffic += times * other.traffic * moves
-        for kind, sent in other.sent.items():
-            self.sent[kind] = self.sent.get(kind, 0) + times * sent
+        self.hbm_bytes += times * other.hbm_bytes * moves
+        for kind, size in other.collective_bytes.items():
+            self.collective_bytes[kind] = self.collective_bytes.get(kind, 0) + times * size
             self.calls[kind] = self.calls.get(kind, 0) + times * other.calls[kind]
             self.largest[kind] = max(self.largest.get(kind, 0), other.largest[kind])
         self.unknown_loops += other.unknown_loops
 
-    def send(self, kind: str, sent: int) -> None:
-        self.add(Costs(sent={kind: sent}, calls={kind: 1}, largest={kind: sent}))
+    def add_collective(self, kind: str, size: int) -> None:
+        """Adds one collective that sends `size` bytes."""
+        self.add(Costs(collective_bytes={kind: size}, calls={kind: 1}, largest={kind: size}))
 
     @property
-    def bytes_sent(self) -> int:
-        return sum(self.sent.values())
+    def total_collective_bytes(self) -> int:
+        return sum(self.collective_bytes.values())
 
 
-def analyze(text: str, loops: int = 0) -> Costs:
-    """Costs of an optimised module (`compiled.as_text()`).
+def analyze(text: str, max_trip_count: int = 0) -> Costs:
+    """Returns the costs of an optimized HLO module (`compiled.as_text()`).
 
-    ``loops``: how often a loop runs whose length the text does not tell, because data end it; 0: count its body once and
-    say so in `unknown_loops`.
+    `max_trip_count` is the upper bound for data-dependent while loops; with 0 their body is counted once and they are
+    counted in `unknown_loops`.
     """
     computations, entry = parse(text)
     devices = int(match[1]) if (match := re.search(r"num_partitions=(\d+)", text[:100_000])) else 1
@@ -69,14 +69,14 @@ def analyze(text: str, loops: int = 0) -> Costs:
             ops = computations[name]
             for op in ops.values():
                 _count(op, ops, total, name, devices)
-                total.traffic += traffic(op, ops, computations)
+                total.hbm_bytes += hbm_bytes(op, ops, computations)
                 if op.kind == "while":
                     length = _trip_count(op, computations, ops)
-                    total.unknown_loops += length is None and not loops
-                    total.add(costs(op.calls("body")[0]), (loops or 1) if length is None else length)
+                    total.unknown_loops += length is None and not max_trip_count
+                    total.add(costs(op.calls("body")[0]), (max_trip_count or 1) if length is None else length)
                 elif op.kind == "conditional":
                     names = op.calls("branch_computations", "true_computation", "false_computation")
-                    total.add(max(map(costs, names), key=lambda c: (c.flops, c.bytes_sent)))
+                    total.add(max(map(costs, names), key=lambda c: (c.flops, c.total_collective_bytes)))
                 elif op.kind in ("fusion", "call", "call-start", "async-start"):
                     for called in op.calls("calls", "to_apply"):
                         total.add(costs(called), moves=op.kind != "fusion")
@@ -86,9 +86,9 @@ def analyze(text: str, loops: int = 0) -> Costs:
 
 
 def _trip_count(op: Op, computations: Mapping[str, Mapping[str, Op]], around: Mapping[str, Op]) -> int | None:
-    """Runs of the body: as XLA noted it, or from `counter < constant`, the counter's first value and its step.
+    """Returns the trip count of a loop: XLA's annotation, or derived from `counter < constant`, the start and the step.
 
-    The step matters: a product that gathers a weight piece by piece takes two pieces per run of its loop.
+    The step matters: a collective matmul processes two shards of a weight per iteration.
     """
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', op.attributes):
         return int(known[1])
@@ -106,7 +106,7 @@ def _trip_count(op: Op, computations: Mapping[str, Mapping[str, Op]], around: Ma
 
 
 def _element(tuple_: Op | None, index: int, ops: Mapping[str, Op]) -> Op | None:
-    """Operand `index` of a tuple."""
+    """Returns operand `index` of a tuple."""
     return ops.get(tuple_.operands[index]) if tuple_ is not None and tuple_.kind == "tuple" else None
 
 
@@ -117,7 +117,7 @@ def _constant(op: Op | None, ops: Mapping[str, Op]) -> int | None:
 
 
 def _step(op: Op | None, ops: Mapping[str, Op]) -> int | None:
-    """What a chain of additions of constants adds to an element of the loop's state."""
+    """Returns the sum of the constants that a chain of additions adds to an element of the loop state."""
     total = 0
     while op is not None and op.kind in ("add", "copy", "bitcast"):
         if op.kind == "add":
@@ -136,11 +136,11 @@ def _count(op: Op, ops: Mapping[str, Op], total: Costs, computation: str, device
         full = max(s.bytes for s in op.shapes) if op.kind.endswith("-start") else sum(s.bytes for s in op.shapes)
         share = (size - 1) / size
         if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
-            kind = "reduce-scatter"  # as a TPU writes one: an all-reduce whose result is sliced in the same fusion
+            kind = "reduce-scatter"  # a reduce-scatter in TPU HLO: a fusion that slices the result of an all-reduce
         elif kind == "reduce-scatter":
             full *= size
         ring = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
-        total.send(kind, round(full * ring))
+        total.add_collective(kind, round(full * ring))
     elif op.kind in ("dot", "convolution"):
         shapes = [ops[name].shapes[0] for name in op.operands[:2] if name in ops]
         if len(shapes) == 2:
@@ -150,7 +150,7 @@ def _count(op: Op, ops: Mapping[str, Op], total: Costs, computation: str, device
 
 
 def _group_size(op: Op, devices: int) -> int:
-    """Devices that take part together."""
+    """Returns the number of devices in each replica group."""
     if op.kind.startswith("collective-permute"):
         return 2
     text = op.attributes
@@ -171,7 +171,8 @@ def _dot(op: Op, left: Shape, right: Shape) -> float:
 
 
 def _convolution(op: Op, left: Shape, right: Shape) -> float:
-    """How a TPU writes a matrix product: contracted dimensions are features, batched ones a window that fits once."""
+    """Returns the FLOPs of a convolution, the form of matmuls in TPU HLO: contracted dimensions are features, batch
+    dimensions are spatial ones with a window that fits once."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.attributes)
     input_, kernel, output = labels.groups()
     window = re.search(r"window=\{([^}]*)\}", op.attributes)
@@ -201,7 +202,7 @@ def _convolution(op: Op, left: Shape, right: Shape) -> float:
 
 
 def _positions(*, outputs: int, kernel: int, size: int, stride: int, low: int, base: int, dilate: int) -> int:
-    """Pairs (output, kernel tap) along one axis that meet an element of the input."""
+    """Counts the pairs (output, kernel tap) along one axis that read an element of the input."""
     end = (size - 1) * base
     if kernel == 1 and stride == base == dilate == 1 and low == 0:
         return min(outputs, size)
@@ -209,12 +210,12 @@ def _positions(*, outputs: int, kernel: int, size: int, stride: int, low: int, b
         1
         for o in range(outputs)
         for k in range(kernel)
-        if 0 <= (place := o * stride + k * dilate - low) <= end and place % base == 0
+        if 0 <= (position := o * stride + k * dilate - low) <= end and position % base == 0
     )
 
 
 def _attention_kernel(op: Op, operands: list[Shape]) -> float:
-    """Of a causal one, the blocks that it visits: half of them and the diagonal."""
+    """Returns the FLOPs of a splash attention kernel; a causal one visits half of the blocks and the diagonal."""
     products = next(n for name, n in KERNEL_PRODUCTS.items() if name in op.attributes)
     queries = max((s for s in operands if s.dtype in ("bf16", "f32") and len(s.dims) >= 3), key=lambda s: s.elements)
     tokens, dim = queries.dims[-2:]

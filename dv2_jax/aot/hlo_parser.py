@@ -1,4 +1,4 @@
-"""Optimised HLO as text (`compiled.as_text()`), read into computations and operations."""
+"""Parser for optimized HLO text (`compiled.as_text()`): computations and their operations."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ _OP = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*)$")
 
 @dataclass(frozen=True)
 class Shape:
+    """Type and memory space of an array."""
+
     dtype: str
     dims: tuple[int, ...]
-    in_hbm: bool = True  # false: in a core's own memory, or in the host's
+    in_hbm: bool = True  # False: in on-chip or host memory
 
     @property
     def elements(self) -> int:
@@ -31,17 +33,19 @@ class Shape:
 
 @dataclass(frozen=True)
 class Op:
+    """One HLO operation."""
+
     name: str
     kind: str
-    shapes: tuple[Shape, ...]  # one; several for a tuple
+    shapes: tuple[Shape, ...]  # one, or several for a tuple
     operands: tuple[str, ...]
     attributes: str
     constant: int | None = None  # value of an integer constant
-    number: int | None = None  # of a parameter
+    number: int | None = None  # index of a parameter
     root: bool = False
 
     def calls(self, *attributes: str) -> list[str]:
-        """Computations that it names under ``attributes`` (body, condition, calls, ...)."""
+        """Returns the computations that the operation names in `attributes` (body, condition, calls, ...)."""
         found: list[str] = []
         for attribute in attributes:
             if match := re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%[\w.\-]+)", self.attributes):
@@ -53,7 +57,7 @@ Computation = Mapping[str, Op]
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Op]], str]:
-    """Computations by name, and the name of the entry. Raises ValueError without one."""
+    """Parses a module into computations by name and the entry's name. Raises ValueError without an entry."""
     computations: dict[str, dict[str, Op]] = {}
     entry, current, written = "", None, ""
 
@@ -72,7 +76,7 @@ def parse(text: str) -> tuple[dict[str, dict[str, Op]], str]:
         elif _OP.match(line):
             finish()
             written = line
-        else:  # what a kernel says of itself runs over several lines
+        else:  # a kernel's metadata spans several lines
             written += line
     if not entry:
         raise ValueError("no entry computation in the HLO text")
@@ -96,7 +100,7 @@ def _op(name: str, rest: str, root: bool) -> Op:
 
 
 def _closing(text: str, start: int) -> int:
-    """Index of the parenthesis that closes the one at ``start``."""
+    """Returns the index of the parenthesis that closes the one at `start`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, start):
         depth += 1 if match[0] == "(" else -1

@@ -1,6 +1,6 @@
-"""Every large program of a recipe with abstract, placed arguments: what is compiled ahead of time, without weights.
+"""The large programs of a recipe with abstract, sharded arguments, for ahead-of-time compilation without weights.
 
-The functions are those that run; only the arrays are missing. Small ones (zeroing gradients, copying pages) are left out.
+The jitted functions are those of a run. Small programs (zeroing gradients, copying pages) are left out.
 """
 
 from __future__ import annotations
@@ -19,50 +19,52 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dv2_jax.agent.parser import STOP_STRINGS
 from dv2_jax.aot.compile import bytes_per_device
 from dv2_jax.aot.flops import forward_flops, text_flops, training_flops, vision_flops
-from dv2_jax.checkpoint.policy_spec import architecture
+from dv2_jax.checkpoint.policy_spec import load_policy_spec
 from dv2_jax.config import Config, EngineConfig
 from dv2_jax.data.loader import image_buckets
 from dv2_jax.data.packing import PackedBatch, PackSpec
 from dv2_jax.engine import batch_builder
-from dv2_jax.engine.buckets import Shapes, of_one_host
-from dv2_jax.engine.engine_sharding import Placement, groups_of
-from dv2_jax.engine.model_runner import jitted
+from dv2_jax.engine.buckets import Buckets, per_host
+from dv2_jax.engine.engine_sharding import EngineSharding, num_data_shards
+from dv2_jax.engine.model_runner import jit_functions
 from dv2_jax.engine.stop_strings import FINAL_STATES
 from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.params import abstract_params, build, logical_axes
 from dv2_jax.model.vision_inputs import VisionBatch, VisionBucket, vision_batch
 from dv2_jax.ops.paged_attention import Pages, empty_pages
-from dv2_jax.parallel.mesh import check_divisible, make_mesh, param_shardings, widest_tensor
-from dv2_jax.parallel.weight_sync import own_mesh
-from dv2_jax.rl.losses import with_algorithm
-from dv2_jax.trainer.optimizer import learning_rate, make_optimizer, trainable_names
-from dv2_jax.trainer.rl_step import make_rl_step, make_scorer
+from dv2_jax.parallel.mesh import check_divisible, make_mesh, max_tensor_parallelism, param_shardings
+from dv2_jax.parallel.weight_sync import local_mesh
+from dv2_jax.rl.losses import resolve_algorithm
+from dv2_jax.trainer.optimizer import learning_rate_schedule, make_optimizer, trainable_names
+from dv2_jax.trainer.rl_step import make_logprob_fn, make_rl_step
 from dv2_jax.trainer.sft_step import make_sft_step
-from dv2_jax.trainer.state import TrainState, opt_shardings, split_params
-from dv2_jax.trainer.train_step import Update, batch_shardings
+from dv2_jax.trainer.state import TrainState, opt_state_shardings, split_params
+from dv2_jax.trainer.train_step import TrainStep, batch_shardings
 
 
 @dataclass(frozen=True)
 class Program:
+    """A jitted function with abstract arguments, and the numbers that its report needs."""
+
     name: str
-    shape: str  # for people
+    shape: str  # description for the report
     function: Callable  # jitted
-    arguments: tuple[Any, ...]  # abstract arrays
-    beside: int  # bytes per device that the run holds besides the arguments
-    mesh: Mesh  # under which it is traced
-    useful: float = 0.0  # operations per device that the model's mathematics asks for
-    repeats: int = 0  # runs in one optimizer step; 0: it is no part of one
-    loops: int = 0  # runs at most of a loop that its data end
+    arguments: tuple[Any, ...]  # abstract arrays with shardings
+    resident_bytes: int  # bytes per device of live buffers other than the arguments
+    mesh: Mesh  # current mesh while tracing
+    model_flops: float = 0.0  # model FLOPs per device, without rematerialization
+    runs_per_step: int = 0  # runs per optimizer step; 0 if it is not part of one
+    max_trip_count: int = 0  # upper bound for data-dependent while loops
 
 
 @dataclass(frozen=True)
-class Abstract:
-    """A policy without weights, on a mesh."""
+class AbstractPolicy:
+    """A policy with abstract parameters on a mesh."""
 
     config: Config
     model: ModelConfig
     mesh: Mesh
-    host: tuple[Any, ...] = ()  # devices of a slice that is one host alone, to compile the engine for
+    host_devices: tuple[Any, ...] = ()  # devices of a single-host slice, for which the engine is compiled
 
     @property
     def graphdef(self):
@@ -74,146 +76,160 @@ class Abstract:
 
     @property
     def params(self) -> dict[str, jax.ShapeDtypeStruct]:
-        places = self.shardings
-        return {n: _placed(p, places[n]) for n, p in abstract_params(self.model).items()}
+        shardings = self.shardings
+        return {n: _with_sharding(p, shardings[n]) for n, p in abstract_params(self.model).items()}
 
     @property
-    def shards(self) -> int:
+    def num_batch_shards(self) -> int:
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     @property
-    def hosts(self) -> int:
+    def num_hosts(self) -> int:
         return self.mesh.size // self.engine_mesh.size
 
     @property
     def engine_mesh(self) -> Mesh:
-        """The devices of one host, on which it generates."""
-        widest = widest_tensor(abstract_params(self.model), logical_axes(self.model))
-        own = own_mesh(self.mesh, widest, self.mesh.devices.flat[0].process_index)
-        if own.size == self.mesh.size or not self.host:
-            return own
-        return Mesh(np.array(self.host).reshape(own.devices.shape), own.axis_names, axis_types=own.axis_types)
+        """Returns the mesh of one host's devices, on which it generates."""
+        max_tensor = max_tensor_parallelism(abstract_params(self.model), logical_axes(self.model))
+        own_mesh = local_mesh(self.mesh, max_tensor, self.mesh.devices.flat[0].process_index)
+        if own_mesh.size == self.mesh.size or not self.host_devices:
+            return own_mesh
+        devices = np.array(self.host_devices).reshape(own_mesh.devices.shape)
+        return Mesh(devices, own_mesh.axis_names, axis_types=own_mesh.axis_types)
 
     @property
-    def engine_sizes(self) -> EngineConfig:
-        return of_one_host(self.config.engine, self.hosts)
+    def engine_config(self) -> EngineConfig:
+        """Returns the engine configuration of one host."""
+        return per_host(self.config.engine, self.num_hosts)
 
     @property
     def engine_params(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The weights that an engine reads: the trainer's own, or its copy."""
+        """Returns the weights that the engine reads: the trainer's, or the copy that weight sync makes."""
         if self.engine_mesh is self.mesh:
             return self.params
-        dtype, places = self.config.model.compute_dtype, param_shardings(self.engine_mesh, logical_axes(self.model))
-        return {n: _placed(p, places[n]) for n, p in abstract_params(self.model, dtype).items()}
+        dtype = self.config.model.compute_dtype
+        shardings = param_shardings(self.engine_mesh, logical_axes(self.model))
+        return {n: _with_sharding(p, shardings[n]) for n, p in abstract_params(self.model, dtype).items()}
 
     @property
-    def copied(self) -> int:
-        """Bytes per device that the engine's copy of the weights takes."""
+    def engine_copy_bytes(self) -> int:
+        """Returns the bytes per device of the engine's copy of the weights; 0 if it reads the trainer's."""
         return 0 if self.engine_mesh is self.mesh else bytes_per_device(self.engine_params)
 
-    def state(self, optimizer: Any, trainable: tuple[str, ...]) -> TrainState:
+    def train_state(self, optimizer: Any, trainable: tuple[str, ...]) -> TrainState:
         params = self.params
         opt_state = jax.eval_shape(optimizer.init, split_params(params, trainable)[0])
-        places = opt_shardings(opt_state, self.shardings)
-        step = _placed(jax.ShapeDtypeStruct((), jnp.int32), NamedSharding(self.mesh, PartitionSpec()))
-        return TrainState(params, jax.tree.map(_placed, opt_state, places), step)
+        shardings = opt_state_shardings(opt_state, self.shardings)
+        step = _with_sharding(jax.ShapeDtypeStruct((), jnp.int32), NamedSharding(self.mesh, PartitionSpec()))
+        return TrainState(params, jax.tree.map(_with_sharding, opt_state, shardings), step)
 
 
-def abstract_policy(config: Config, devices: list[Any], host: Sequence[Any] = ()) -> Abstract:
-    """The policy of `config.model`; `model.preset` names the architecture where a folder of weights is not here.
+def abstract_policy(config: Config, devices: list[Any], host_devices: Sequence[Any] = ()) -> AbstractPolicy:
+    """Returns the abstract policy of `config.model`.
 
-    `host`: as many devices as one of several hosts has, to compile the engine's programs for instead of its own.
+    If the folder of a Hugging Face checkpoint does not exist, `model.preset` gives the architecture. `host_devices` are the
+    devices of a slice that equals one host of `devices`; the engine's programs are compiled for them.
     """
     source = config.model
-    kind, _, where = source.init.partition(":")
-    if kind == "hf" and not Path(where).is_dir():
+    kind, _, folder = source.init.partition(":")
+    if kind == "hf" and not Path(folder).is_dir():
         source = dataclasses.replace(source, init="random")
-    policy = Abstract(config, architecture(source).config, make_mesh(config.mesh, devices), tuple(host))
+    policy = AbstractPolicy(
+        config, load_policy_spec(source).config, make_mesh(config.mesh, devices), tuple(host_devices)
+    )
     check_divisible({name: p.shape for name, p in abstract_params(policy.model).items()}, policy.shardings)
     return policy
 
 
-def sft_programs(policy: Abstract) -> list[Program]:
-    """A microbatch's gradient in every listed shape of pictures, and the optimizer's step."""
+def sft_programs(policy: AbstractPolicy) -> list[Program]:
+    """Returns the SFT programs: the gradient of a microbatch for each image bucket, and the optimizer step."""
     config, sft = policy.config, policy.config.sft
-    optimizer, trainable = _learning(policy, sft.steps)
-    update = make_sft_step(
+    optimizer, trainable = _optimizer_and_trainable(policy, sft.steps)
+    train_step = make_sft_step(
         policy.graphdef,
         optimizer,
         trainable,
-        schedule=learning_rate(config.optim, sft.steps),
+        schedule=learning_rate_schedule(config.optim, sft.steps),
         param_shardings=policy.shardings,
     )
     spec = _pack_spec(policy, sft.batch_rows // sft.microbatches, sft.row_tokens)
-    return _update_programs("SFT", policy, update, optimizer, trainable, spec, beside=0, microbatches=sft.microbatches)
+    return _update_programs(
+        "SFT", policy, train_step, optimizer, trainable, spec, resident_bytes=0, microbatches=sft.microbatches
+    )
 
 
-def rl_programs(policy: Abstract) -> list[Program]:
-    """The policy-gradient step, and log-probs without a gradient. The engine's pages lie beside them."""
-    config = dataclasses.replace(policy.config, rl=with_algorithm(policy.config.rl))
+def rl_programs(policy: AbstractPolicy) -> list[Program]:
+    """Returns the RL training programs: policy gradient, optimizer step, and log-probs. The engine's pages are resident."""
+    config = dataclasses.replace(policy.config, rl=resolve_algorithm(policy.config.rl))
     rl, temperature = config.rl, config.sampling.temperature
     steps = rl.steps * rl.minibatches
-    optimizer, trainable = _learning(policy, steps)
+    optimizer, trainable = _optimizer_and_trainable(policy, steps)
     forbidden = np.zeros(policy.model.text.vocab_size, bool)
     forbidden[policy.model.image_token_id] = True
-    update = make_rl_step(
+    train_step = make_rl_step(
         policy.graphdef,
         rl,
         optimizer,
         trainable,
         temperature=temperature,
         forbidden=forbidden,
-        schedule=learning_rate(config.optim, steps),
+        schedule=learning_rate_schedule(config.optim, steps),
         param_shardings=policy.shardings,
     )
     spec = _pack_spec(policy, rl.microbatch_rows, rl.row_tokens)
-    held = bytes_per_device(_engine_memory(policy))
-    # As many rows as trajectories: those of full length share no row.
+    resident_bytes = bytes_per_device(_engine_memory(policy))
+    # One row per trajectory: trajectories of full length cannot share a row.
     microbatches = -(-rl.prompts_per_step * rl.group_size // rl.minibatches // rl.microbatch_rows)
     programs = _update_programs(
-        "RL", policy, update, optimizer, trainable, spec, beside=held, microbatches=microbatches
+        "RL", policy, train_step, optimizer, trainable, spec, resident_bytes=resident_bytes, microbatches=microbatches
     )
-    score = make_scorer(policy.graphdef, temperature=temperature, forbidden=forbidden)
+    logprob_fn = make_logprob_fn(policy.graphdef, temperature=temperature, forbidden=forbidden)
     batch = abstract_batch(spec, spec.image_buckets[0], policy.mesh)
-    held += bytes_per_device(policy.state(optimizer, trainable).opt_state)
-    useful = forward_flops(policy.model, **_size(spec, spec.image_buckets[0])) / policy.mesh.size
+    resident_bytes += bytes_per_device(policy.train_state(optimizer, trainable).opt_state)
+    model_flops = forward_flops(policy.model, **_size(spec, spec.image_buckets[0])) / policy.mesh.size
     shape = _shape(spec, batch)
-    return [*programs, Program("log-probs", shape, score, (policy.params, batch), held, policy.mesh, useful)]
+    arguments = (policy.params, batch)
+    return [*programs, Program("log-probs", shape, logprob_fn, arguments, resident_bytes, policy.mesh, model_flops)]
 
 
-def engine_programs(policy: Abstract) -> list[Program]:
-    """Prefill and decode in their widest shapes, and the encoder in its first; of several hosts, those of one.
+def engine_programs(policy: AbstractPolicy) -> list[Program]:
+    """Returns one host's engine programs: prefill and decode in their largest buckets, the image encoder in its first.
 
-    The optimizer's moments lie beside them and, where the engine has a copy of the weights, the trainer's.
+    The optimizer state is resident, and so are the trainer's weights if the engine has a copy.
     """
-    config, engine, model, mesh = policy.config, policy.engine_sizes, policy.model, policy.engine_mesh
+    config, engine, model, mesh = policy.config, policy.engine_config, policy.model, policy.engine_mesh
     graphdef = build(model, compute_dtype=config.model.compute_dtype)[0]
     states = FINAL_STATES + len({text[:end] for text in STOP_STRINGS for end in range(len(text))})
-    placement = Placement.on(mesh, model.text.num_kv_heads)
-    functions = jitted(graphdef, placement)
-    whole = NamedSharding(mesh, PartitionSpec())
-    params, (pages, pool) = policy.engine_params, _engine_memory(policy)
-    shapes = Shapes.of(engine, config.agent.max_total_tokens, groups_of(mesh))
-    trainer = 0
+    placement = EngineSharding.for_mesh(mesh, model.text.num_kv_heads)
+    functions = jit_functions(graphdef, placement)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    params, (pages, image_cache) = policy.engine_params, _engine_memory(policy)
+    shapes = Buckets.from_config(engine, config.agent.max_total_tokens, num_data_shards(mesh))
+    trainer_bytes = 0
     if config.recipe == "rl":
-        state = policy.state(*_learning(policy, 1))
-        trainer = bytes_per_device(state.opt_state) + (bytes_per_device(state.params) if policy.copied else 0)
+        state = policy.train_state(*_optimizer_and_trainable(policy, 1))
+        trainer_bytes = bytes_per_device(state.opt_state)
+        if policy.engine_copy_bytes:
+            trainer_bytes += bytes_per_device(state.params)
 
-    def on_every_device(tree: Any) -> Any:
-        return jax.tree.map(lambda x: _placed(x, whole), tree)
+    def replicate(tree: Any) -> Any:
+        return jax.tree.map(lambda x: _with_sharding(x, replicated), tree)
 
-    def rows(tree: Any) -> Any:
-        def place(path, x):
-            return _placed(x, (placement.grid if path[-1].name == "positions" else placement.rows) or whole)
+    def shard_batch(tree: Any) -> Any:
+        def shard(path, x):
+            sharding = placement.batch_by_token if path[-1].name == "positions" else placement.rows
+            return _with_sharding(x, sharding or replicated)
 
-        return jax.tree_util.tree_map_with_path(place, tree)
+        return jax.tree_util.tree_map_with_path(shard, tree)
 
-    piece = rows(
-        batch_builder.empty_prefill(shapes.prefill_rows[-1], engine.prefill_tokens, shapes.prefill_widths[-1], 0)
+    prefill_batch = shard_batch(
+        batch_builder.empty_prefill_batch(shapes.prefill_rows[-1], engine.prefill_tokens, shapes.prefill_widths[-1], 0)
     )
-    step = rows(batch_builder.empty_decode(shapes.decode_rows[-1], engine.decode_tokens, shapes.decode_widths[-1], 0))
+    decode_batch = shard_batch(
+        batch_builder.empty_decode_batch(shapes.decode_rows[-1], engine.decode_tokens, shapes.decode_widths[-1], 0)
+    )
     vocabulary = model.text.vocab_size
-    seed, table, forbidden = on_every_device(
+    seed, table, forbidden = replicate(
         (
             jax.ShapeDtypeStruct((), jnp.uint32),
             jax.ShapeDtypeStruct((states, vocabulary), jnp.int32),
@@ -221,43 +237,57 @@ def engine_programs(policy: Abstract) -> list[Program]:
         )
     )
     bucket = image_buckets(config.image, config.agent, model, rows=1, row_tokens=config.agent.max_total_tokens)[0]
-    vision, places = on_every_device(
-        (_abstract_vision(bucket, model), jax.ShapeDtypeStruct((bucket.merged,), jnp.int32))
-    )
-    prefilled, decoded = (
-        f"{x.shape[0]} × {{}} behind {x.shape[1] * engine.page_size:,}" for x in (piece.page_table, step.page_table)
+    vision, cache_rows = replicate(
+        (_abstract_vision(bucket, model), jax.ShapeDtypeStruct((bucket.num_merged_tokens,), jnp.int32))
     )
 
-    def text(rows, tokens, logits):
-        rows, cached = rows.page_table.shape[0], rows.page_table.shape[1] * engine.page_size
+    def describe(batch, tokens):
+        rows, pages_per_row = batch.page_table.shape
+        return f"{rows} × {tokens} behind {pages_per_row * engine.page_size:,}"
+
+    def flops(batch, tokens, logits):
+        rows, pages_per_row = batch.page_table.shape
+        cached = pages_per_row * engine.page_size
         return text_flops(model.text, rows=rows, tokens=tokens, cached=cached, logits=logits) / mesh.size
 
-    described = [
-        (
-            *("prefill", prefilled.format(engine.prefill_tokens), (params, pages, pool, piece), 0),
-            text(piece, engine.prefill_tokens, 0),
+    programs = [
+        Program(
+            "prefill",
+            describe(prefill_batch, engine.prefill_tokens),
+            functions["prefill"],
+            (params, pages, image_cache, prefill_batch),
+            trainer_bytes,
+            mesh,
+            model_flops=flops(prefill_batch, engine.prefill_tokens, 0),
         ),
-        (
-            *("decode", decoded.format(engine.decode_tokens), (params, pages, seed, table, forbidden, step), pool),
-            text(step, engine.decode_tokens, engine.decode_tokens),
+        Program(
+            "decode",
+            describe(decode_batch, engine.decode_tokens),
+            functions["decode"],
+            (params, pages, seed, table, forbidden, decode_batch),
+            trainer_bytes + bytes_per_device(image_cache),
+            mesh,
+            model_flops=flops(decode_batch, engine.decode_tokens, engine.decode_tokens),
+            max_trip_count=engine.decode_tokens,
         ),
     ]
     if bucket.rows:
-        useful = vision_flops(model.vision, rows=bucket.rows, length=bucket.length) / mesh.size
-        shape = f"{bucket.rows} × {bucket.length:,} patches"
-        described.append(("encode", shape, (params, pool, vision, places), pages, useful))
-    return [
-        Program(
-            *(name, shape, functions[name], arguments, trainer + (bytes_per_device(beside) if beside else 0), mesh),
-            useful=useful,
-            loops=engine.decode_tokens if name == "decode" else 0,
+        programs.append(
+            Program(
+                "encode",
+                f"{bucket.rows} × {bucket.length:,} patches",
+                functions["encode"],
+                (params, image_cache, vision, cache_rows),
+                trainer_bytes + bytes_per_device(pages),
+                mesh,
+                model_flops=vision_flops(model.vision, rows=bucket.rows, length=bucket.length) / mesh.size,
+            )
         )
-        for name, shape, arguments, beside, useful in described
-    ]
+    return programs
 
 
 def abstract_batch(spec: PackSpec, bucket: VisionBucket, mesh: Mesh) -> PackedBatch:
-    """A packed batch without numbers, placed as `update.place` does."""
+    """Returns an abstract packed batch with the shardings of a training batch."""
     rows = (spec.rows, spec.row_tokens)
     ids = jax.ShapeDtypeStruct(rows, jnp.int32)
     numbers = jax.ShapeDtypeStruct(rows, jnp.float32)
@@ -276,74 +306,82 @@ def abstract_batch(spec: PackSpec, bucket: VisionBucket, mesh: Mesh) -> PackedBa
         advantages=numbers,
         denominator=jax.ShapeDtypeStruct((), jnp.float32),
     )
-    return jax.tree.map(_placed, batch, batch_shardings(batch, mesh))
+    return jax.tree.map(_with_sharding, batch, batch_shardings(batch, mesh))
 
 
 def _update_programs(
     name: str,
-    policy: Abstract,
-    update: Update,
+    policy: AbstractPolicy,
+    train_step: TrainStep,
     optimizer: Any,
     trainable: tuple[str, ...],
     spec: PackSpec,
-    beside: int,
+    resident_bytes: int,
     microbatches: int,
 ) -> list[Program]:
-    state = policy.state(optimizer, trainable)
-    places = policy.shardings
-    gradients = {n: jax.ShapeDtypeStruct(state.params[n].shape, jnp.float32, sharding=places[n]) for n in trainable}
-    functions = update.jitted()
+    state = policy.train_state(optimizer, trainable)
+    shardings = policy.shardings
+    gradients = {n: jax.ShapeDtypeStruct(state.params[n].shape, jnp.float32, sharding=shardings[n]) for n in trainable}
+    functions = train_step.jit_functions()
     programs = []
     for number, bucket in enumerate(spec.image_buckets):
         batch = abstract_batch(spec, bucket, policy.mesh)
+        flops = training_flops(policy.model, **_size(spec, bucket), freeze=policy.config.model.freeze)
         programs.append(
             Program(
                 f"{name} gradient",
                 _shape(spec, batch),
-                functions["accumulate"],
+                functions["accumulate_gradients"],
                 (state.params, gradients, batch),
-                beside + bytes_per_device(state.opt_state),
+                resident_bytes + bytes_per_device(state.opt_state),
                 policy.mesh,
-                useful=training_flops(policy.model, **_size(spec, bucket), freeze=policy.config.model.freeze)
-                / policy.mesh.size,
-                repeats=0 if number else microbatches,  # a step is reckoned with the common shape
+                model_flops=flops / policy.mesh.size,
+                runs_per_step=0 if number else microbatches,  # a step is assumed to use the first, most common bucket
             )
         )
-    apply = Program(f"{name} optimizer", "", functions["apply"], (state, gradients), beside, policy.mesh, repeats=1)
+    apply = Program(
+        f"{name} optimizer",
+        "",
+        functions["apply_gradients"],
+        (state, gradients),
+        resident_bytes,
+        policy.mesh,
+        runs_per_step=1,
+    )
     return [*programs, apply]
 
 
 def _size(spec: PackSpec, bucket: VisionBucket) -> dict[str, Any]:
-    """A microbatch of full rows, each one trajectory, whose pictures fill the shape."""
-    return {"rows": spec.rows, "tokens": spec.row_tokens, "pictures": (spec.groups * bucket.rows, bucket.length)}
+    """Returns the size of a microbatch of full rows, one trajectory each, with images that fill the bucket."""
+    return {"rows": spec.rows, "tokens": spec.row_tokens, "images": (spec.groups * bucket.rows, bucket.length)}
 
 
-def _learning(policy: Abstract, steps: int) -> tuple[Any, tuple[str, ...]]:
+def _optimizer_and_trainable(policy: AbstractPolicy, steps: int) -> tuple[Any, tuple[str, ...]]:
     config = policy.config
     return make_optimizer(config.optim, steps), trainable_names(logical_axes(policy.model), config.model.freeze)
 
 
-def _pack_spec(policy: Abstract, rows: int, row_tokens: int) -> PackSpec:
-    config, shards = policy.config, policy.shards
+def _pack_spec(policy: AbstractPolicy, rows: int, row_tokens: int) -> PackSpec:
+    config, shards = policy.config, policy.num_batch_shards
     buckets = image_buckets(
         config.image, config.agent, policy.model, rows=max(1, rows // shards), row_tokens=row_tokens
     )
     return PackSpec(policy.model, rows, row_tokens, buckets, groups=shards)
 
 
-def _engine_memory(policy: Abstract) -> tuple[Pages, jax.ShapeDtypeStruct]:
-    """Pages and pictures of the engine, placed as it does."""
-    text, engine, mesh = policy.model.text, policy.engine_sizes, policy.engine_mesh
-    dtype, groups = jnp.dtype(policy.config.model.compute_dtype), groups_of(mesh)
+def _engine_memory(policy: AbstractPolicy) -> tuple[Pages, jax.ShapeDtypeStruct]:
+    """Returns the engine's abstract pages and image cache with its shardings."""
+    text, engine, mesh = policy.model.text, policy.engine_config, policy.engine_mesh
+    dtype, groups = jnp.dtype(policy.config.model.compute_dtype), num_data_shards(mesh)
     pages = jax.eval_shape(
         lambda: empty_pages(
             text.num_layers, engine.pages, engine.page_size, text.num_kv_heads, text.head_dim, dtype, groups
         )
     )
-    whole = NamedSharding(mesh, PartitionSpec())
-    place = Placement.on(mesh, text.num_kv_heads).pages or whole
-    pool = jax.ShapeDtypeStruct((engine.picture_tokens, text.hidden_size), dtype, sharding=whole)
-    return jax.tree.map(lambda x: _placed(x, place), pages), pool
+    replicated = NamedSharding(mesh, PartitionSpec())
+    sharding = EngineSharding.for_mesh(mesh, text.num_kv_heads).pages or replicated
+    image_cache = jax.ShapeDtypeStruct((engine.image_cache_tokens, text.hidden_size), dtype, sharding=replicated)
+    return jax.tree.map(lambda x: _with_sharding(x, sharding), pages), image_cache
 
 
 def _abstract_vision(bucket: VisionBucket, model: ModelConfig) -> VisionBatch:
@@ -356,5 +394,5 @@ def _shape(spec: PackSpec, batch: PackedBatch) -> str:
     return f"{spec.rows} × {spec.row_tokens:,} tokens, {patches[0]} × {patches[1] * patches[2]:,} patches"
 
 
-def _placed(x: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+def _with_sharding(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

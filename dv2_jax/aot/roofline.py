@@ -1,7 +1,7 @@
-"""What a TPU can do at best, and how long a compiled program takes at least by it.
+"""Published peaks of TPUs, and lower bounds on the run time of a compiled program (roofline model).
 
-Arithmetic, HBM and links work side by side on a TPU; a program takes at least as long as the busiest of them
-(``at_best``), and about their sum when nothing overlaps (``in_turn``). Neither is a measurement.
+Compute, HBM and ICI work in parallel on a TPU; a program takes at least as long as the busiest of them (`roofline_time`),
+and about their sum if nothing overlaps (`serial_time`). Neither is a measurement.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """Of one device as JAX counts them. A tpu7x chip is two devices, and so is a v4 chip in a described topology."""
+    """Peaks of one JAX device. A tpu7x chip is two devices, and so is a v4 chip in a described topology."""
 
-    memory: float  # bytes that the compiler may plan with, as libtpu states them when a program is too large
-    flops: float  # bf16 operations per second
-    hbm: float  # bytes per second
-    links: float  # bytes per second that a ring along one axis of the torus sends, both directions together
+    memory: float  # bytes available to the compiler, as libtpu reports them for a program that exceeds them
+    flops: float  # peak bf16 FLOP/s
+    hbm_bandwidth: float  # bytes/s
+    ici_bandwidth: float  # bytes/s of a ring along one torus axis, both directions together
 
 
-# Published peaks: cloud.google.com/tpu/docs (v5e, v5p, v6e, tpu7x); links: 45 GB/s (v4, v5e) or 90 GB/s each way.
+# Published peaks: cloud.google.com/tpu/docs (v5e, v5p, v6e, tpu7x); ICI: 45 GB/s (v4, v5e) or 90 GB/s each way.
 CHIPS = {
     "TPU v4": Chip(15.25 * GIB, 137.5e12, 0.614e12, 45e9),
     "TPU v5 lite": Chip(15.75 * GIB, 197e12, 0.819e12, 90e9),
@@ -35,41 +35,45 @@ CHIPS = {
 
 
 def chip_of(device: Any) -> Chip:
-    """Raises KeyError for a kind whose peaks are not listed."""
+    """Returns the peaks of a device. Raises KeyError if its kind is not listed."""
     if device.device_kind not in CHIPS:
-        raise KeyError(
-            f"no peaks for {device.device_kind!r}; add it to parallel.roofline.CHIPS (there: {', '.join(CHIPS)})"
-        )
+        raise KeyError(f"no peaks for {device.device_kind!r}; add it to aot.roofline.CHIPS (known: {', '.join(CHIPS)})")
     return CHIPS[device.device_kind]
 
 
 @dataclass(frozen=True)
-class Seconds:
-    """Of one run on one device."""
+class RooflineTimes:
+    """Seconds that compute, HBM and ICI each take for one run on one device at their peaks."""
 
-    arithmetic: float
-    memory: float
-    links: float
+    compute: float
+    hbm: float
+    ici: float
 
     @classmethod
-    def of(cls, costs: Costs, chip: Chip) -> Seconds:
-        return cls(costs.flops / chip.flops, costs.traffic / chip.hbm, costs.bytes_sent / chip.links)
+    def from_costs(cls, costs: Costs, chip: Chip) -> RooflineTimes:
+        return cls(
+            costs.flops / chip.flops,
+            costs.hbm_bytes / chip.hbm_bandwidth,
+            costs.total_collective_bytes / chip.ici_bandwidth,
+        )
 
     @property
-    def at_best(self) -> float:
-        return max(self.arithmetic, self.memory, self.links)
+    def roofline_time(self) -> float:
+        """Seconds if compute, HBM and ICI overlap fully."""
+        return max(self.compute, self.hbm, self.ici)
 
     @property
-    def in_turn(self) -> float:
-        return self.arithmetic + self.memory + self.links
+    def serial_time(self) -> float:
+        """Seconds if nothing overlaps."""
+        return self.compute + self.hbm + self.ici
 
     @property
     def bound(self) -> str:
-        """Which of the three is the busiest."""
-        return max(("arithmetic", "memory", "links"), key=lambda name: getattr(self, name))
+        """Returns the busiest of the three: compute, hbm or ici."""
+        return max(("compute", "hbm", "ici"), key=lambda name: getattr(self, name))
 
-    def __add__(self, other: Seconds) -> Seconds:
-        return Seconds(self.arithmetic + other.arithmetic, self.memory + other.memory, self.links + other.links)
+    def __add__(self, other: RooflineTimes) -> RooflineTimes:
+        return RooflineTimes(self.compute + other.compute, self.hbm + other.hbm, self.ici + other.ici)
 
-    def __mul__(self, times: int) -> Seconds:
-        return Seconds(self.arithmetic * times, self.memory * times, self.links * times)
+    def __mul__(self, times: int) -> RooflineTimes:
+        return RooflineTimes(self.compute * times, self.hbm * times, self.ici * times)

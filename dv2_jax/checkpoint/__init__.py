@@ -1,1 +1,1 @@
-"""Weights in and out."""
+"""Checkpoints: training state, Hugging Face and GGUF weights, and the resolution of `model.init`."""

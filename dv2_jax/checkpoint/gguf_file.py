@@ -1,6 +1,6 @@
-"""A Llama in llama.cpp's file format (GGUF): its shape, its weights in our layout, its tokenizer.
+"""Reader for Llama models in llama.cpp's file format (GGUF): configuration, weights and tokenizer.
 
-Weights are dequantized in numpy by the ``gguf`` package, which the extra ``smol`` brings.
+Weights are dequantized in numpy by the package `gguf` of the extra `smol`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from dv2_jax.model.model_config import TextConfig
 
-# Ours, under text.layers., and the name in the file, under blk.N.; biases are not in it, because a Llama has none.
+# Parameter name below `text.layers.` -> GGUF tensor name below `blk.N.`; Llama has no biases.
 _LAYER = {
     "attention_norm.scale": "attn_norm",
     "q.kernel": "attn_q",
@@ -29,14 +29,15 @@ _LAYER = {
     "mlp.up.kernel": "ffn_up",
     "mlp.down.kernel": "ffn_down",
 }
-_SPECIAL = 3  # GGUF's token type of control tokens
+_SPECIAL = 3  # GGUF token type CONTROL
 
 
 class GGUFLlama:
-    """One file: its metadata are read, its tensors are mapped and dequantized when they are asked for.
+    """A GGUF file: metadata is read at construction; tensors are memory-mapped and dequantized on access.
 
-    Raises ImportError, with the command that helps, when ``gguf`` is not installed, and ValueError, naming the file,
-    for a file of another architecture.
+    Raises:
+        ImportError: the package `gguf` is not installed; the message has the install command.
+        ValueError: the file has another architecture; the message names the file.
     """
 
     def __init__(self, path: str | Path):
@@ -47,7 +48,7 @@ class GGUFLlama:
         self.path = Path(path)
         self._dequantize = gguf.dequantize
         reader = gguf.GGUFReader(self.path)
-        # Not the reader itself: it keeps an array object for each of the vocabulary's strings.
+        # The reader itself is not kept: it holds one array object per string of the vocabulary.
         self._fields = {name: field.contents() for name, field in reader.fields.items()}
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         if (found := self._field("general.architecture")) != "llama":
@@ -59,8 +60,8 @@ class GGUFLlama:
         return self._fields[name]
 
     def differences(self, config: TextConfig) -> list[str]:
-        """What of ``config`` the file says otherwise; its vocabulary may be smaller."""
-        said = {
+        """List the fields in which the file differs from `config`; the file's vocabulary may be smaller."""
+        stored = {
             "hidden_size": self._field("llama.embedding_length"),
             "intermediate_size": self._field("llama.feed_forward_length"),
             "num_layers": self._field("llama.block_count"),
@@ -73,7 +74,7 @@ class GGUFLlama:
         }
         found = [
             f"{name} is {value}, should be {getattr(config, name)}"
-            for name, value in said.items()
+            for name, value in stored.items()
             if value != getattr(config, name)
         ]
         if len(self.tokens) > config.vocab_size:
@@ -82,38 +83,43 @@ class GGUFLlama:
 
     @property
     def tokens(self) -> list[str]:
-        """The vocabulary in the order of its ids, each in the printable alphabet of byte-level BPE."""
+        """The vocabulary in id order, in the printable alphabet of byte-level BPE."""
         return self._field("tokenizer.ggml.tokens")
 
     def tensor(self, name: str) -> Float[np.ndarray, "..."]:
-        """A tensor as stored, [outputs inputs], in fp32. Raises ValueError for one that is not there."""
+        """Dequantize a tensor to fp32 in its stored layout [outputs inputs].
+
+        Raises:
+            ValueError: the file has no such tensor.
+        """
         if f"{name}.weight" not in self._tensors:
             raise ValueError(f"{self.path}: no tensor {name}.weight")
         stored = self._tensors[f"{name}.weight"]
         return np.asarray(self._dequantize(stored.data, stored.tensor_type), np.float32)
 
-    def array(self, ours: str, shape: Sequence[int], heads: tuple[int, int]) -> Float[np.ndarray, "..."]:
-        """One of our arrays below ``text.layers.``, of the stacked ``shape`` [L inputs... outputs...], in fp32.
+    def array(self, jax_name: str, shape: Sequence[int], heads: tuple[int, int]) -> Float[np.ndarray, "..."]:
+        """Read a parameter below `text.layers.` in the stacked shape [L inputs... outputs...], in fp32; biases are zero.
 
-        ``heads`` are those of queries and of keys. llama.cpp turns neighboring pairs (2i, 2i + 1) where the model
-        was trained to turn (i, i + hd/2), and stores the rows of queries and keys in the order that this needs; here
-        they go back. Biases are zero.
+        `heads` is (query heads, key heads). llama.cpp applies RoPE to pairs (2i, 2i + 1), the model was trained with
+        pairs (i, i + hd/2); the file's query and key rows are permuted accordingly, and are permuted back here.
         """
         out = np.zeros(shape, np.float32)
-        if ours not in _LAYER:
+        if jax_name not in _LAYER:
             return out
         for layer in range(shape[0]):
-            stored = self.tensor(f"blk.{layer}.{_LAYER[ours]}")
-            if ours in ("q.kernel", "k.kernel"):
-                stored = _halves(stored, heads[ours == "k.kernel"])
+            stored = self.tensor(f"blk.{layer}.{_LAYER[jax_name]}")
+            if jax_name in ("q.kernel", "k.kernel"):
+                stored = _undo_rope_permutation(stored, heads[jax_name == "k.kernel"])
             out[layer] = stored.T.reshape(shape[1:])
         return out
 
     def tokenizer(self, added: Sequence[str], ordinary: Sequence[str]) -> dict:
-        """A ``tokenizer.json`` document: the file's vocabulary, then those of ``added`` that it has not, as added tokens.
+        """Build a `tokenizer.json` document: the file's vocabulary, then the missing tokens of `added` as added tokens.
 
-        Those in ``ordinary`` are not flagged as special. Raises ValueError for another kind of tokenizer than
-        SmolLM's, whose splitting rule is written down here.
+        Tokens in `ordinary` are not flagged as special.
+
+        Raises:
+            ValueError: the tokenizer is not SmolLM's, whose pre-tokenizer is implemented here.
         """
         kind = self._field("tokenizer.ggml.model"), self._field("tokenizer.ggml.pre")
         if kind != ("gpt2", "smollm"):
@@ -130,7 +136,7 @@ class GGUFLlama:
         document = json.loads(tokenizer.to_str())
         merges = [merge.split(" ") for merge in self._field("tokenizer.ggml.merges")]
         document["model"].update(vocab=vocabulary, merges=merges)
-        # An added token that is in the vocabulary keeps its id; the others get the ids that follow it.
+        # An added token in the vocabulary keeps its id; the others get the ids after the vocabulary.
         following = iter(range(len(vocabulary), len(vocabulary) + len(names)))
         document["added_tokens"] = [
             {
@@ -147,7 +153,7 @@ class GGUFLlama:
         return document
 
 
-def _halves(rows: Float[np.ndarray, "O I"], heads: int) -> Float[np.ndarray, "O I"]:
-    """Rows 0, 2, 4, ... of each head first, then 1, 3, 5, ...: the inverse of llama.cpp's order."""
+def _undo_rope_permutation(rows: Float[np.ndarray, "O I"], heads: int) -> Float[np.ndarray, "O I"]:
+    """Undo llama.cpp's RoPE permutation: rows 0, 2, 4, ... of each head first, then rows 1, 3, 5, ..."""
     outputs, inputs = rows.shape
     return rows.reshape(heads, outputs // heads // 2, 2, inputs).swapaxes(1, 2).reshape(outputs, inputs)

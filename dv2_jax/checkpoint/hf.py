@@ -1,8 +1,8 @@
-"""Published checkpoints (safetensors, `config.json`) in and out, without torch.
+"""Reading and writing Hugging Face checkpoints (safetensors and `config.json`) without torch.
 
-Loading maps the files and copies each device's part of each tensor straight to the device: a large stacked array is
-filled layer by layer, so the host holds one tensor beside the arrays. Writing gathers one tensor after another. A
-tensor that is loaded and written again in its own dtype is byte-identical.
+Loading memory-maps the files and copies each device's shard of each tensor directly to the device. A large stacked
+array is filled layer by layer, so host memory is bounded by one tensor on top of the device arrays. Writing gathers one
+tensor at a time. Loading a tensor and writing it in the same dtype is byte-identical.
 """
 
 from __future__ import annotations
@@ -23,61 +23,66 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 
 from dv2_jax.checkpoint import safetensors_file
 from dv2_jax.checkpoint.output_folder import OutputFolder, output_folder
-from dv2_jax.checkpoint.weight_map import Entry, canonical, entries
+from dv2_jax.checkpoint.weight_map import WeightEntry, canonical_name, weight_entries
 from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.params import Params, abstract_params
 
 INDEX = "model.safetensors.index.json"
-SHARD_BYTES = 5 * 10**9  # of one file
-LARGE_BYTES = 2**28  # a stacked array above this is filled layer by layer; below, one copy is quicker
+SHARD_BYTES = 5 * 10**9  # maximum size of one safetensors file
+LARGE_BYTES = 2**28  # stacked arrays above this size are filled layer by layer; below, a single copy is faster
 
 
 class CheckpointMismatch(ValueError):
-    """Checkpoint and architecture disagree; the message lists every tensor that does."""
+    """Raised when a checkpoint does not match the architecture; the message lists every mismatching tensor."""
 
 
 def load_hf(
     path: str | Path, config: ModelConfig, shardings: Mapping[str, Sharding] | None = None, dtype: Any = jnp.float32
 ) -> Params:
-    """Read the weights of a checkpoint folder into arrays of `dtype`, placed by `shardings`.
+    """Load the weights of a checkpoint folder into arrays of `dtype`, sharded by `shardings`.
 
-    Raises FileNotFoundError without safetensors files, CheckpointMismatch with every missing, unexpected and
-    misshapen tensor at once.
+    Without `shardings` the arrays are put on the first device.
+
+    Raises:
+        FileNotFoundError: the folder has no safetensors files.
+        CheckpointMismatch: tensors are missing, unexpected or have another shape; all are listed.
     """
     files = _open_folder(Path(path))
-    tensors = {canonical(name): tensor for file in files for name, tensor in file.tensors.items()}
+    tensors = {canonical_name(name): tensor for file in files for name, tensor in file.tensors.items()}
     shapes = abstract_params(config, dtype)
-    parts: dict[str, list[Entry]] = defaultdict(list)
-    for entry in entries(config):
-        parts[entry.ours].append(entry)
-    _check(Path(path), config, tensors, parts, shapes)
+    parts: dict[str, list[WeightEntry]] = defaultdict(list)
+    for entry in weight_entries(config):
+        parts[entry.jax_name].append(entry)
+    _check_tensors(Path(path), config, tensors, parts, shapes)
     default = SingleDeviceSharding(jax.devices()[0])
     params = {}
     for name, abstract in shapes.items():
-        layers = [_view(tensors[e.published], e, _part_shape(abstract.shape, e)) for e in parts[name]]
+        layers = [_view(tensors[e.hf_name], e, _part_shape(abstract.shape, e)) for e in parts[name]]
         stacked = parts[name][0].layer is not None
         sharding = shardings[name] if shardings is not None else default
-        # Host memory of an array is free once it has arrived; without waiting, several would be under way.
-        params[name] = jax.block_until_ready(_place(abstract, sharding, layers, stacked))
+        # Blocks until the transfer is complete, so that only one array at a time occupies host memory.
+        params[name] = jax.block_until_ready(_to_device_array(abstract, sharding, layers, stacked))
         for file in files:
             file.release()
     return params
 
 
-def _place(abstract: jax.ShapeDtypeStruct, sharding: Sharding, layers: list[np.ndarray], stacked: bool) -> jax.Array:
-    """One of our arrays from its layers (or its only part), in the layout of ours but the dtype of the file."""
+def _to_device_array(
+    abstract: jax.ShapeDtypeStruct, sharding: Sharding, layers: list[np.ndarray], stacked: bool
+) -> jax.Array:
+    """Build a device array from views of its layers (or of its only tensor), which have the dtype of the file."""
     shape, dtype = abstract.shape, abstract.dtype
     if not stacked:
         return jax.make_array_from_callback(shape, sharding, lambda index: layers[0][index].astype(dtype))
-    of_layer = _layer_sharding(sharding)
-    if math.prod(shape) * dtype.itemsize > LARGE_BYTES and of_layer is not None:
-        zeros, put = _fill(shape, dtype, sharding)
+    layer_sharding = _layer_sharding(sharding)
+    if math.prod(shape) * dtype.itemsize > LARGE_BYTES and layer_sharding is not None:
+        zeros, write_layer = _layer_writer(shape, dtype, sharding)
         array = zeros()
         for number, layer in enumerate(layers):
             part = jax.make_array_from_callback(
-                shape[1:], of_layer, lambda index, layer=layer: layer[index].astype(dtype)
+                shape[1:], layer_sharding, lambda index, layer=layer: layer[index].astype(dtype)
             )
-            array = jax.block_until_ready(put(array, part, number))
+            array = jax.block_until_ready(write_layer(array, part, number))
         return array
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
@@ -91,7 +96,7 @@ def _place(abstract: jax.ShapeDtypeStruct, sharding: Sharding, layers: list[np.n
 
 
 def _layer_sharding(sharding: Sharding) -> Sharding | None:
-    """Of one layer of a stacked array; None where the layers themselves are split."""
+    """Return the sharding of one layer of a stacked array; None if the layer dimension itself is sharded."""
     if isinstance(sharding, SingleDeviceSharding):
         return sharding
     if not isinstance(sharding, NamedSharding) or (sharding.spec and sharding.spec[0] is not None):
@@ -100,14 +105,14 @@ def _layer_sharding(sharding: Sharding) -> Sharding | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _fill(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> tuple[Callable, Callable]:
-    """``zeros() -> array`` and ``put(array, layer, number) -> array``, which takes the array's place."""
+def _layer_writer(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> tuple[Callable, Callable]:
+    """Build `zeros() -> array` and `write_layer(array, layer, number) -> array`, which donates `array`."""
     zeros = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
 
-    def put(array, layer, number):
+    def write_layer(array, layer, number):
         return jax.lax.dynamic_update_index_in_dim(array, layer, number, 0)
 
-    return zeros, jax.jit(put, donate_argnums=0, out_shardings=sharding)
+    return zeros, jax.jit(write_layer, donate_argnums=0, out_shardings=sharding)
 
 
 def save_hf(
@@ -118,9 +123,10 @@ def save_hf(
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write weights, index and `config.json` to the new folder `path`; it appears whole or not at all.
+    """Write weights, index and `config.json` to the new folder `path` atomically. Collective; process 0 writes.
 
-    Every process calls it; process 0 writes. Raises FileExistsError when `path` holds anything.
+    Raises:
+        FileExistsError: `path` is a non-empty folder.
     """
     with output_folder(path) as folder:
         write_weights(folder, params, config, dtype, shard_bytes=shard_bytes)
@@ -135,16 +141,16 @@ def write_weights(
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """The weights in files of at most `shard_bytes` (a larger tensor has one of its own), and their index.
+    """Write the weights to safetensors files of at most `shard_bytes` (or one larger tensor), and their index.
 
-    Collective: every process calls it, and gathers each tensor in turn.
+    Collective: the shards of each tensor are gathered over all processes, one tensor at a time.
     """
     target = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
-    groups: dict[str, list[Entry]] = defaultdict(list)
-    for entry in entries(config):
-        groups[entry.published].append(entry)
+    groups: dict[str, list[WeightEntry]] = defaultdict(list)
+    for entry in weight_entries(config):
+        groups[entry.hf_name].append(entry)
     shapes = {
-        name: _published_shape(_part_shape(params[parts[0].ours].shape, parts[0]), parts[0], config)
+        name: _hf_shape(_part_shape(params[parts[0].jax_name].shape, parts[0]), parts[0], config)
         for name, parts in groups.items()
     }
     sizes = {name: math.prod(shape) * target.itemsize for name, shape in shapes.items()}
@@ -156,9 +162,9 @@ def write_weights(
     index = {}
     for number, names in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = (_publish(params, groups[name], config).astype(target) for name in names)
+        tensors = (_to_hf_tensor(params, groups[name], config).astype(target) for name in names)
         with folder.create(file) as stream:
-            safetensors_file.write(stream, {name: shapes[name] for name in names}, target, tensors)
+            safetensors_file.write_safetensors(stream, {name: shapes[name] for name in names}, target, tensors)
         index |= dict.fromkeys(names, file)
     if len(shards) > 1:
         document = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": index}
@@ -175,12 +181,13 @@ def _open_folder(folder: Path) -> list[safetensors_file.MappedFile]:
     return [safetensors_file.MappedFile(file) for file in files]
 
 
-def _check(folder: Path, config: ModelConfig, tensors, parts, shapes) -> None:
+def _check_tensors(folder: Path, config: ModelConfig, tensors, parts, shapes) -> None:
+    """Raise one CheckpointMismatch for all missing, misshapen and unexpected tensors."""
     problems = []
     wanted: dict[str, tuple[int, ...]] = {}
     for name, layers in parts.items():
         for entry in layers:
-            wanted[entry.published] = _published_shape(_part_shape(shapes[name].shape, entry), entry, config)
+            wanted[entry.hf_name] = _hf_shape(_part_shape(shapes[name].shape, entry), entry, config)
     for name, shape in wanted.items():
         if name not in tensors:
             problems.append(f"missing: {name} {list(shape)}")
@@ -196,33 +203,33 @@ def _check(folder: Path, config: ModelConfig, tensors, parts, shapes) -> None:
         )
 
 
-def _part_shape(shape: tuple[int, ...], entry: Entry) -> tuple[int, ...]:
-    """Shape of one layer of an array (or of all of an unstacked one)."""
+def _part_shape(shape: tuple[int, ...], entry: WeightEntry) -> tuple[int, ...]:
+    """Return the shape of one layer of a stacked array, or that of an unstacked array."""
     return shape[1:] if entry.layer is not None else shape
 
 
-def _inputs(shape: tuple[int, ...], entry: Entry) -> int:
-    """Leading dimensions of a kernel that are its inputs: two where it takes all heads, else one."""
-    return 2 if len(shape) == 3 and entry.ours.endswith("o.kernel") else 1
+def _inputs(shape: tuple[int, ...], entry: WeightEntry) -> int:
+    """Count the leading input dimensions of a kernel: two (heads, head dim) for output projections, else one."""
+    return 2 if len(shape) == 3 and entry.jax_name.endswith("o.kernel") else 1
 
 
-def _published_shape(shape: tuple[int, ...], entry: Entry, config: ModelConfig) -> tuple[int, ...]:
-    thirds = 3 if entry.third is not None else 1
+def _hf_shape(shape: tuple[int, ...], entry: WeightEntry, config: ModelConfig) -> tuple[int, ...]:
+    fused = 3 if entry.qkv_index is not None else 1
     if entry.form == "same":
-        # Biases of heads are flat in a checkpoint; matrices that are copied (the embedding) keep their shape.
-        return shape if entry.ours == "text.embedding" else (thirds * math.prod(shape),)
+        # Per-head biases are flattened in the checkpoint; the embedding keeps its shape.
+        return shape if entry.jax_name == "text.embedding" else (fused * math.prod(shape),)
     if entry.form == "convolution":
         vision = config.vision
         return (shape[1], vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
     inputs = _inputs(shape, entry)
-    return (thirds * math.prod(shape[inputs:]), math.prod(shape[:inputs]))
+    return (fused * math.prod(shape[inputs:]), math.prod(shape[:inputs]))
 
 
-def _view(tensor: np.ndarray, entry: Entry, shape: tuple[int, ...]) -> np.ndarray:
-    """A published tensor in our layout; a view, so that slicing it reads only the slice."""
-    if entry.third is not None:
+def _view(tensor: np.ndarray, entry: WeightEntry, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a view of a checkpoint tensor in the layout of the model; slicing it reads only the slice from disk."""
+    if entry.qkv_index is not None:
         size = tensor.shape[0] // 3
-        tensor = tensor[entry.third * size : (entry.third + 1) * size]
+        tensor = tensor[entry.qkv_index * size : (entry.qkv_index + 1) * size]
     if entry.form == "same":
         return tensor.reshape(shape)
     if entry.form == "convolution":
@@ -233,11 +240,11 @@ def _view(tensor: np.ndarray, entry: Entry, shape: tuple[int, ...]) -> np.ndarra
     return split.transpose(*range(outputs, len(shape)), *range(outputs))
 
 
-def _publish(params: Params, parts: list[Entry], config: ModelConfig) -> np.ndarray:
-    """One published tensor from our arrays, on the host."""
+def _to_hf_tensor(params: Params, parts: list[WeightEntry], config: ModelConfig) -> np.ndarray:
+    """Assemble one checkpoint tensor on the host from the parameters that it stores."""
     pieces = []
     for entry in parts:
-        array = params[entry.ours] if entry.layer is None else params[entry.ours][entry.layer]
+        array = params[entry.jax_name] if entry.layer is None else params[entry.jax_name][entry.layer]
         if isinstance(array, jax.Array) and not array.is_fully_addressable:
             from jax.experimental import multihost_utils
 
@@ -248,8 +255,8 @@ def _publish(params: Params, parts: list[Entry], config: ModelConfig) -> np.ndar
             columns = math.prod(array.shape[:inputs])
             array = array.reshape(columns, -1).T
         elif entry.form == "convolution":
-            array = array.T.reshape(_published_shape(array.shape, entry, config))
-        elif entry.ours != "text.embedding":
+            array = array.T.reshape(_hf_shape(array.shape, entry, config))
+        elif entry.jax_name != "text.embedding":
             array = array.reshape(-1)
         pieces.append(array)
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

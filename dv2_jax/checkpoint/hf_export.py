@@ -1,4 +1,4 @@
-"""A policy as a folder that PyTorch programs read: transformers, vLLM and whatever speaks their layout."""
+"""Export of a policy to the Hugging Face folder layout, which transformers and vLLM read."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Literal
 
 from dv2_jax.checkpoint.hf import write_weights
 from dv2_jax.checkpoint.output_folder import output_folder
-from dv2_jax.checkpoint.policy_spec import Architecture
+from dv2_jax.checkpoint.policy_spec import PolicySpec
 from dv2_jax.config import ImageConfig
 from dv2_jax.model.params import Params
 
-# CLIP's statistics, as in the preprocessor of every published Qwen2.5-VL.
+# CLIP's pixel statistics, as in the preprocessor config of every published Qwen2.5-VL.
 _MEAN = [0.48145466, 0.4578275, 0.40821073]
 _STD = [0.26862954, 0.26130258, 0.27577711]
 
-# ChatML. Message content is a string or a list of {"type": "text" | "image" | "video"} parts, as processors pass it.
+# ChatML. Message content is a string or a list of {"type": "text" | "image" | "video"} parts, as in transformers.
 CHAT_TEMPLATE = """\
 {%- if messages[0].role != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}
 {%- for message in messages %}
@@ -39,32 +39,35 @@ CHAT_TEMPLATE = """\
 def export_hf(
     output: str | Path,
     params: Params,
-    architecture: Architecture,
+    spec: PolicySpec,
     image: ImageConfig,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
 ) -> str | Path:
-    """Write weights, tokenizer, processor and generation settings to ``output``; all of it or nothing.
+    """Write weights, tokenizer, processor and generation settings to `output` atomically. Collective; process 0 writes.
 
-    ``output`` is a folder, or one on any file system that fsspec knows (``gs://bucket/policy``). Every process calls
-    it; process 0 writes. ``image`` bounds the model's view of a picture, in pixels. Returns ``output``.
-    Raises FileExistsError when ``output`` holds anything, ValueError for a policy without a tokenizer.
+    `output` is a local folder or a folder on any file system that fsspec supports (`gs://bucket/policy`). `image` has
+    the size limits of the preprocessor, in pixels. Returns `output`.
+
+    Raises:
+        FileExistsError: `output` is a non-empty folder.
+        ValueError: the policy has no tokenizer.
     """
-    if architecture.tokenizer_file is None:
+    if spec.tokenizer_file is None:
         raise ValueError("a policy without a tokenizer cannot be exported")
     with output_folder(output) as folder:
-        write_weights(folder, params, architecture.config, dtype)
-        folder.write_text("tokenizer.json", architecture.tokenizer_file.read_text(encoding="utf-8"))
+        write_weights(folder, params, spec.config, dtype)
+        folder.write_text("tokenizer.json", spec.tokenizer_file.read_text(encoding="utf-8"))
         folder.write_text("chat_template.jinja", CHAT_TEMPLATE)
-        settings = _settings(architecture, image)
-        # Last, because without it no program takes the folder for a policy.
-        settings["config.json"] = architecture.config.to_hf(dtype)
+        settings = _settings(spec, image)
+        # Written last: without config.json no loader accepts the folder, so a partial export is not mistaken for one.
+        settings["config.json"] = spec.config.to_hf(dtype)
         for name, document in settings.items():
             folder.write_text(name, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     return output
 
 
 def image_config(source_init: str) -> ImageConfig | None:
-    """The view that a policy was trained with, where its folder tells: a run's config.json, a preprocessor's."""
+    """Return the image size limits that a policy was trained with, or None if its folder does not record them."""
     kind, _, where = source_init.partition(":")
     if kind == "hf" and (path := Path(where) / "preprocessor_config.json").is_file():
         document = json.loads(path.read_text())
@@ -80,12 +83,13 @@ def image_config(source_init: str) -> ImageConfig | None:
     return None
 
 
-def _settings(architecture: Architecture, image: ImageConfig) -> dict[str, dict]:
-    config = architecture.config
-    tokenizer = json.loads(architecture.tokenizer_file.read_text(encoding="utf-8"))
+def _settings(spec: PolicySpec, image: ImageConfig) -> dict[str, dict]:
+    """Build the generation, tokenizer and preprocessor documents by file name."""
+    config = spec.config
+    tokenizer = json.loads(spec.tokenizer_file.read_text(encoding="utf-8"))
     added = tokenizer["added_tokens"]
-    # transformers' Qwen2Tokenizer splits by Qwen's rule whatever the file says; the other class obeys the file.
-    by_qwens_rule = any(part["type"] == "Split" for part in tokenizer["pre_tokenizer"].get("pretokenizers", ()))
+    # transformers' Qwen2Tokenizer ignores the pre-tokenizer of tokenizer.json; PreTrainedTokenizerFast uses it.
+    is_qwen_pretokenizer = any(part["type"] == "Split" for part in tokenizer["pre_tokenizer"].get("pretokenizers", ()))
     end_of_text = next(token["id"] for token in added if token["content"] == "<|endoftext|>")
     return {
         "generation_config.json": {
@@ -95,7 +99,7 @@ def _settings(architecture: Architecture, image: ImageConfig) -> dict[str, dict]
             "pad_token_id": config.pad_token_id,
         },
         "tokenizer_config.json": {
-            "tokenizer_class": "Qwen2Tokenizer" if by_qwens_rule else "PreTrainedTokenizerFast",
+            "tokenizer_class": "Qwen2Tokenizer" if is_qwen_pretokenizer else "PreTrainedTokenizerFast",
             "processor_class": "Qwen2_5_VLProcessor",
             "added_tokens_decoder": {
                 str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in added

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all: here, or on any file system that fsspec knows (``gs://bucket/policy``)."""
+"""Atomic creation of an output folder, local or on any file system that fsspec supports (`gs://bucket/policy`)."""
 
 from __future__ import annotations
 
@@ -14,50 +14,53 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dv2_jax.parallel import distributed
 
-INCOMPLETE = ".incomplete"  # lies in a folder on an object store while it is being written
+INCOMPLETE = ".incomplete"  # marker file of a folder on an object store that is still being written
 
 
 class OutputFolder:
-    """Where the files of one folder go. Process 0 keeps what it writes, the others' bytes are dropped."""
+    """Writer for the files of one folder. Process 0 writes; the bytes of the other processes are discarded."""
 
     def __init__(self, filesystem: fsspec.AbstractFileSystem, path: str):
         self._filesystem, self._path = filesystem, path
 
     def create(self, name: str) -> BinaryIO:
-        """A new file, open for bytes."""
-        return self._filesystem.open(f"{self._path}/{name}", "wb") if distributed.is_main() else _Dropped()
+        """Open a new file for writing bytes."""
+        return self._filesystem.open(f"{self._path}/{name}", "wb") if distributed.is_main() else _NullWriter()
 
     def write_text(self, name: str, text: str) -> None:
+        """Write a new UTF-8 file."""
         with self.create(name) as stream:
             stream.write(text.encode("utf-8"))
 
 
-class _Dropped(io.BytesIO):
+class _NullWriter(io.BytesIO):
+    """A stream that discards all bytes."""
+
     def write(self, data) -> int:
         return memoryview(data).nbytes
 
 
 @contextlib.contextmanager
 def output_folder(location: str | Path) -> Iterator[OutputFolder]:
-    """The new folder ``location``; every process of a run enters it and writes the same files.
+    """Create the folder `location`; collective: every process enters it and writes the same files.
 
-    Locally the files lie under another name until the block ends. An object store cannot rename a folder: there,
-    ``.incomplete`` lies in it to the end, a folder with it is taken for a killed write and written again, and the
-    caller writes last what makes others take the folder for complete.
+    A local folder is written under a temporary name and renamed at the end of the block. An object store cannot rename a
+    folder, so it has the marker file `.incomplete` until the end; a folder with the marker is a killed write and is
+    overwritten. The caller writes last the file by which readers recognize a complete folder.
 
     Raises:
-        FileExistsError: the folder holds anything.
-        ImportError: no package is installed for this kind of location.
-        ValueError: fsspec knows no such kind.
+        FileExistsError: the folder is not empty.
+        ImportError: the package for this file system is not installed.
+        ValueError: fsspec does not support this file system.
     """
     try:
         filesystem, path = fsspec.core.url_to_fs(str(location))
     except ImportError as error:
         raise ImportError(f"{location}: {error} (for gs://: pip install 'dv2_jax[gcs]')") from None
-    if distributed.agree(_is_taken(filesystem, path) if distributed.is_main() else False):
-        raise FileExistsError(f"{location} is not empty: name another folder, or remove it first")
-    write = _renamed if isinstance(filesystem, LocalFileSystem) else _marked
-    with write(filesystem, path) as folder:
+    if distributed.broadcast_from_main(_is_taken(filesystem, path) if distributed.is_main() else False):
+        raise FileExistsError(f"{location} is not empty: choose another folder, or remove it first")
+    commit = _rename_commit if isinstance(filesystem, LocalFileSystem) else _marker_commit
+    with commit(filesystem, path) as folder:
         yield folder
 
 
@@ -69,7 +72,8 @@ def _is_taken(filesystem: fsspec.AbstractFileSystem, path: str) -> bool:
 
 
 @contextlib.contextmanager
-def _renamed(filesystem: LocalFileSystem, path: str) -> Iterator[OutputFolder]:
+def _rename_commit(filesystem: LocalFileSystem, path: str) -> Iterator[OutputFolder]:
+    """Write to a temporary folder and rename it at the end of the block."""
     final = Path(path)
     staging = final.parent / f".{final.name}.{os.getpid()}"
     if not distributed.is_main():
@@ -87,7 +91,8 @@ def _renamed(filesystem: LocalFileSystem, path: str) -> Iterator[OutputFolder]:
 
 
 @contextlib.contextmanager
-def _marked(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[OutputFolder]:
+def _marker_commit(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[OutputFolder]:
+    """Write in place with the marker file `.incomplete`, which is removed at the end of the block."""
     folder, marker = OutputFolder(filesystem, path), f"{path}/{INCOMPLETE}"
     if not distributed.is_main():
         yield folder

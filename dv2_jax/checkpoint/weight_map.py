@@ -1,7 +1,7 @@
-"""Which tensor of a published checkpoint is which part of which of our arrays. Data, read in both directions.
+"""The weight map between Hugging Face tensors and model parameters, used for loading and for export.
 
-Published kernels are [outputs, inputs], one tensor a layer; ours are [layers, inputs..., outputs...]. The vision
-tower's query, key and value are one published tensor.
+Hugging Face kernels are [outputs, inputs] with one tensor per layer; the model's are stacked, [layers, inputs...,
+outputs...]. Hugging Face fuses query, key and value of the vision tower into one tensor.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 
 from dv2_jax.model.model_config import ModelConfig
 
-Form = Literal["same", "kernel", "convolution"]  # copied; transposed and reshaped; flattened, then transposed
+Form = Literal["same", "kernel", "convolution"]  # copied; transposed and reshaped; flattened and transposed
 
 _TEXT_LAYER: tuple[tuple[str, str, Form], ...] = (
     ("attention_norm.scale", "input_layernorm.weight", "same"),
@@ -42,36 +42,36 @@ _SINGLE: tuple[tuple[str, str, Form], ...] = (
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One of our arrays, or one layer of it, as a published tensor or as one third of it."""
+class WeightEntry:
+    """Maps one parameter, or one layer of it, to a Hugging Face tensor or to one third of a fused QKV tensor."""
 
-    ours: str
-    published: str  # in the layout of the released checkpoints: model.* and visual.*
+    jax_name: str
+    hf_name: str  # in the key layout of the released checkpoints: model.* and visual.*
     form: Form
     layer: int | None = None
-    third: int | None = None  # 0, 1, 2: the query, key, value part of a fused tensor
+    qkv_index: int | None = None  # 0, 1, 2: query, key, value part of a fused tensor
 
 
-def entries(config: ModelConfig) -> Iterator[Entry]:
-    """Every part of every array, in the order in which checkpoints are written."""
-    for ours, published, form in _SINGLE:
-        yield Entry(ours, published, form)
+def weight_entries(config: ModelConfig) -> Iterator[WeightEntry]:
+    """Yield the entries of all parameters in the order in which checkpoints are written."""
+    for jax_name, hf_name, form in _SINGLE:
+        yield WeightEntry(jax_name, hf_name, form)
     if not config.text.tie_word_embeddings:
-        yield Entry("text.head.kernel", "lm_head.weight", "kernel")
+        yield WeightEntry("text.head.kernel", "lm_head.weight", "kernel")
     for layer in range(config.vision.depth):
         for part, form in (("kernel", "kernel"), ("bias", "same")):
             name = f"visual.blocks.{layer}.attn.qkv.{'weight' if part == 'kernel' else part}"
-            for third, letter in enumerate("qkv"):
-                yield Entry(f"vision.blocks.{letter}.{part}", name, form, layer, third)
-        for ours, published, form in _VISION_BLOCK:
-            yield Entry(f"vision.blocks.{ours}", f"visual.blocks.{layer}.{published}", form, layer)
+            for qkv_index, letter in enumerate("qkv"):
+                yield WeightEntry(f"vision.blocks.{letter}.{part}", name, form, layer, qkv_index)
+        for jax_name, hf_name, form in _VISION_BLOCK:
+            yield WeightEntry(f"vision.blocks.{jax_name}", f"visual.blocks.{layer}.{hf_name}", form, layer)
     for layer in range(config.text.num_layers):
-        for ours, published, form in _TEXT_LAYER:
-            yield Entry(f"text.layers.{ours}", f"model.layers.{layer}.{published}", form, layer)
+        for jax_name, hf_name, form in _TEXT_LAYER:
+            yield WeightEntry(f"text.layers.{jax_name}", f"model.layers.{layer}.{hf_name}", form, layer)
 
 
-def canonical(name: str) -> str:
-    """A tensor name of either generation of key layouts, as the released checkpoints spell it.
+def canonical_name(name: str) -> str:
+    """Convert a tensor name of any transformers version to the key layout of the released checkpoints.
 
     >>> canonical("model.language_model.layers.0.mlp.up_proj.weight"), canonical("model.visual.merger.ln_q.weight")
     ('model.layers.0.mlp.up_proj.weight', 'visual.merger.ln_q.weight')

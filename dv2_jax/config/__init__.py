@@ -1,7 +1,7 @@
 """Configuration: the schema, recipe files and command-line overrides."""
 
-from dv2_jax.config.loading import load, run_verb
-from dv2_jax.config.overrides import ConfigError
+from dv2_jax.config.loading import load, run_command
+from dv2_jax.config.overrides import ConfigError, RunFailure
 from dv2_jax.config.schema import (
     AgentConfig,
     Config,
@@ -33,10 +33,11 @@ __all__ = [
     "RLConfig",
     "RewardConfig",
     "RunConfig",
+    "RunFailure",
     "SFTConfig",
     "SamplingConfig",
     "TaskConfig",
     "ToolsConfig",
     "load",
-    "run_verb",
+    "run_command",
 ]

@@ -1,4 +1,4 @@
-"""The text of ``--help``: usage, the presets of a recipe file, and every field with its value and comment."""
+"""Text of `--help`: usage, the presets of a recipe file, and every field with its value and help text."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dv2_jax.config.overrides import field_comments, field_types, type_name
+from dv2_jax.config.overrides import field_help, field_types, type_name
 
 _WIDTH = 116
 
 
-def usage(verb: str, default_config: str = "") -> str:
-    """The usage lines of ``python -m dv2_jax.<verb>``."""
+def usage(command: str, default_config: str = "") -> str:
+    """Returns the usage lines of `python -m dv2_jax.<command>`."""
     config = f"[--config={default_config}[:PRESET]]" if default_config else "--config=FILE[:PRESET]"
     return (
-        f"usage: python -m dv2_jax.{verb} {config} [--config.SECTION.FIELD=VALUE ...]\n"
-        f"       python -m dv2_jax.{verb} --config=FILE[:PRESET] --help    presets of the file, all fields with "
-        f"its values"
+        f"usage: python -m dv2_jax.{command} {config} [--config.SECTION.FIELD=VALUE ...]\n"
+        f"       python -m dv2_jax.{command} --config=FILE[:PRESET] --help    presets of the file, all fields with "
+        f"their values"
     )
 
 
 def preset_lines(presets: Mapping[str, Callable[[], Any]]) -> str:
-    """One line per preset: its name and the first line of its function's docstring."""
+    """Returns one line per preset: its name and the first line of its function's docstring."""
     width = max(map(len, presets), default=0)
     lines = []
     for position, (name, make) in enumerate(presets.items()):
@@ -33,8 +33,8 @@ def preset_lines(presets: Mapping[str, Callable[[], Any]]) -> str:
     return "\n".join(lines)
 
 
-def show(value: Any) -> str:
-    """A field's value as it would be typed on the command line."""
+def format_value(value: Any) -> str:
+    """Formats a field's value as it is typed on the command line."""
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "()"
     if isinstance(value, bool):
@@ -43,23 +43,22 @@ def show(value: Any) -> str:
 
 
 def field_lines(config: Any, prefix: str = "--config.") -> str:
-    """Every field as ``--config.section.name=VALUE  type``, its comment below; sections under their docstring."""
+    """Returns each field as `--config.section.name=VALUE  (type)` followed by its help text, grouped by section."""
     cls = type(config)
-    comments = field_comments(cls)
+    help_texts = field_help(cls)
     lines, sections = [], []
     for name, kind in field_types(cls).items():
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):
-            title = _own_doc(type(value))
+            title = _section_title(type(value))
             sections.append(f"\n{name}{': ' + title if title else ''}\n" + field_lines(value, f"{prefix}{name}."))
             continue
-        lines.append(f"  {prefix}{name}={show(value)}  ({type_name(kind)})")
-        if comments.get(name):
-            lines.extend(textwrap.wrap(comments[name], _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6))
+        lines.append(f"  {prefix}{name}={format_value(value)}  ({type_name(kind)})")
+        lines.extend(textwrap.wrap(help_texts[name], _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6))
     return "\n".join(lines + sections)
 
 
-def _own_doc(cls: type) -> str:
+def _section_title(cls: type) -> str:
     doc = inspect.getdoc(cls) or ""
-    generated = doc.startswith(f"{cls.__name__}(")  # what @dataclass writes when there is no docstring
+    generated = doc.startswith(f"{cls.__name__}(")  # @dataclass writes the signature if a class has no docstring
     return "" if generated else doc.split("\n")[0]

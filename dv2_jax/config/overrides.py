@@ -1,19 +1,13 @@
-"""Typed overrides of nested frozen dataclasses: ``rl.group_size=8`` by dotted key, from text.
+"""Typed overrides of nested frozen dataclasses from text, by dotted key such as `rl.group_size=8`.
 
-Knows nothing of the fields themselves: names, types and comments are read from the dataclasses, so a field
-that is added there can at once be set, checked, suggested and explained here.
+Field names, types and help texts are read from the dataclasses, so this module needs no change when a field is added.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
 import functools
-import inspect
-import io
-import textwrap
-import tokenize
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,17 +20,21 @@ _FALSE = {"false", "no", "off", "0"}
 
 
 class ConfigError(ValueError):
-    """A key, value or preset that cannot be used; the message names it and the fix."""
+    """A configuration key, value or preset is invalid; the message names it and the fix."""
+
+
+class RunFailure(RuntimeError):
+    """A run cannot go on because of something outside the program; the message is one sentence that says what."""
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the nearest known word, or nothing when none is near."""
+    """Returns `; did you mean 'x'?` for the known word closest to `word`, or an empty string if none is close."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def type_name(kind: Any) -> str:
-    """A type the way it is written in the dataclass: ``tuple[str, ...]``, ``'dapo' | 'released'``."""
+    """Formats a type as in the dataclass: `tuple[str, ...]`, `'dapo' | 'released'`."""
     origin = typing.get_origin(kind)
     if origin is Literal:
         return " | ".join(repr(choice) for choice in typing.get_args(kind))
@@ -48,9 +46,10 @@ def type_name(kind: Any) -> str:
 
 
 def parse(text: str, kind: Any) -> Any:
-    """The value that ``text`` (from a command line) means for a field annotated with ``kind``.
+    """Parses command-line text as a value of the annotated type `kind`.
 
-    Raises ValueError with no more than the reason; ``replace_value`` adds the key.
+    Raises:
+        ValueError: the text is not of that type; the message is only the reason, `replace_value` adds the key.
     """
     origin = typing.get_origin(kind)
     if origin is Literal:
@@ -79,9 +78,9 @@ def _parse_int(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        number = float(text)  # 1e6 is a natural way to write a count
+        number = float(text)  # counts are often written as 1e6
         if not number.is_integer():
-            raise ValueError("not a whole number") from None
+            raise ValueError("not an integer") from None
         return int(number)
 
 
@@ -111,7 +110,7 @@ def _parse_tuple(text: str, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def accepts(value: Any, kind: Any) -> bool:
-    """Whether a Python value (from a recipe file) is one that ``kind`` allows. A whole number is a float too."""
+    """Checks a Python value from a recipe file against the annotated type `kind`; an int is a valid float."""
     origin = typing.get_origin(kind)
     if origin is Literal:
         return value in typing.get_args(kind)
@@ -131,13 +130,13 @@ def accepts(value: Any, kind: Any) -> bool:
 
 @functools.cache
 def field_types(cls: type) -> dict[str, Any]:
-    """Field name → resolved annotation, in the order of the class body."""
+    """Returns field name → resolved annotation, in the order of the class body."""
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
 def check_types(config: Any, prefix: str = "") -> None:
-    """Raises ConfigError for the first field whose value its annotation does not allow."""
+    """Raises ConfigError for the first field whose value does not match its annotation."""
     for name, kind in field_types(type(config)).items():
         value = getattr(config, name)
         if not accepts(value, kind):
@@ -147,7 +146,11 @@ def check_types(config: Any, prefix: str = "") -> None:
 
 
 def replace_value(config: ConfigT, key: str, text: str) -> ConfigT:
-    """A copy of ``config`` with the field at the dotted ``key`` set to what ``text`` means."""
+    """Returns a copy of `config` with the field at the dotted `key` set to the parsed `text`.
+
+    Raises:
+        ConfigError: the key is unknown or names a section, or the text is not of the field's type.
+    """
     return _replace(config, key.split("."), text, key)
 
 
@@ -177,13 +180,17 @@ def _replace(config: Any, path: list[str], text: str, key: str) -> Any:
 
 
 def _suggest_elsewhere(config: Any, name: str) -> str:
-    """The dotted keys that end in ``name``, for somebody who left the section out."""
+    """Suggests the dotted keys that end in `name`, for a key given without its section."""
     keys = [key for key, _, _ in flatten(config) if key.split(".")[-1] == name]
     return f"; did you mean {' or '.join(map(repr, keys))}?" if keys else ""
 
 
 def from_mapping(cls: type[ConfigT], data: Mapping[str, Any], prefix: str = "") -> ConfigT:
-    """The dataclass that ``dataclasses.asdict`` and JSON (lists for tuples) came from; absent fields keep defaults."""
+    """Builds a dataclass from nested mappings (`dataclasses.asdict` or JSON); absent fields keep their defaults.
+
+    Raises:
+        ConfigError: a key is unknown, or a value has the wrong type.
+    """
     known = field_types(cls)
     values = {}
     for name, value in data.items():
@@ -199,7 +206,7 @@ def from_mapping(cls: type[ConfigT], data: Mapping[str, Any], prefix: str = "") 
 
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, annotation, value) of every leaf field, in the order of the class bodies."""
+    """Yields (dotted key, annotation, value) of every leaf field, in the order of the class bodies."""
     for name, kind in field_types(type(config)).items():
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):
@@ -208,24 +215,6 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
             yield prefix + name, kind, value
 
 
-@functools.cache
-def field_comments(cls: type) -> dict[str, str]:
-    """Field name → the comment behind it (and on its further lines) in the source of the class."""
-    source = textwrap.dedent(inspect.getsource(cls))
-    comments = {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
-    lines = source.splitlines()
-    found = {}
-    for node in ast.parse(source).body[0].body:
-        if not isinstance(node, ast.AnnAssign):
-            continue
-        spans = [comments[n] for n in range(node.lineno, node.end_lineno + 1) if n in comments]
-        following = node.end_lineno + 1
-        while following in comments and lines[following - 1].lstrip().startswith("#"):
-            spans.append(comments[following])
-            following += 1
-        found[node.target.id] = " ".join(spans)
-    return found
+def field_help(cls: type) -> dict[str, str]:
+    """Returns field name → help text, empty where a field has none."""
+    return {f.name: f.metadata.get("help", "") for f in dataclasses.fields(cls)}

@@ -1,4 +1,7 @@
-"""Configuration: frozen dataclasses whose defaults run on a laptop."""
+"""Configuration schema: frozen dataclasses whose defaults run on a laptop.
+
+Every field carries a help text, which `--help` prints and which names the unit.
+"""
 
 from __future__ import annotations
 
@@ -7,169 +10,244 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dv2_jax.config.migrations import migrate
 from dv2_jax.config.overrides import from_mapping
+
+
+def setting(default: Any, help_text: str) -> Any:
+    """Returns a dataclass field with a default value and the help text that `--help` prints."""
+    return field(default=default, metadata={"help": help_text})
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    name: str = "default"  # run directory is root/name
-    root: str = "runs"  # a folder here, or on a file system that all hosts mount
-    seed: int = 0  # of everything that is drawn: questions, order, tokens
-    resume: bool = True  # continue from the newest checkpoint in the run directory
-    tensorboard: bool = True  # event files beside metrics.jsonl
-    wandb_project: str = ""  # empty: off
+    """Run directory, random seed and logging."""
+
+    name: str = setting("default", "Name of the run; the run directory is `root/name`.")
+    root: str = setting("runs", "Parent folder of run directories, on a file system that all hosts mount.")
+    seed: int = setting(0, "Random seed for question order, data order and token sampling.")
+    resume: bool = setting(True, "Continue from the newest checkpoint in the run directory.")
+    tensorboard: bool = setting(True, "Write TensorBoard event files in addition to metrics.jsonl.")
+    wandb_project: str = setting("", "Weights & Biases project; empty: off.")
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    init: str = "package:cold_start"  # package:base | package:cold_start | package:smol | hf:/path
-    # | checkpoint:/path | random
-    preset: str = "tiny"  # architecture when init is random: tiny | smol | 3b | 7b | 32b | 72b
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # weights stay float32
-    freeze: tuple[str, ...] = ()  # subset of ("vision", "projector", "text")
-    remat: bool = False  # rematerialize each layer in the backward pass
+    """Initial weights and numeric types of the policy."""
+
+    init: str = setting(
+        "package:cold_start",
+        "Initial weights: package:base | package:cold_start | package:smol | hf:/path | checkpoint:/path | random.",
+    )
+    preset: str = setting("tiny", "Architecture if init is random: tiny | smol | 3b | 7b | 32b | 72b.")
+    compute_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "Dtype of activations and matrix products; the trainer's weights stay float32."
+    )
+    freeze: tuple[str, ...] = setting((), "Parts without gradient updates, a subset of vision, projector, text.")
+    remat: bool = setting(False, "Rematerialize each layer in the backward pass to save activation memory.")
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    data: int = 1  # replicas that share the batch
-    fsdp: int = -1  # -1: all remaining devices
-    tensor: int = 1  # devices that split each layer's heads and features
-    context: int = 1  # devices that split each row's tokens and pictures
-    cpu_devices: int = 1  # devices that JAX makes of a machine without accelerators; XLA_FLAGS goes before
+    """Device mesh: number of devices along each axis."""
+
+    data: int = setting(1, "Devices on the data-parallel axis; -1: all remaining devices.")
+    fsdp: int = setting(-1, "Devices on the fully-sharded data-parallel axis; -1: all remaining devices.")
+    tensor: int = setting(1, "Devices on the tensor-parallel axis, which shards heads and features.")
+    context: int = setting(1, "Devices on the context-parallel axis, which shards each row's tokens and image patches.")
+    cpu_devices: int = setting(
+        1, "JAX devices to create on a machine without accelerators; a count in XLA_FLAGS takes precedence."
+    )
 
 
 @dataclass(frozen=True)
 class ImageConfig:
-    min_pixels: int = 56 * 56  # the model's view, after smart_resize; the tiny preset sees every picture at 56x56
-    max_pixels: int = 84 * 56  # larger pictures are shrunk
+    """Bounds of the image size that the model sees, after `smart_resize`."""
+
+    min_pixels: int = setting(56 * 56, "Minimum pixels per image; smaller images are enlarged.")
+    max_pixels: int = setting(84 * 56, "Maximum pixels per image; larger images are shrunk.")
 
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """Budgets and wording of one trajectory (DeepEyesV2 released values in the 7b preset)."""
+    """Limits and prompts of one trajectory; the 7b preset has the released DeepEyesV2 values."""
 
-    system_prompt: str = "brief"  # brief | full | full_no_search | path of a text file
-    max_turns: int = 6  # generations
-    max_turn_tokens: int = 160  # of one generation
-    max_total_tokens: int = 1024  # prompt + response, image tokens expanded
-    max_images: int = 12  # per trajectory
-    max_images_per_turn: int = 10  # that one observation may bring
-    stdout_chars: int = 8000  # of an observation; the rest is clipped, with a note
-    stderr_chars: int = 4000  # likewise
-    search_results: int = 3  # per query; the real presets show five, as released
-    prefill_think: bool = True  # observations end with a masked "<think>"
-    code_images: Literal["native", "view"] = "native"  # size at which image_i is pre-loaded in the sandbox
+    system_prompt: str = setting("brief", "System prompt: brief | full | full_no_search | path of a text file.")
+    max_turns: int = setting(6, "Maximum generations per trajectory.")
+    max_turn_tokens: int = setting(160, "Maximum tokens per generation.")
+    max_total_tokens: int = setting(1024, "Maximum tokens of prompt and response together, image tokens included.")
+    max_images: int = setting(12, "Maximum images per trajectory.")
+    max_images_per_turn: int = setting(10, "Maximum images per observation.")
+    stdout_chars: int = setting(8000, "Maximum characters of stdout per observation; the rest is clipped with a note.")
+    stderr_chars: int = setting(4000, "Maximum characters of stderr per observation; the rest is clipped with a note.")
+    search_results: int = setting(3, "Results per search query; 5 in the real presets, as released.")
+    prefill_think: bool = setting(True, "End each observation with `<think>`, which is masked from the loss.")
+    code_images: Literal["native", "view"] = setting(
+        "native", "Size of the images preloaded in the sandbox: native pixels, or as the model sees them."
+    )
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    temperature: float = 1.0  # 0: greedy
+    """Token sampling of rollouts."""
+
+    temperature: float = setting(1.0, "Sampling temperature; 0: greedy decoding.")
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Slots, pages and prefill rows count all devices together, those of all hosts."""
+    """Sizes of the generation engine; slots, pages and prefill rows are totals over all devices of all hosts."""
 
-    slots: int = 64  # sequences decoding at once
-    page_size: int = 32  # tokens per KV page
-    pages: int = 2560  # KV pages in all
-    prefill_rows: int = 16  # sequences per prefill dispatch
-    prefill_tokens: int = 128  # tokens per row of a prefill dispatch
-    decode_tokens: int = 16  # K: tokens per decode dispatch
-    picture_tokens: int = 4096  # merged embeddings kept on the device; at least the largest picture's
+    slots: int = setting(64, "Sequences that decode concurrently.")
+    page_size: int = setting(32, "Tokens per KV-cache page.")
+    pages: int = setting(2560, "KV-cache pages in total.")
+    prefill_rows: int = setting(16, "Sequences per prefill dispatch.")
+    prefill_tokens: int = setting(128, "Tokens per row of a prefill dispatch.")
+    decode_tokens: int = setting(16, "Tokens per sequence of a decode dispatch.")
+    image_cache_tokens: int = setting(
+        4096, "Capacity of the image embedding cache in merged image tokens; at least one largest image."
+    )
 
 
 @dataclass(frozen=True)
 class ToolsConfig:
-    address: str = ""  # host:port, several replicas with commas between; empty: start a service on loopback
-    token_file: str = ""  # holds the secret of the service at address
-    tls_ca: str = ""  # PEM file: authority of the service's certificate; empty: no TLS
-    tls_cert: str = ""  # PEM file: certificate of this trainer, for a service that asks for one
-    tls_key: str = ""  # PEM file: its private key
-    text_index: str = ""  # index for the service that we start; empty: the facts of the default tasks
-    image_index: str = ""  # likewise, of pictures
-    cell_timeout_s: float = 10.0  # seconds one code block may run
-    request_timeout_s: float = 60.0  # seconds until a request counts as lost
-    retries: int = 2  # of infrastructure failures, before the trajectory is dropped from the loss
+    """Connection to the tools service."""
+
+    address: str = setting(
+        "", "Service address as host:port, replicas separated by commas; empty: start a service on loopback."
+    )
+    token_file: str = setting("", "File with the bearer token for the service at `address`.")
+    tls_ca: str = setting("", "PEM file with the authority of the service's certificate; empty: no TLS.")
+    tls_cert: str = setting("", "PEM file with the client certificate, for a service that requires one.")
+    tls_key: str = setting("", "PEM file with the private key of the client certificate.")
+    text_index: str = setting(
+        "", "Text search index for a service started here; empty: the facts of the default tasks."
+    )
+    image_index: str = setting(
+        "", "Image search index for a service started here; empty: the images of the default tasks."
+    )
+    cell_timeout_s: float = setting(10.0, "Time limit of one code block in seconds.")
+    request_timeout_s: float = setting(60.0, "Time limit of one request to the service in seconds.")
+    retries: int = setting(2, "Retries after infrastructure failures, before the trajectory is masked from the loss.")
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    source: str = "default"  # default: the embedded tasks | path of a parquet/jsonl file in the released row format
-    skills: tuple[str, ...] = ("perception", "reasoning", "search", "integration", "plain")  # kinds of embedded tasks
-    eval_source: str = ""  # file of held-out questions; empty: the embedded ones, or the last rows of source
-    train_size: int = 4096  # embedded questions; a file is used whole
-    eval_size: int = 500  # held-out questions; 0: all rows of eval_source
-    seed: int = 0  # of the questions that are generated
+    """Questions for RL training and for evaluation."""
+
+    source: str = setting("default", "Training questions: default (embedded tasks) | path of a parquet/jsonl file.")
+    skills: tuple[str, ...] = setting(
+        ("perception", "reasoning", "search", "integration", "plain"), "Skills of the embedded tasks to draw from."
+    )
+    eval_source: str = setting(
+        "", "File of held-out questions; empty: the embedded held-out questions, or the last rows of `source`."
+    )
+    train_size: int = setting(4096, "Number of embedded training questions; a file is used completely.")
+    eval_size: int = setting(500, "Number of held-out questions; 0: all rows of `eval_source`.")
+    seed: int = setting(0, "Random seed of the generated questions.")
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Released arithmetic (spec of DeepEyesV2, reward_score/deepeyesv2.py)."""
+    """Reward weights and judge; the arithmetic is the released one (reward_score/deepeyesv2.py)."""
 
-    accuracy_weight: float = 0.8  # of a right answer
-    format_weight: float = 0.2  # of well-formed turns
-    search_penalty: float = 0.1  # fraction of accuracy lost in the search split after a tool call
-    max_answer_chars: int = 300  # longer ones are wrong (perception and search)
-    tool_bonus: float = 0.0  # for a right answer that used code
-    judge_base_url: str = ""  # OpenAI-compatible; empty: rules
-    judge_model: str = ""  # its name at that endpoint
+    accuracy_weight: float = setting(0.8, "Reward for a correct answer.")
+    format_weight: float = setting(0.2, "Reward for well-formed turns.")
+    search_penalty: float = setting(0.1, "Fraction of the accuracy reward lost in the search split after a tool call.")
+    max_answer_chars: int = setting(
+        300, "Maximum answer length in characters (perception and search); longer is wrong."
+    )
+    tool_bonus: float = setting(0.0, "Additional reward for a correct answer that used code.")
+    judge_base_url: str = setting("", "Base URL of an OpenAI-compatible judge; empty: rules only.")
+    judge_model: str = setting("", "Model name at the judge's endpoint; empty: the first one that it lists.")
+    judge_outage_s: float = setting(
+        300.0, "Seconds without one verdict from the judge after which the run stops with a checkpoint."
+    )
+    verdicts: tuple[str, ...] = setting(
+        ("rules", "judge"),
+        "Verdict sources in order, registered names or package.module:function; the first to decide wins.",
+    )
+    terms: tuple[str, ...] = setting(
+        ("accuracy", "format", "tool_bonus"),
+        "Reward terms that are added up, NAME or NAME=WEIGHT; a name is a registered one or package.module:function."
+        " Without a weight: the fields above for these three, 1 for others.",
+    )
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    learning_rate: float = 1e-4  # at its peak
-    warmup_ratio: float = 0.05  # fraction of the steps that climb to it
-    schedule: Literal["constant", "cosine"] = "cosine"  # after the warm-up; cosine ends at 0
-    b1: float = 0.9  # AdamW, decay of the first moment
-    b2: float = 0.95  # of the second
-    weight_decay: float = 0.01  # not on norms and biases
-    max_grad_norm: float = 1.0  # global; 0: no clipping
+    """AdamW and the learning-rate schedule."""
+
+    learning_rate: float = setting(1e-4, "Peak learning rate.")
+    warmup_ratio: float = setting(0.05, "Fraction of the steps with linear learning-rate warmup.")
+    schedule: Literal["constant", "cosine"] = setting(
+        "cosine", "Learning-rate schedule after warmup; cosine decays to 0."
+    )
+    b1: float = setting(0.9, "AdamW decay rate of the first moment.")
+    b2: float = setting(0.95, "AdamW decay rate of the second moment.")
+    weight_decay: float = setting(0.01, "AdamW weight decay; not applied to norms and biases.")
+    max_grad_norm: float = setting(1.0, "Maximum global gradient norm; 0: no clipping.")
 
 
 @dataclass(frozen=True)
 class SFTConfig:
-    steps: int = 300  # optimizer steps
-    batch_rows: int = 8  # packed rows per optimizer step
-    row_tokens: int = 1024  # tokens of a packed row
-    microbatches: int = 1  # forward and backward passes per optimizer step
-    data: str = "cold_start"  # cold_start: scripted solver through the service | pretrain | path of messages JSON
-    examples: int = 6000  # trajectories generated when data is cold_start
-    checkpoint_every: int = 100  # steps
+    """Supervised fine-tuning."""
+
+    steps: int = setting(300, "Number of optimizer steps.")
+    batch_rows: int = setting(8, "Packed rows per optimizer step.")
+    row_tokens: int = setting(1024, "Tokens per packed row.")
+    microbatches: int = setting(1, "Gradient accumulation microbatches per optimizer step.")
+    data: str = setting(
+        "cold_start", "Training data: cold_start (scripted solver with tools) | pretrain | path of messages JSON."
+    )
+    examples: int = setting(6000, "Number of trajectories generated if data is cold_start.")
+    checkpoint_every: int = setting(100, "Checkpoint interval in optimizer steps.")
 
 
 @dataclass(frozen=True)
 class RLConfig:
-    algorithm: Literal["dapo", "released"] = "dapo"  # the paper's | what the released script runs
-    steps: int = 40  # batches of rollouts
-    prompts_per_step: int = 16  # questions per batch of rollouts
-    group_size: int = 8  # trajectories per question
-    minibatches: int = 1  # optimizer steps per rollout batch
-    microbatch_rows: int = 8  # packed rows per gradient accumulation step
-    row_tokens: int = 1024  # tokens of a packed row
-    clip_low: float = 0.2  # the ratio is clipped to 1 - clip_low ...
-    clip_high: float = 0.3  # ... 1 + clip_high
-    dual_clip: float = 3.0  # bound of the loss at negative advantages; 0: off
-    loss_aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"  # over the batch
-    normalize_std: bool = True  # divide advantages by the group's standard deviation
-    dynamic_sampling: bool = False  # drop groups with equal rewards and sample others instead
-    max_sampling_rounds: int = 4  # of dynamic sampling
-    kl_coefficient: float = 0.0  # weight of the divergence from the starting policy; 0: none
-    checkpoint_every: int = 10  # steps
-    keep_trajectories: int = 64  # written per step with pictures; of several hosts, by the first
+    """Reinforcement learning."""
+
+    algorithm: Literal["dapo", "released"] = setting(
+        "dapo", "Loss settings: dapo (the paper) | released (the released training script)."
+    )
+    steps: int = setting(40, "Number of rollout batches.")
+    prompts_per_step: int = setting(16, "Questions per rollout batch.")
+    group_size: int = setting(8, "Trajectories per question.")
+    minibatches: int = setting(1, "Optimizer steps per rollout batch.")
+    microbatch_rows: int = setting(8, "Packed rows per gradient accumulation microbatch.")
+    row_tokens: int = setting(1024, "Tokens per packed row.")
+    clip_low: float = setting(0.2, "Lower clip distance: the probability ratio is clipped at 1 - clip_low.")
+    clip_high: float = setting(0.3, "Upper clip distance: the probability ratio is clipped at 1 + clip_high.")
+    dual_clip: float = setting(3.0, "Dual-clip bound of the loss at negative advantages; 0: off.")
+    loss_aggregation: Literal["token_mean", "sequence_mean"] = setting(
+        "token_mean", "Loss aggregation: mean over all tokens of a minibatch, or mean over per-sequence means."
+    )
+    normalize_std: bool = setting(True, "Divide advantages by the standard deviation of the group's rewards.")
+    dynamic_sampling: bool = setting(False, "Replace groups with equal rewards by newly sampled groups.")
+    max_sampling_rounds: int = setting(4, "Maximum rollout rounds per step with dynamic sampling.")
+    kl_coefficient: float = setting(0.0, "Weight of the KL divergence from the initial policy; 0: off.")
+    checkpoint_every: int = setting(10, "Checkpoint interval in steps.")
+    keep_trajectories: int = setting(
+        64, "Trajectories stored with images per step; with several hosts, those of the first."
+    )
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    batch: int = 64  # questions in flight
-    stages: tuple[str, ...] = ("base", "cold_start", "rl")  # what the RL recipe evaluates
-    baselines: tuple[str, ...] = ()  # what evaluate reports besides: guessing, no_tools (tools are refused)
+    """Evaluation."""
+
+    stages: tuple[str, ...] = setting(("base", "cold_start", "rl"), "Policies that the RL recipe evaluates.")
+    baselines: tuple[str, ...] = setting(
+        (), "Baselines that evaluate adds: guessing (commonest answer), no_tools (every tool call is refused)."
+    )
 
 
 @dataclass(frozen=True)
 class Config:
-    recipe: Literal["sft", "rl", "evaluate"] = "rl"
+    """Complete configuration of one run."""
+
+    recipe: Literal["sft", "rl", "evaluate"] = setting("rl", "Entry point that the configuration is for.")
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelSource = field(default_factory=ModelSource)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -186,9 +264,14 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def to_dict(self) -> dict:
+        """Returns nested dictionaries, as stored in a run's `config.json`."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Config:
-        """The configuration that ``to_dict`` (or a run's ``config.json``) came from."""
-        return from_mapping(cls, data)
+        """Builds the configuration from `to_dict` or a run's `config.json`, also one with fields since renamed.
+
+        Raises:
+            ConfigError: a key is unknown, or a value has the wrong type.
+        """
+        return from_mapping(cls, migrate(data))

@@ -1,1 +1,1 @@
-"""Pictures, ids and rows: what the model reads. Nothing here knows the agent loop; ``agent`` imports ``data``."""
+"""Images, tokenization, dataset rows and packing. Nothing here imports the agent loop; `agent` imports `data`."""

@@ -1,4 +1,4 @@
-"""Pictures as the model sees them: decoded to RGB, resized to whole merged tokens, cut into patches."""
+"""Preprocesses images for the model: decodes to RGB, resizes to multiples of a merge unit, and cuts into patches."""
 
 from __future__ import annotations
 
@@ -10,48 +10,52 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageOps
 
-PATCH = 14  # pixels per side
-MERGE = 2  # patches per side of a merged token
-FRAMES = 2  # a still picture fills both frames of a temporal patch
-MAX_ASPECT = 200
+PATCH = 14  # patch size in pixels per side
+MERGE = 2  # spatial merge size: patches per side of an image token
+FRAMES = 2  # temporal patch size; a still image fills both frames
+MAX_ASPECT = 200  # long side over short side, as in the released processor
 
 # Normalization of CLIP's training data, which Qwen2.5-VL keeps (preprocessor_config.json).
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
-# What each byte becomes, per channel: scaled in float64, then normalized in float32 like the released processor.
+# Lookup table from byte to normalized value, per channel: scaled in float64, then normalized in float32, like the
+# released processor.
 _LEVELS = (((np.arange(256, dtype=np.float64) / 255).astype(np.float32)[:, None] - _MEAN) / _STD).T.copy()
 
 ImageSource = Image.Image | bytes | str | Path
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read or used; the message says why, for people and for the policy."""
+    """Raised for an image that cannot be decoded or used; the message gives the reason."""
 
 
-class PictureFile(bytes):
-    """An encoded picture that remembers its file, so that an error found when it is decoded can name it."""
+class ImageFile(bytes):
+    """An encoded image with its path, so that an error raised by a later decoding can name the file."""
 
     path: str
 
     @classmethod
-    def read(cls, path: Path) -> PictureFile:
-        picture = cls(path.read_bytes())
-        picture.path = str(path)
-        return picture
+    def read(cls, path: Path) -> ImageFile:
+        image = cls(path.read_bytes())
+        image.path = str(path)
+        return image
 
 
 def smart_resize(
     height: int, width: int, *, factor: int = PATCH * MERGE, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
-    """The size at which the model sees a picture: multiples of ``factor``, area in bounds, aspect kept.
+    """Returns (height, width) at which the model sees an image: multiples of `factor`, area in bounds, aspect kept.
 
-    Sides are rounded to the nearest multiple (ties to even, as Python rounds); a picture that is then too large
-    is scaled down and floored, one too small scaled up and ceiled.
+    Sides are rounded to the nearest multiple (ties to even, as Python rounds); an image that is then too large is
+    scaled down and floored, one too small is scaled up and ceiled.
+
+    Raises:
+        ImageError: an empty image, or one with a longer aspect ratio than `MAX_ASPECT`.
     """
     if height < 1 or width < 1:
-        raise ImageError(f"picture of {width}x{height} pixels is empty")
+        raise ImageError(f"image of {width}x{height} pixels is empty")
     if max(height, width) > MAX_ASPECT * min(height, width):
-        raise ImageError(f"picture of {width}x{height} pixels is more than {MAX_ASPECT} times as long as wide")
+        raise ImageError(f"image of {width}x{height} pixels is more than {MAX_ASPECT} times as long as wide")
     rows, columns = round(height / factor), round(width / factor)
     if rows * columns * factor**2 > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -64,9 +68,10 @@ def smart_resize(
 
 
 def load_image(source: ImageSource) -> Image.Image:
-    """An RGB picture, upright by its EXIF orientation, transparency laid over white, 16 bits scaled to 8.
+    """Loads an image as RGB: EXIF orientation applied, transparency composited over white, 16 bits scaled to 8.
 
-    Raises ImageError when the file is missing, truncated, not a picture or absurdly large.
+    Raises:
+        ImageError: the file is missing, truncated, not an image, or above Pillow's limit on decoded size.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(ImageOps.exif_transpose(source))
@@ -75,9 +80,9 @@ def load_image(source: ImageSource) -> Image.Image:
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
-        raise ImageError(f"no picture at {source}") from None
+        raise ImageError(f"no image at {source}") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ImageError(f"cannot read a picture from {_name(source)}: {error}") from error
+        raise ImageError(f"cannot read an image from {_name(source)}: {error}") from error
 
 
 def _name(source: ImageSource) -> str:
@@ -104,10 +109,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def preprocess(
     image: ImageSource, *, min_pixels: int, max_pixels: int
 ) -> tuple[Float[np.ndarray, "p 1176"], tuple[int, int, int]]:
-    """Patches and grid (1, rows, columns) of a picture, equal to transformers' PIL ``Qwen2VLImageProcessor``.
+    """Returns patches and grid (1, rows, columns), equal to those of transformers' PIL `Qwen2VLImageProcessor`.
 
-    Patches of a 2x2 square are neighbors, squares in raster order; a patch is (channel, frame, row, column).
-    16-bit grays are scaled to 8 bits, which that processor clips to white instead. Raises ImageError naming the file.
+    The four patches of a 2x2 merge unit are consecutive, merge units in raster order; a patch is (channel, frame, row,
+    column). 16-bit grays are scaled to 8 bits; that processor clips them to white.
+
+    Raises:
+        ImageError: the image cannot be decoded or used; the message names the file.
     """
     rgb = load_image(image)
     try:
@@ -117,8 +125,8 @@ def preprocess(
     if (width, height) != rgb.size:
         rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
     rows, columns = height // PATCH, width // PATCH
-    squares = np.asarray(rgb).reshape(rows // MERGE, MERGE, PATCH, columns // MERGE, MERGE, PATCH, 3)
-    patches = squares.transpose(0, 3, 1, 4, 6, 2, 5)  # square row, square column, row, column, channel, y, x
+    units = np.asarray(rgb).reshape(rows // MERGE, MERGE, PATCH, columns // MERGE, MERGE, PATCH, 3)
+    patches = units.transpose(0, 3, 1, 4, 6, 2, 5)  # unit row, unit column, row, column, channel, y, x
     patches = patches.reshape(rows * columns, 3, PATCH * PATCH)
     values = np.empty((rows * columns, 3, FRAMES, PATCH * PATCH), np.float32)
     for channel in range(3):

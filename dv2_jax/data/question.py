@@ -1,4 +1,4 @@
-"""One question that the policy is asked: the unit of every data set, whatever file it came from."""
+"""Defines a question: one item of a dataset, independent of the file format it was read from."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ VERIFIERS = ("text", "number", "choice", "math")
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its pictures and its checked answer.
+    """A question with its images and its reference answer.
 
     Attributes:
-        id: unique over a data set.
-        skill: what the question exercises; results are reported per skill.
-        data_source: which released reward applies (spec 6.3).
-        text: the question alone, without the wording of the prompt. It may say where its pictures
-            stand with one ``<image>`` each; without any, they come first.
-        images: encoded pictures (PNG, JPEG, ...), in the order of ``image_1`` ... ``image_n``.
+        id: unique within a dataset.
+        skill: the capability that the question tests; results are reported per skill.
+        data_source: selects the reward function, as in the released code.
+        text: the question alone, without the wording of the prompt. It may mark the positions of its images
+            with one `<image>` each; without markers, the images precede the text.
+        images: encoded images (PNG, JPEG, ...), in the order of `image_1` ... `image_n`.
         answer: the reference answer.
-        verifier: how ``rewards.equivalence`` compares a prediction with ``answer``.
-        messages: the row's own system and user messages; used byte for byte when given.
-        meta: anything else, e.g. ``tolerance`` (number), ``aliases`` (text), ``choices`` (choice);
-            ``index``: the key under which released rows are known to the image-search cache.
+        verifier: the rule in `rewards.matching` that compares a prediction with `answer`.
+        messages: the row's own system and user messages; used unchanged if given.
+        meta: other fields, e.g. `tolerance` (number), `aliases` (text), `choices` (choice);
+            `index`: the key of a released row in the image-search cache.
     """
 
     id: str

@@ -1,6 +1,6 @@
-"""Files in the released formats: RL rows (spec 6.5) as questions, SFT conversations (spec 5.4) as messages.
+"""Reads files in the released formats: RL rows as questions, SFT conversations as messages.
 
-Both are read lazily, a row at a time; released files hold gigabytes of pictures.
+Both are read lazily, one row at a time, because released files hold gigabytes of images.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dv2_jax.data.images import PictureFile
+from dv2_jax.data.images import ImageFile
 from dv2_jax.data.question import DATA_SOURCES, Question
 
 _BATCH_ROWS = 16  # parquet rows decoded at a time
 
 
 class RowError(ValueError):
-    """A row that does not follow the format; the message says which file, which row and what is wrong."""
+    """Raised for a row that does not follow the format; the message names the file, the row and the fault."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """One supervised example; pictures in the order of the ``<image>`` markers."""
+    """One supervised example, with images in the order of the `<image>` markers."""
 
     id: str
     messages: tuple[dict, ...]
@@ -33,10 +33,10 @@ class Conversation:
 
 
 def read_questions(path: str | Path) -> Iterator[Question]:
-    """Questions of a ``.parquet``, ``.jsonl`` or ``.json`` file, or of every such file in a folder, by name.
+    """Reads the questions of a `.parquet`, `.jsonl` or `.json` file, or of every such file in a folder, by name.
 
-    A picture is ``{"bytes": ...}`` (base64 in JSON) or ``{"image": path}`` (relative to the file). ``prompt`` is
-    kept byte for byte as ``Question.messages``.
+    An image is `{"bytes": ...}` (base64 in JSON) or `{"image": path}` (relative to the file). `prompt` is kept
+    unchanged as `Question.messages`.
 
     Raises:
         RowError: a row lacks a field or holds a wrong one.
@@ -46,27 +46,27 @@ def read_questions(path: str | Path) -> Iterator[Question]:
         for number, row in enumerate(_rows(file)):
             where = f"{file.name}:{number}"
             try:
-                yield _question(row, f"{file.stem}:{number}", file.parent)
+                yield _parse_question(row, f"{file.stem}:{number}", file.parent)
             except (KeyError, TypeError, ValueError, OSError) as error:
                 raise RowError(f"{where}: {_reason(error)}") from error
 
 
 def read_conversations(path: str | Path) -> Iterator[Conversation]:
-    """Conversations of a ``.json`` (one list) or ``.jsonl`` file, or of every such file in a folder, by name.
+    """Reads the conversations of a `.json` (one list) or `.jsonl` file, or of every such file in a folder, by name.
 
     Raises:
-        RowError: a row lacks its messages, or a picture is missing.
+        RowError: a row lacks its messages, or an image is missing.
     """
     for file in _files(Path(path), (".jsonl", ".json")):
         for number, row in enumerate(_rows(file)):
             try:
-                images = _pictures(row, file.parent)
-                yield Conversation(f"{file.stem}:{number}", _messages(row["messages"]), images)
+                images = _read_images(row, file.parent)
+                yield Conversation(f"{file.stem}:{number}", _parse_messages(row["messages"]), images)
             except (KeyError, TypeError, ValueError, OSError) as error:
                 raise RowError(f"{file.name}:{number}: {_reason(error)}") from error
 
 
-def _question(row: Mapping[str, Any], id_: str, folder: Path) -> Question:
+def _parse_question(row: Mapping[str, Any], id_: str, folder: Path) -> Question:
     source = row["data_source"]
     if source not in DATA_SOURCES:
         raise ValueError(f"data_source {source!r} is none of {DATA_SOURCES}")
@@ -74,29 +74,29 @@ def _question(row: Mapping[str, Any], id_: str, folder: Path) -> Question:
     truth = row["reward_model"]["ground_truth"]
     if not isinstance(truth, str):
         raise TypeError(f"reward_model.ground_truth is {type(truth).__name__}, not a string")
-    messages = _messages(row["prompt"])
+    messages = _parse_messages(row["prompt"])
     text = extra.get("question") or next(m["content"] for m in reversed(messages) if m["role"] == "user")
     return Question(
         id=id_,
         skill=extra.get("skill") or source,
         data_source=source,
         text=text,
-        images=_pictures(row, folder),
+        images=_read_images(row, folder),
         answer=truth,
-        verifier=extra.get("verifier") or _verifier(source, truth),
+        verifier=extra.get("verifier") or _default_verifier(source, truth),
         messages=messages,
         meta=extra,
     )
 
 
-def _verifier(source: str, truth: str) -> str:
-    """How answers are compared without a judge; released rows do not say."""
+def _default_verifier(source: str, truth: str) -> str:
+    """Chooses the verifier for rule-based grading, because released rows do not name one."""
     if source == "reason":
         return "math"
     return "choice" if len(truth.strip()) == 1 and truth.strip().isalpha() else "text"
 
 
-def _messages(value: Any) -> tuple[dict, ...]:
+def _parse_messages(value: Any) -> tuple[dict, ...]:
     messages = tuple({"role": message["role"], "content": message["content"]} for message in value)
     for message in messages:
         if message["role"] not in ("system", "user", "assistant") or not isinstance(message["content"], str):
@@ -104,13 +104,13 @@ def _messages(value: Any) -> tuple[dict, ...]:
     return messages
 
 
-def _pictures(row: Mapping[str, Any], folder: Path) -> tuple[bytes, ...]:
+def _read_images(row: Mapping[str, Any], folder: Path) -> tuple[bytes, ...]:
     if row.get("videos"):
         raise ValueError("the row has videos, which are not supported: give frames as images, or leave the row out")
-    return tuple(_picture(image, folder) for image in row.get("images") or ())
+    return tuple(_read_image(image, folder) for image in row.get("images") or ())
 
 
-def _picture(value: Any, folder: Path) -> bytes:
+def _read_image(value: Any, folder: Path) -> bytes:
     if isinstance(value, Mapping):
         data, name = value.get("bytes"), value.get("image") or value.get("path")
         if isinstance(data, bytes):
@@ -119,11 +119,11 @@ def _picture(value: Any, folder: Path) -> bytes:
             try:
                 return base64.b64decode(data, validate=True)
             except binascii.Error as error:
-                raise ValueError(f"images[].bytes is no base64: {error}") from error
+                raise ValueError(f"images[].bytes is not base64: {error}") from error
         value = name
     if isinstance(value, str):
-        return PictureFile.read(folder / value.removeprefix("file://"))
-    raise ValueError("a picture is {'bytes': ...}, {'image': path} or a path")
+        return ImageFile.read(folder / value.removeprefix("file://"))
+    raise ValueError("an image is {'bytes': ...}, {'image': path} or a path")
 
 
 def _files(path: Path, endings: tuple[str, ...]) -> list[Path]:

@@ -1,14 +1,13 @@
-"""Qwen's tokenizer, real or small: byte-level BPE with Qwen2's splitting rule and Qwen2.5's added tokens.
+"""Qwen's tokenizer, published or tiny: byte-level BPE with Qwen2's pre-tokenization and Qwen2.5's added tokens.
 
-Who may write an added token is a question of trust, so there are three ways to encode:
+Added tokens are parsed according to the source of the text:
 
-- ``encode(text, allow_special=True)``: every added token is parsed. Only for text of our own.
-- ``encode(text)``: ``<tool_call>`` and ``</tool_call>`` are single tokens, as Qwen's tokenizer has them in
-  ordinary text (they are added but not special); ``<|im_end|>`` and the like are ordinary characters. For
-  prompts and for what the assistant says.
-- ``encode_untrusted(text)``: no added token at all, not even ``<tool_call>``. For what tools return.
+- `encode(text, allow_special=True)`: every added token is parsed. Only for this project's own templates.
+- `encode(text)`: `<tool_call>` and `</tool_call>` are single tokens, as in Qwen's tokenizer (they are added but not
+  special); `<|im_end|>` and other control tokens are ordinary characters. For prompts and assistant turns.
+- `encode_untrusted(text)`: no added token, not even `<tool_call>`. For tool output.
 
-Decoding never drops a token, so text and ids stay in step.
+Decoding never drops a token, so text and ids remain aligned.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-# Qwen2's pre-tokenisation: contractions, a word with one leading symbol, single digits, symbols, white space.
+# Qwen2's pre-tokenization: contractions, a word with one leading symbol, single digits, symbols, white space.
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -42,7 +41,7 @@ PACKAGE_FILE = "toy/assets/tokenizer.json"  # the small vocabulary that ships wi
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte, inverted: character to byte."""
+    """Returns the inverse of GPT-2's byte-to-character table: from printable character to byte."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     shifted = [byte for byte in range(256) if byte not in set(printable)]
     table = {chr(byte): byte for byte in printable}
@@ -59,7 +58,7 @@ def _splitter(names: Sequence[str]) -> re.Pattern[str]:
 
 
 class Tokenizer:
-    """Text to ids and back, over one ``tokenizer.json`` (the format of the ``tokenizers`` library)."""
+    """Encodes text and decodes ids with one `tokenizer.json` (the format of the `tokenizers` library)."""
 
     def __init__(self, document: dict):
         added = {entry["content"]: entry["id"] for entry in document.get("added_tokens", ())}
@@ -68,7 +67,7 @@ class Tokenizer:
             raise ValueError(f"the tokenizer lacks Qwen2.5's added tokens {missing}; it is of another family")
         self._document = document
         self._ids = added
-        # Added tokens are matched here, by degree of trust; the library would match them all, always.
+        # Added tokens are matched here, depending on the caller's trust in the text; the library matches all of them.
         self._plain = tokenizers.Tokenizer.from_str(json.dumps({**document, "added_tokens": []}))
         self._splitters = {True: _splitter(list(added)), False: _splitter(TOOL_TOKENS)}
         vocabulary: dict[str, int] = document["model"]["vocab"]
@@ -79,23 +78,23 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
-        """Reads a ``tokenizer.json``, or the one in the folder ``path``."""
+        """Reads a `tokenizer.json`, or the one in the folder `path`."""
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
         return cls(json.loads(path.read_text(encoding="utf-8")))
 
     @classmethod
     def from_package(cls) -> Tokenizer:
-        """The small vocabulary of the tiny model, shipped with the package."""
+        """Reads the small vocabulary of the tiny model, which ships with the package."""
         resource = importlib.resources.files("dv2_jax").joinpath(PACKAGE_FILE)
         return cls(json.loads(resource.read_text(encoding="utf-8")))
 
     @classmethod
     def from_tiktoken_vocab(cls, path: str | Path) -> Tokenizer:
-        """Builds the published tokenizer from a rank file (``qwen.tiktoken``: base64 bytes, rank).
+        """Builds the published tokenizer from a rank file (`qwen.tiktoken`: base64 bytes, rank).
 
-        A rank file names no merges. The merge of a token is the pair that is left when its bytes are merged
-        with all lower ranks, which is exactly what a rank-driven encoder does last.
+        A rank file lists no merges. The merge of a token is the pair that remains after its bytes were merged with
+        all lower ranks, which is the last merge of a rank-based encoder.
         """
         ranks: dict[bytes, int] = {}
         for line in Path(path).read_bytes().splitlines():
@@ -110,7 +109,7 @@ class Tokenizer:
         return cls(_document(vocabulary, merges))
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """Ids of trusted text; see the module for what ``allow_special`` changes."""
+        """Encodes trusted text; the module docstring describes `allow_special`."""
         ids: list[int] = []
         for index, part in enumerate(self._splitters[allow_special].split(text)):
             if index % 2:
@@ -120,53 +119,53 @@ class Tokenizer:
         return ids
 
     def encode_untrusted(self, text: str) -> list[int]:
-        """Ids of text that others wrote: never an added token, whatever it says."""
+        """Encodes text of external origin, without parsing any added token."""
         return self._plain.encode(text, add_special_tokens=False).ids if text else []
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ``ids``; bytes that are not UTF-8 (a cut character) become U+FFFD."""
+        """Decodes `ids`; bytes that are not UTF-8 (a truncated character) become U+FFFD."""
         return b"".join(self.token_bytes(id_) for id_ in ids).decode("utf-8", errors="replace")
 
     def token_bytes(self, id_: int) -> bytes:
-        """The bytes a token stands for. Raises KeyError for an id outside the vocabulary."""
+        """Returns the bytes of a token. Raises KeyError for an id outside the vocabulary."""
         try:
             return self._bytes[int(id_)]
         except KeyError:
             raise KeyError(f"token id {id_} is not in the vocabulary of {self.vocab_size}") from None
 
     def id(self, name: str) -> int:
-        """Id of the added token ``name``, e.g. ``<|im_end|>``."""
+        """Returns the id of the added token `name`, e.g. `<|im_end|>`."""
         if name not in self._ids:
             raise KeyError(f"{name!r} is not an added token; there are {', '.join(self._ids)}")
         return self._ids[name]
 
     @cached_property
     def added_ids(self) -> dict[str, int]:
-        """Name to id of every added token."""
+        """The id of every added token, by name."""
         return dict(self._ids)
 
     @cached_property
     def control_ids(self) -> frozenset[int]:
-        """Ids that structure a dialogue or a picture: all added tokens but the ``<tool_call>`` pair."""
+        """The ids that structure a dialogue or an image: all added tokens except `<tool_call>` and `</tool_call>`."""
         return frozenset(id_ for name, id_ in self._ids.items() if name not in TOOL_TOKENS)
 
     def to_json(self) -> str:
-        """The ``tokenizer.json`` document."""
+        """Returns the `tokenizer.json` document."""
         return json.dumps(self._document, ensure_ascii=False)
 
     def save(self, path: str | Path) -> None:
-        """Writes the ``tokenizer.json`` that ``from_file`` and ``transformers`` read."""
+        """Writes a `tokenizer.json` that `from_file` and `transformers` can read."""
         Path(path).write_text(self.to_json(), encoding="utf-8")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, path: str | Path | None = None) -> Tokenizer:
-    """Learns a small vocabulary with Qwen's rules; the added tokens follow the learned ones.
+    """Trains a small BPE vocabulary with Qwen's rules; the added tokens follow the learned ones.
 
     Args:
-        texts: training text, without added tokens (``<tool_call>`` may occur; it is cut out first).
-        vocab_size: size of the whole vocabulary, the 256 bytes and the added tokens included. Fewer come out
-            where the texts have no further pair to merge: use the result's ``vocab_size``.
-        path: where to write ``tokenizer.json``, if anywhere.
+        texts: training text, without added tokens (`<tool_call>` may occur; it is cut out first).
+        vocab_size: size of the complete vocabulary, the 256 bytes and the added tokens included. The result is
+            smaller if the texts have no further pair to merge: use its `vocab_size`.
+        path: file to write `tokenizer.json` to; None writes nothing.
     """
     if vocab_size < 256 + len(ADDED_TOKENS):
         raise ValueError(f"vocab_size {vocab_size} is below the {256 + len(ADDED_TOKENS)} bytes and added tokens")
@@ -198,7 +197,7 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 
 
 def _document(vocabulary: dict[str, int], merges: list[list[str]]) -> dict:
-    """A complete ``tokenizer.json`` from a vocabulary and its merges in order."""
+    """Returns a complete `tokenizer.json` document from a vocabulary and its merges in order."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = _pre_tokenizer()
@@ -226,7 +225,7 @@ def _printable(piece: bytes) -> str:
 
 
 def _last_merge(piece: bytes, ranks: dict[bytes, int], limit: int) -> tuple[bytes, bytes]:
-    """The pair that merges into ``piece`` when only ranks below ``limit`` may be used before."""
+    """Returns the pair that merges into `piece` after all merges of ranks below `limit` were applied."""
     parts = [piece[index : index + 1] for index in range(len(piece))]
     while len(parts) > 2:
         rank, index = min((ranks.get(parts[i] + parts[i + 1], limit), i) for i in range(len(parts) - 1))

@@ -1,4 +1,4 @@
-"""Jitted generation: paged key/value memory, prefill and decode dispatches, sampling, prefix and picture reuse."""
+"""Inference engine: paged KV cache, chunked prefill, decoding, sampling, prefix sharing and image-embedding caching."""
 
 from dv2_jax.engine.engine import Engine, TurnOutput
 from dv2_jax.engine.sampling import forbidden_ids

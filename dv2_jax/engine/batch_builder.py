@@ -1,87 +1,97 @@
-"""Sequences to the arrays of a dispatch, and back. All of it is numpy on the host.
+"""Builds the input arrays of a dispatch from sequences and appends its outputs to them, in numpy on the host.
 
-Rows stand group by group: those of one group lie on the same devices as the pages of their sequences.
+Rows are ordered by data-parallel shard, so that a row is computed on the devices that hold the pages of its sequence.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from collections.abc import Sequence as List
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from dv2_jax.engine.buckets import pages_of
-from dv2_jax.engine.image_cache import PicturePool
-from dv2_jax.engine.kv_cache_manager import Memory
-from dv2_jax.engine.model_runner import Decoded, DecodeRows, PrefillRows
-from dv2_jax.engine.sequence_state import Sequence
+from dv2_jax.engine.buckets import num_pages
+from dv2_jax.engine.image_cache import ImageEmbeddingCache
+from dv2_jax.engine.kv_cache_manager import KVCacheManager
+from dv2_jax.engine.model_runner import DecodeBatch, DecodeOutput, PrefillBatch
+from dv2_jax.engine.sequence_state import SequenceState
 
-Piece = tuple[Sequence, int]  # a sequence and how many of its next tokens are prefilled
+PrefillChunk = tuple[SequenceState, int]  # a sequence and how many of its next tokens are prefilled
 
 
-def share(sequences: Iterable[Sequence], groups: int, rows: int) -> list[Sequence]:
-    """The first sequences that ``rows`` rows, split evenly over the groups, have room for."""
-    taken = [0] * groups
+def select_per_shard(sequences: Iterable[SequenceState], num_shards: int, rows: int) -> list[SequenceState]:
+    """Returns the first sequences that fit into `rows` rows, each shard taking at most `rows // num_shards`."""
+    taken = [0] * num_shards
     chosen = []
     for sequence in sequences:
-        if taken[sequence.group] < rows // groups:
-            taken[sequence.group] += 1
+        if taken[sequence.shard] < rows // num_shards:
+            taken[sequence.shard] += 1
             chosen.append(sequence)
     return chosen
 
 
-def rows_needed(sequences: Iterable[Sequence], groups: int) -> int:
-    """Rows that hold these sequences, split evenly over the groups."""
-    return groups * max(Counter(sequence.group for sequence in sequences).values())
+def rows_needed(sequences: Iterable[SequenceState], num_shards: int) -> int:
+    """Returns the batch size that these sequences need when every shard has equally many rows."""
+    return num_shards * max(Counter(sequence.shard for sequence in sequences).values())
 
 
-def places(sequences: Iterable[Sequence], groups: int, rows: int) -> list[int]:
-    """The row of each sequence."""
-    taken = [group * (rows // groups) for group in range(groups)]
-    found = []
+def row_indices(sequences: Iterable[SequenceState], num_shards: int, rows: int) -> list[int]:
+    """Returns the row index of each sequence."""
+    next_row = [shard * (rows // num_shards) for shard in range(num_shards)]
+    indices = []
     for sequence in sequences:
-        found.append(taken[sequence.group])
-        taken[sequence.group] += 1
-    return found
+        indices.append(next_row[sequence.shard])
+        next_row[sequence.shard] += 1
+    return indices
 
 
-def empty_prefill(rows: int, tokens: int, width: int, nowhere: int) -> PrefillRows:
-    """Rows that compute padding and write nowhere."""
-    return PrefillRows(
+def empty_prefill_batch(rows: int, tokens: int, width: int, pad_slot: int) -> PrefillBatch:
+    """Returns a batch of padding rows; their keys and values are written to `pad_slot`, which is dropped."""
+    return PrefillBatch(
         token_ids=np.zeros((rows, tokens), np.int32),
         positions=np.zeros((3, rows, tokens), np.int32),
         image_index=np.full((rows, tokens), -1, np.int32),
-        slots=np.full((rows, tokens), nowhere, np.int32),
+        slots=np.full((rows, tokens), pad_slot, np.int32),
         page_table=np.zeros((rows, width), np.int32),
         cached=np.zeros(rows, np.int32),
     )
 
 
-def prefill_rows(
-    pieces: List[Piece], shape: tuple[int, int, int], memories: List[Memory], pool: PicturePool
-) -> PrefillRows:
-    """The next tokens of each sequence, as (rows, tokens, page-table width); pages and pictures are there."""
+def build_prefill_batch(
+    chunks: Sequence[PrefillChunk],
+    shape: tuple[int, int, int],
+    managers: Sequence[KVCacheManager],
+    image_cache: ImageEmbeddingCache,
+) -> PrefillBatch:
+    """Builds the prefill batch of `chunks`.
+
+    Pages and image embeddings have been allocated.
+
+    Args:
+        shape: (rows, tokens, page-table width).
+    """
     rows, tokens, width = shape
-    out = empty_prefill(rows, tokens, width, memories[0].nowhere)
-    where = places((sequence for sequence, _ in pieces), len(memories), rows)
-    for row, (sequence, count) in zip(where, pieces, strict=True):
-        memory = memories[sequence.group]
+    out = empty_prefill_batch(rows, tokens, width, managers[0].pad_slot)
+    indices = row_indices((sequence for sequence, _ in chunks), len(managers), rows)
+    for row, (sequence, count) in zip(indices, chunks, strict=True):
+        manager = managers[sequence.shard]
         start, end = sequence.cached, sequence.cached + count
         out.token_ids[row, :count] = sequence.token_ids[start:end]
         out.positions[:, row, :count] = sequence.positions[:, start:end]
-        out.slots[row, :count] = memory.slots(sequence, start, end)
-        out.page_table[row] = memory.page_row(sequence, width)
+        out.slots[row, :count] = manager.slots(sequence, start, end)
+        out.page_table[row] = manager.page_table_row(sequence, width)
         out.cached[row] = start
-        for first, picture in sequence.pictures_between(start, end):
-            low, high = max(first, start), min(first + picture.tokens, end)
-            out.image_index[row, low - start : high - start] = pool.rows_of(picture.digest)[low - first : high - first]
+        for first, image in sequence.images_between(start, end):
+            low, high = max(first, start), min(first + image.tokens, end)
+            out.image_index[row, low - start : high - start] = image_cache.rows_of(image.digest)[
+                low - first : high - first
+            ]
     return out
 
 
-def empty_decode(rows: int, steps: int, width: int, nowhere: int) -> DecodeRows:
-    """Rows without a budget."""
-    return DecodeRows(
+def empty_decode_batch(rows: int, steps: int, width: int, pad_slot: int) -> DecodeBatch:
+    """Returns a batch of rows that sample nothing."""
+    return DecodeBatch(
         token=np.zeros(rows, np.int32),
         position=np.zeros(rows, np.int32),
         index=np.zeros(rows, np.int32),
@@ -89,22 +99,28 @@ def empty_decode(rows: int, steps: int, width: int, nowhere: int) -> DecodeRows:
         temperature=np.ones(rows, np.float32),
         state=np.zeros(rows, np.int32),
         budget=np.zeros(rows, np.int32),
-        slots=np.full((rows, steps), nowhere, np.int32),
+        slots=np.full((rows, steps), pad_slot, np.int32),
         page_table=np.zeros((rows, width), np.int32),
         cached=np.zeros(rows, np.int32),
     )
 
 
-def decode_rows(sequences: List[Sequence], shape: tuple[int, int, int], memories: List[Memory]) -> DecodeRows:
-    """One row per sequence, as (rows, steps, page-table width); takes the pages that the steps may fill."""
+def build_decode_batch(
+    sequences: Sequence[SequenceState], shape: tuple[int, int, int], managers: Sequence[KVCacheManager]
+) -> DecodeBatch:
+    """Builds the decode batch, one row per sequence, and allocates the pages that its steps may fill.
+
+    Args:
+        shape: (rows, steps, page-table width).
+    """
     rows, steps, width = shape
-    out = empty_decode(rows, steps, width, memories[0].nowhere)
-    for row, sequence in zip(places(sequences, len(memories), rows), sequences, strict=True):
-        memory = memories[sequence.group]
+    out = empty_decode_batch(rows, steps, width, managers[0].pad_slot)
+    for row, sequence in zip(row_indices(sequences, len(managers), rows), sequences, strict=True):
+        manager = managers[sequence.shard]
         generation, cached = sequence.generation, sequence.cached
         budget = generation.max_new_tokens - len(generation.token_ids)
         end = cached + min(steps, budget)
-        memory.grow(sequence, end)
+        manager.allocate_pages(sequence, end)
         out.token[row] = sequence.token_ids[-1]
         out.position[row] = sequence.positions[0, -1]
         out.index[row] = len(sequence.token_ids)
@@ -112,17 +128,17 @@ def decode_rows(sequences: List[Sequence], shape: tuple[int, int, int], memories
         out.temperature[row] = generation.temperature
         out.state[row] = generation.state
         out.budget[row] = budget
-        out.slots[row, : end - cached] = memory.slots(sequence, cached, end)
-        out.page_table[row] = memory.page_row(sequence, width)
+        out.slots[row, : end - cached] = manager.slots(sequence, cached, end)
+        out.page_table[row] = manager.page_table_row(sequence, width)
         out.cached[row] = cached
     return out
 
 
-def absorb(sequences: List[Sequence], groups: int, decoded: Decoded) -> None:
-    """Appends what a decode dispatch sampled. Blocks until it is done."""
+def append_sampled(sequences: Sequence[SequenceState], num_shards: int, decoded: DecodeOutput) -> None:
+    """Appends the sampled tokens and log-probs of a decode dispatch to its sequences; blocks until it is done."""
     tokens, logprobs = np.asarray(decoded.tokens), np.asarray(decoded.logprobs)
     counts, states = np.asarray(decoded.count), np.asarray(decoded.state)
-    for row, sequence in zip(places(sequences, groups, len(tokens)), sequences, strict=True):
+    for row, sequence in zip(row_indices(sequences, num_shards, len(tokens)), sequences, strict=True):
         count = int(counts[row])
         sampled = tokens[row, :count].tolist()
         sequence.generation.state = int(states[row])
@@ -132,7 +148,7 @@ def absorb(sequences: List[Sequence], groups: int, decoded: Decoded) -> None:
         sequence.cached += count
 
 
-def width_for(widths: List[int], sequences: List[Sequence], page_size: int) -> int:
-    """The narrowest listed page table that reaches all cached tokens of these sequences."""
-    needed = pages_of(max(sequence.cached for sequence in sequences), page_size)
+def page_table_width(widths: Sequence[int], sequences: Sequence[SequenceState], page_size: int) -> int:
+    """Returns the smallest page-table width of `widths` that covers all cached tokens of these sequences."""
+    needed = num_pages(max(sequence.cached for sequence in sequences), page_size)
     return next(width for width in widths if width >= needed)

@@ -1,18 +1,17 @@
-"""The engine: sequences in, sampled turns out. One tick is one dispatch.
+"""Inference engine with continuous batching: prefills appended tokens and samples turns, one dispatch per step.
 
-A sequence lives from `open` to `release`. `append` queues ids (a prompt, an observation) for prefill, `generate`
-asks for a turn, and some later `tick` returns it. Between its turns a sequence is parked: it keeps its pages and
-costs no compute. Sequences wait for pages in order of their first append; whoever has been admitted runs to its
-end, so nothing deadlocks.
+A sequence exists from `add_sequence` to `free_sequence`. `append` queues ids (a prompt, an observation) for prefill,
+`request_turn` asks for a turn, and a later `step` returns it. Between its turns a sequence is parked: it keeps its
+pages and costs no compute. Sequences are admitted in the order of their first append (FIFO). Admission reserves the
+pages of a sequence of maximum length, so an admitted sequence never waits for pages and the engine cannot deadlock.
 
-A tick first collects the decode dispatch that the tick before launched, then launches the next one and returns:
-what the caller does with the finished turns overlaps with the device's work.
+A step first processes the outputs of the decode dispatch that the previous step launched, then launches the next
+dispatch and returns without waiting for it: the caller's work on finished turns overlaps with the device's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence as List
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,58 +21,59 @@ import numpy as np
 from jaxtyping import Bool
 
 from dv2_jax.config import EngineConfig
-from dv2_jax.data.chat_encoder import PictureInput
+from dv2_jax.data.chat_encoder import ImageInput
 from dv2_jax.engine import batch_builder, model_runner
-from dv2_jax.engine.buckets import Shapes, smallest
-from dv2_jax.engine.engine_sharding import Placement, groups_of
-from dv2_jax.engine.executables import CompiledPrograms, Key
-from dv2_jax.engine.image_cache import PicturePool
-from dv2_jax.engine.kv_cache_manager import Memory
-from dv2_jax.engine.sequence_state import Generation, Sequence
+from dv2_jax.engine.buckets import Buckets, bucket_for
+from dv2_jax.engine.engine_sharding import EngineSharding, num_data_shards
+from dv2_jax.engine.executables import ExecutableCache, Key
+from dv2_jax.engine.image_cache import ImageEmbeddingCache
+from dv2_jax.engine.kv_cache_manager import KVCacheManager
+from dv2_jax.engine.sequence_state import Generation, SequenceState
 from dv2_jax.engine.stop_strings import StopAutomaton
+from dv2_jax.model.image_grid import num_image_tokens
 from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.params import GraphDef, Params
-from dv2_jax.model.vision_inputs import VisionBucket, fits, merged_tokens, vision_batch
+from dv2_jax.model.vision_inputs import VisionBucket, fits, vision_batch
 from dv2_jax.ops.paged_attention import empty_pages
 
 
 @dataclass(frozen=True)
 class TurnOutput:
-    """One sampled turn. ``finish``: a stop string, the end-of-turn id, or the turn's budget."""
+    """One sampled turn. `finish` says whether a stop string, the end-of-turn id or `max_new_tokens` ended it."""
 
     seq_id: str
     token_ids: list[int]
     logprobs: list[float]
     finish: Literal["stop", "eos", "length"]
-    version: int  # of the weights that sampled it
+    version: int  # version of the weights that sampled it
 
 
 @dataclass
 class EngineStats:
-    """Counts since the engine was made."""
+    """Counters since the engine was created."""
 
     prefill_dispatches: int = 0
     decode_dispatches: int = 0
     prefilled_tokens: int = 0
     sampled_tokens: int = 0
-    decode_rows: int = 0  # rows dispatched, summed; each is worth up to K tokens
-    encoded_pictures: int = 0
-    shared_tokens: int = 0  # prompt tokens taken over from a sibling
+    decode_rows: int = 0  # rows of all decode dispatches, padding included; each samples up to `decode_tokens` tokens
+    encoded_images: int = 0
+    shared_tokens: int = 0  # prompt tokens whose pages another sequence of the group had filled
 
 
 class Engine:
-    """Generation for one model on the devices of this process.
+    """Generates turns with one model on the local devices of this process.
 
     Args:
-        graphdef: static graph of the model.
-        engine: sizes of dispatches and of the cache.
-        image_buckets: shapes in which pictures are encoded.
-        stop: where a turn ends.
-        max_tokens_per_sequence: prompt, sampled tokens and observations together.
-        seed: of the run; with a sequence's key and a position it names a token's random number.
-        forbidden: ids that are never sampled, over the model's vocabulary (`sampling.forbidden_ids`).
-        mesh: of several devices, all of this process. Rows and pages are split over ``data`` and ``fsdp``, heads over
-            ``tensor``; slots, prefill rows and pages count all devices together.
+        graphdef: graph definition of the model, without weights.
+        engine: sizes of dispatches, the KV cache and the image-embedding cache.
+        image_buckets: padded shapes in which images are encoded.
+        stop: automaton of stop strings and end-of-turn ids that end a turn.
+        max_tokens_per_sequence: limit of prompt, sampled and observation tokens together.
+        seed: run seed; together with a sequence's key and a token's position it determines the token's random number.
+        forbidden: mask over the model's vocabulary of ids that are never sampled (`sampling.forbidden_ids`).
+        mesh: mesh of several local devices. Rows and pages are sharded over `data` and `fsdp`, heads over `tensor`;
+            slots, prefill rows and pages are totals over all devices.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Engine:
         graphdef: GraphDef,
         model_config: ModelConfig,
         engine: EngineConfig,
-        image_buckets: List[VisionBucket],
+        image_buckets: Sequence[VisionBucket],
         *,
         stop: StopAutomaton,
         max_tokens_per_sequence: int,
@@ -92,65 +92,67 @@ class Engine:
     ):
         text = model_config.text
         mesh = mesh if mesh is not None and mesh.size > 1 else None
-        groups = groups_of(mesh)
-        self._mesh, self._groups = mesh, groups
-        self._placement = Placement.on(mesh, text.num_kv_heads)
+        num_shards = num_data_shards(mesh)
+        self._mesh, self._num_shards = mesh, num_shards
+        self._sharding = EngineSharding.for_mesh(mesh, text.num_kv_heads)
         self.model_config, self.config = model_config, engine
         self.max_tokens = max_tokens_per_sequence
-        self.shapes = Shapes.of(engine, max_tokens_per_sequence, groups)
+        self.buckets = Buckets.from_config(engine, max_tokens_per_sequence, num_shards)
         self.stop = stop
         self.version = -1
         self._stats = EngineStats()
-        self._buckets = sorted(image_buckets)
-        self._memories = [
-            Memory(engine.pages // groups, engine.page_size, max_tokens_per_sequence) for _ in range(groups)
+        self._image_buckets = sorted(image_buckets)
+        self._kv_managers = [
+            KVCacheManager(engine.pages // num_shards, engine.page_size, max_tokens_per_sequence)
+            for _ in range(num_shards)
         ]
-        self._pool_index = PicturePool(engine.picture_tokens)
-        self._sequences: dict[str, Sequence] = {}
-        self._inflight: tuple[list[Sequence], model_runner.Decoded] | None = None
+        self._image_cache = ImageEmbeddingCache(engine.image_cache_tokens)
+        self._sequences: dict[str, SequenceState] = {}
+        self._inflight: tuple[list[SequenceState], model_runner.DecodeOutput] | None = None
         self._last_was_prefill = False
         self._idle = True
 
         self._params: Params | None = None
         self._seed = jnp.asarray(seed & 0xFFFFFFFF, jnp.uint32)
-        self._table = jnp.asarray(stop.widened(text.vocab_size))
+        self._stop_table = jnp.asarray(stop.pad_vocab(text.vocab_size))
         nothing = np.zeros(text.vocab_size, bool)
         self._forbidden = jnp.asarray(nothing if forbidden is None else forbidden)
         pages = empty_pages(
-            text.num_layers, engine.pages, engine.page_size, text.num_kv_heads, text.head_dim, compute_dtype, groups
+            text.num_layers, engine.pages, engine.page_size, text.num_kv_heads, text.head_dim, compute_dtype, num_shards
         )
-        self._pages = pages if self._placement.pages is None else jax.device_put(pages, self._placement.pages)
-        pool = jnp.zeros((engine.picture_tokens, text.hidden_size), compute_dtype)
-        self._pool, self._seed, self._table, self._forbidden = self._placement.put_whole(
-            (pool, self._seed, self._table, self._forbidden)
+        self._pages = pages if self._sharding.pages is None else jax.device_put(pages, self._sharding.pages)
+        pool = jnp.zeros((engine.image_cache_tokens, text.hidden_size), compute_dtype)
+        self._image_embeddings, self._seed, self._stop_table, self._forbidden = self._sharding.replicate(
+            (pool, self._seed, self._stop_table, self._forbidden)
         )
-        self._programs = CompiledPrograms(model_runner.jitted(graphdef, self._placement), mesh)
+        self._executables = ExecutableCache(model_runner.jit_functions(graphdef, self._sharding), mesh)
 
     def set_params(self, params: Params | None, version: int) -> None:
-        """Takes new weights; None lets go of the old ones. What older weights have cached is never used again.
+        """Sets the weights (None frees them) and invalidates the KV, prefix and image caches.
 
         Raises:
-            RuntimeError: while sequences are open; half of their keys and values would be of the old weights.
+            RuntimeError: if sequences are open; they would mix keys and values of old and new weights.
         """
         if self._sequences:
-            raise RuntimeError(f"{len(self._sequences)} sequences are open: release them before new weights come")
+            raise RuntimeError(f"{len(self._sequences)} sequences are open: free them before setting weights")
         self._params, self.version = params, version
-        for memory in self._memories:
-            memory.table.forget_all()
-        self._pool_index.clear()
+        for manager in self._kv_managers:
+            manager.page_table.invalidate()
+        self._image_cache.clear()
 
-    def open(self, seq_id: str, key: int) -> None:
-        """Begins a sequence whose random numbers ``key`` names (32 bits)."""
+    def add_sequence(self, seq_id: str, key: int) -> None:
+        """Adds an empty sequence. `key` (32 bits) seeds its random numbers."""
         if seq_id in self._sequences:
             raise ValueError(f"sequence {seq_id!r} is open already")
-        self._sequences[seq_id] = Sequence(seq_id, key & 0xFFFFFFFF)
+        self._sequences[seq_id] = SequenceState(seq_id, key & 0xFFFFFFFF)
 
-    def append(self, seq_id: str, token_ids: List[int], pictures: List[PictureInput] = ()) -> None:
-        """Queues ids, with the pictures of their placeholders in order, for prefill.
+    def append(self, seq_id: str, token_ids: Sequence[int], images: Sequence[ImageInput] = ()) -> None:
+        """Queues token ids for prefill, with the images of their placeholders in order.
 
         Raises:
-            ValueError: when the sequence would exceed ``max_tokens_per_sequence``, placeholders and pictures do
-                not match, or a picture is too large for the buckets or the pool.
+            RuntimeError: if the sequence is sampling a turn.
+            ValueError: if the sequence would exceed `max_tokens_per_sequence`, placeholders and images do not match,
+                or an image is too large for the buckets or the image-embedding cache.
         """
         sequence = self._sequences[seq_id]
         if sequence.generation is not None:
@@ -158,16 +160,21 @@ class Engine:
         total = len(sequence.token_ids) + len(token_ids)
         if total > self.max_tokens or not len(token_ids):
             raise ValueError(f"sequence {seq_id!r} would hold {total} tokens; at least 1, at most {self.max_tokens}")
-        for picture in pictures:
-            self._check_picture(picture)
+        for image in images:
+            self._check_image(image)
         first = not sequence.token_ids
-        sequence.extend(token_ids, pictures, self.model_config)
+        sequence.extend(token_ids, images, self.model_config)
         if first:
-            sequence.group = self._group_for(sequence)
-            self._memories[sequence.group].enqueue(sequence)
+            sequence.shard = self._assign_shard(sequence)
+            self._kv_managers[sequence.shard].enqueue(sequence)
 
-    def generate(self, seq_id: str, max_new_tokens: int, temperature: float) -> None:
-        """Asks for a turn of up to ``max_new_tokens``; temperature 0 is greedy."""
+    def request_turn(self, seq_id: str, max_new_tokens: int, temperature: float) -> None:
+        """Requests a turn of up to `max_new_tokens` tokens; a later `step` returns it. Temperature 0 is greedy.
+
+        Raises:
+            RuntimeError: if the sequence is sampling already.
+            ValueError: if the sequence has no tokens or no room for `max_new_tokens` more.
+        """
         sequence = self._sequences[seq_id]
         if sequence.generation is not None:
             raise RuntimeError(f"sequence {seq_id!r} is sampling already")
@@ -175,110 +182,118 @@ class Engine:
         if not sequence.token_ids or not 1 <= max_new_tokens <= room or temperature < 0:
             raise ValueError(
                 f"sequence {seq_id!r}: cannot sample {max_new_tokens} tokens at temperature {temperature} "
-                f"behind {len(sequence.token_ids)} tokens (room for {room})"
+                f"after {len(sequence.token_ids)} tokens (room for {room})"
             )
         sequence.generation = Generation(max_new_tokens, temperature)
 
-    def release(self, seq_id: str) -> None:
-        """Ends a sequence and gives its pages back, whatever it was doing."""
+    def free_sequence(self, seq_id: str) -> None:
+        """Ends a sequence in any state and frees its pages."""
         sequence = self._sequences[seq_id]
         if self._inflight is not None and sequence in self._inflight[0]:
-            self._collect()
+            self._process_outputs()
         del self._sequences[seq_id]
-        self._memories[sequence.group].release(sequence)
+        self._kv_managers[sequence.shard].free_sequence(sequence)
 
-    def tick(self) -> list[TurnOutput]:
-        """Collects what was in flight, launches one dispatch, returns the turns that are over."""
+    def step(self) -> list[TurnOutput]:
+        """Processes the outputs of the dispatch in flight, launches the next one and returns the finished turns.
+
+        Prefill and decode dispatches alternate while both have work; a full prefill batch takes precedence.
+
+        Raises:
+            RuntimeError: if no weights have been set.
+        """
         if self._params is None:
             raise RuntimeError("set_params has not been called")
-        self._collect()
-        finished = self._finished()
-        for memory in self._memories:
-            memory.admit()
-        self._copy_tails()
+        self._process_outputs()
+        finished = self._take_finished_turns()
+        for manager in self._kv_managers:
+            manager.admit()
+        self._copy_partial_pages()
         sequences = self._sequences.values()
-        waiting = [s for s in sequences if s.to_prefill and not self._memories[s.group].must_wait(s)]
+        waiting = [s for s in sequences if s.to_prefill and not self._kv_managers[s.shard].blocked_on_shared_prefix(s)]
         ready = [s for s in sequences if s.ready]
         full = len(waiting) >= self.config.prefill_rows
         self._idle = not waiting and not ready
         if waiting and (full or not ready or not self._last_was_prefill):
-            self._prefill(batch_builder.share(waiting, self._groups, self.config.prefill_rows))
+            self._prefill(batch_builder.select_per_shard(waiting, self._num_shards, self.config.prefill_rows))
             self._last_was_prefill = True
         elif ready:
-            self._decode(batch_builder.share(ready, self._groups, self.config.slots))
+            self._decode(batch_builder.select_per_shard(ready, self._num_shards, self.config.slots))
             self._last_was_prefill = False
         return finished
 
     @property
     def idle(self) -> bool:
-        """Whether the last tick found nothing to do: all sequences are parked, or wait for parked ones' pages."""
+        """True if the last step had nothing to launch: every sequence is parked or waits for pages."""
         return self._idle
 
     @property
     def waiting(self) -> int:
-        """Sequences that have not been given pages yet."""
-        return sum(memory.waiting for memory in self._memories)
+        """Number of sequences that have not been admitted."""
+        return sum(manager.waiting for manager in self._kv_managers)
 
     @property
     def stats(self) -> EngineStats:
-        self._stats.shared_tokens = sum(memory.shared_tokens for memory in self._memories)
+        self._stats.shared_tokens = sum(manager.shared_tokens for manager in self._kv_managers)
         return self._stats
 
     @property
     def free_pages(self) -> int:
-        """Pages that no sequence holds."""
-        return sum(memory.table.free for memory in self._memories)
+        """Number of pages that no sequence refers to."""
+        return sum(manager.page_table.num_free for manager in self._kv_managers)
 
     @property
     def recompilations(self) -> int:
-        """Programs compiled after `warmup`: 0, unless a shape was forgotten."""
-        return self._programs.late
+        """Number of programs compiled after `warmup`; more than 0 means that a shape is missing from the buckets."""
+        return self._executables.compiled_after_warmup
 
     def compiled_programs(self) -> int:
-        """How many programs exist."""
-        return len(self._programs)
+        """Returns the number of compiled programs."""
+        return len(self._executables)
 
     def executables(self) -> dict[Key, Callable]:
-        """The compiled programs by name and shape, for what can be read off them (memory, cost)."""
-        return self._programs.made()
+        """Returns the compiled programs by (name, shape), for memory and cost analysis."""
+        return self._executables.by_key()
 
     def warmup(self) -> float:
-        """Compiles every listed shape; returns the seconds that took. Needs weights (`set_params`)."""
-        size, nowhere, shapes = self.config, self._memories[0].nowhere, self.shapes
-        examples = [(("copy", ()), (self._pages, *self._placement.put_rows(*self._no_copies())))]
-        for rows in shapes.decode_rows:
-            for width in shapes.decode_widths:
-                example = batch_builder.empty_decode(rows, size.decode_tokens, width, nowhere)
+        """Compiles the programs of every bucket and returns the seconds spent. Needs weights (`set_params`)."""
+        size, pad_slot, buckets = self.config, self._kv_managers[0].pad_slot, self.buckets
+        examples = [(("copy", ()), (self._pages, *self._sharding.device_put_rows(*self._no_copies())))]
+        for rows in buckets.decode_rows:
+            for width in buckets.decode_widths:
+                example = batch_builder.empty_decode_batch(rows, size.decode_tokens, width, pad_slot)
                 examples.append((("decode", (rows, width)), self._decode_arguments(example)))
-        for rows in shapes.prefill_rows:
-            for width in shapes.prefill_widths:
-                example = batch_builder.empty_prefill(rows, size.prefill_tokens, width, nowhere)
-                arguments = self._params, self._pages, self._pool, self._placement.put(example)
+        for rows in buckets.prefill_rows:
+            for width in buckets.prefill_widths:
+                example = batch_builder.empty_prefill_batch(rows, size.prefill_tokens, width, pad_slot)
+                arguments = self._params, self._pages, self._image_embeddings, self._sharding.device_put_batch(example)
                 examples.append((("prefill", (rows, width)), arguments))
-        for bucket in self._buckets:
+        for bucket in self._image_buckets:
             vision = vision_batch([], [bucket], self.model_config.vision)
-            rows = np.full(bucket.merged, self._pool_index.rows, np.int32)
-            arguments = self._params, self._pool, *self._placement.put_whole((vision, rows))
+            rows = np.full(bucket.num_merged_tokens, self._image_cache.num_rows, np.int32)
+            arguments = self._params, self._image_embeddings, *self._sharding.replicate((vision, rows))
             examples.append((("encode", vision.patches.shape), arguments))
-        self._programs.prepare(examples)
-        return self._programs.seconds
+        self._executables.warmup(examples)
+        return self._executables.seconds
 
-    def _check_picture(self, picture: PictureInput) -> None:
-        tokens = merged_tokens(picture.grid, self.model_config.vision)
-        if tokens > self._pool_index.rows:
-            raise ValueError(f"a picture of {tokens} tokens exceeds engine.picture_tokens {self._pool_index.rows}")
-        if not fits([picture.grid], self._buckets, self.model_config.vision):
-            raise ValueError(f"a picture of grid {picture.grid} fits no image bucket of {self._buckets}")
+    def _check_image(self, image: ImageInput) -> None:
+        tokens = num_image_tokens(image.grid, self.model_config.vision)
+        if tokens > self._image_cache.num_rows:
+            raise ValueError(
+                f"an image of {tokens} tokens exceeds engine.image_cache_tokens {self._image_cache.num_rows}"
+            )
+        if not fits([image.grid], self._image_buckets, self.model_config.vision):
+            raise ValueError(f"an image of grid {image.grid} fits no image bucket of {self._image_buckets}")
 
-    def _collect(self) -> None:
+    def _process_outputs(self) -> None:
         if self._inflight is not None:
             sequences, decoded = self._inflight
             self._inflight = None
             before = sum(len(s.token_ids) for s in sequences)
-            batch_builder.absorb(sequences, self._groups, decoded)
+            batch_builder.append_sampled(sequences, self._num_shards, decoded)
             self._stats.sampled_tokens += sum(len(s.token_ids) for s in sequences) - before
 
-    def _finished(self) -> list[TurnOutput]:
+    def _take_finished_turns(self) -> list[TurnOutput]:
         outputs = []
         for sequence in self._sequences.values():
             turn = sequence.generation
@@ -294,101 +309,122 @@ class Engine:
             sequence.generation = None
         return outputs
 
-    def _group_for(self, sequence: Sequence) -> int:
-        """The group of a sibling with the same prompt, whose pages it can share; else the least busy one."""
-        if self._groups == 1:
+    def _assign_shard(self, sequence: SequenceState) -> int:
+        """Returns the shard of a sequence with the same prompt, to share its prefix, or else the least loaded shard."""
+        if self._num_shards == 1:
             return 0
-        load = [0] * self._groups
+        load = [0] * self._num_shards
         for other in self._sequences.values():
             if other is not sequence and other.token_ids:
                 if other.token_ids[: len(sequence.token_ids)] == sequence.token_ids:
-                    return other.group
-                load[other.group] += 1
+                    return other.shard
+                load[other.shard] += 1
         return load.index(min(load))
 
-    def _copy_tails(self) -> None:
-        copies: list[list[tuple[int, int]]] = [[] for _ in range(self._groups)]
+    def _copy_partial_pages(self) -> None:
+        copies: list[list[tuple[int, int]]] = [[] for _ in range(self._num_shards)]
         for sequence in self._sequences.values():
             if sequence.admitted and sequence.cached < sequence.prompt_end:
-                copy = self._memories[sequence.group].catch_up(sequence)
-                copies[sequence.group] += [copy] if copy else []
+                copy = self._kv_managers[sequence.shard].advance_shared_prefix(sequence)
+                copies[sequence.shard] += [copy] if copy else []
         while any(copies):
             source, target = self._no_copies()
-            for group, wanted in enumerate(copies):
-                now, copies[group] = wanted[: source.shape[1]], wanted[source.shape[1] :]
-                if now:
-                    source[group, : len(now)], target[group, : len(now)] = zip(*now, strict=True)
-            self._pages = self._programs(("copy", ()), self._pages, *self._placement.put_rows(source, target))
+            for shard, pending in enumerate(copies):
+                batch = pending[: source.shape[1]]
+                copies[shard] = pending[source.shape[1] :]
+                for column, (source_page, target_page) in enumerate(batch):
+                    source[shard, column] = source_page
+                    target[shard, column] = target_page
+            self._pages = self._executables(("copy", ()), self._pages, *self._sharding.device_put_rows(source, target))
 
     def _no_copies(self) -> tuple[np.ndarray, np.ndarray]:
-        shape = self._groups, self.config.prefill_rows
+        shape = self._num_shards, self.config.prefill_rows
         return np.zeros(shape, np.int32), np.full(shape, self.config.pages, np.int32)
 
-    def _prefill(self, sequences: list[Sequence]) -> None:
-        pieces = self._encode_for(sequences)
-        chosen = [sequence for sequence, _ in pieces]
-        rows = smallest(self.shapes.prefill_rows, batch_builder.rows_needed(chosen, self._groups))
-        width = batch_builder.width_for(self.shapes.prefill_widths, chosen, self.config.page_size)
-        for sequence, count in pieces:
-            self._memories[sequence.group].grow(sequence, sequence.cached + count)
-        arrays = batch_builder.prefill_rows(
-            pieces, (rows, self.config.prefill_tokens, width), self._memories, self._pool_index
+    def _prefill(self, sequences: list[SequenceState]) -> None:
+        chunks = self._prepare_prefill(sequences)
+        chosen = [sequence for sequence, _ in chunks]
+        rows = bucket_for(self.buckets.prefill_rows, batch_builder.rows_needed(chosen, self._num_shards))
+        width = batch_builder.page_table_width(self.buckets.prefill_widths, chosen, self.config.page_size)
+        for sequence, count in chunks:
+            self._kv_managers[sequence.shard].allocate_pages(sequence, sequence.cached + count)
+        arrays = batch_builder.build_prefill_batch(
+            chunks, (rows, self.config.prefill_tokens, width), self._kv_managers, self._image_cache
         )
-        self._pages = self._programs(
-            ("prefill", (rows, width)), self._params, self._pages, self._pool, self._placement.put(arrays)
+        self._pages = self._executables(
+            ("prefill", (rows, width)),
+            self._params,
+            self._pages,
+            self._image_embeddings,
+            self._sharding.device_put_batch(arrays),
         )
-        for sequence, count in pieces:
-            self._memories[sequence.group].written(sequence, sequence.cached, sequence.cached + count)
+        for sequence, count in chunks:
+            self._kv_managers[sequence.shard].mark_written(sequence, sequence.cached, sequence.cached + count)
         self._stats.prefill_dispatches += 1
-        self._stats.prefilled_tokens += sum(count for _, count in pieces)
+        self._stats.prefilled_tokens += sum(count for _, count in chunks)
 
-    def _encode_for(self, sequences: list[Sequence]) -> list[batch_builder.Piece]:
-        """The next piece of each sequence, cut where the pool has no room for another picture; encodes what is new."""
-        pieces: list[batch_builder.Piece] = []
+    def _prepare_prefill(self, sequences: list[SequenceState]) -> list[batch_builder.PrefillChunk]:
+        """Chooses the next prefill chunk of each sequence and encodes its images that are not cached.
+
+        A chunk ends before an image that does not fit into the image-embedding cache.
+        """
+        chunks: list[batch_builder.PrefillChunk] = []
         pinned: set[str] = set()
-        fresh: list[tuple[PictureInput, np.ndarray]] = []
+        fresh: list[tuple[ImageInput, np.ndarray]] = []
         for sequence in sequences:
             start = sequence.cached
             end = start + min(self.config.prefill_tokens, sequence.to_prefill)
-            for first, picture in sequence.pictures_between(start, end):
-                if picture.digest not in self._pool_index:
-                    rows = self._pool_index.place(picture.digest, picture.tokens, pinned)
+            for first, image in sequence.images_between(start, end):
+                if image.digest not in self._image_cache:
+                    rows = self._image_cache.allocate(image.digest, image.tokens, pinned)
                     if rows is None:
                         end = max(start, first)
                         break
-                    fresh.append((picture, rows))
-                pinned.add(picture.digest)
+                    fresh.append((image, rows))
+                pinned.add(image.digest)
             if end > start:
-                pieces.append((sequence, end - start))
+                chunks.append((sequence, end - start))
         while fresh:
             fresh = self._encode(fresh)
-        return pieces
+        return chunks
 
-    def _encode(self, fresh: list[tuple[PictureInput, np.ndarray]]) -> list[tuple[PictureInput, np.ndarray]]:
-        """Encodes as many pictures as a bucket holds; returns the others."""
+    def _encode(self, fresh: list[tuple[ImageInput, np.ndarray]]) -> list[tuple[ImageInput, np.ndarray]]:
+        """Encodes as many of the images as the largest bucket holds and returns the remaining ones."""
         vision = self.model_config.vision
         count = 1
-        while count < len(fresh) and fits([p.grid for p, _ in fresh[: count + 1]], self._buckets, vision):
+        while count < len(fresh) and fits([image.grid for image, _ in fresh[: count + 1]], self._image_buckets, vision):
             count += 1
-        now = fresh[:count]
-        batch = vision_batch([(p.patches, p.grid) for p, _ in now], self._buckets, vision)
-        rows = np.full(batch.merged_index.shape, self._pool_index.rows, np.int32)
-        placed = np.concatenate([rows for _, rows in now])
-        rows[: len(placed)] = placed
-        self._pool = self._programs(
-            ("encode", batch.patches.shape), self._params, self._pool, *self._placement.put_whole((batch, rows))
+        encoded = fresh[:count]
+        batch = vision_batch([(image.patches, image.grid) for image, _ in encoded], self._image_buckets, vision)
+        rows = np.full(batch.merge_index.shape, self._image_cache.num_rows, np.int32)
+        allocated = np.concatenate([rows for _, rows in encoded])
+        rows[: len(allocated)] = allocated
+        self._image_embeddings = self._executables(
+            ("encode", batch.patches.shape),
+            self._params,
+            self._image_embeddings,
+            *self._sharding.replicate((batch, rows)),
         )
-        self._stats.encoded_pictures += count
+        self._stats.encoded_images += count
         return fresh[count:]
 
-    def _decode_arguments(self, rows: model_runner.DecodeRows) -> tuple:
-        return self._params, self._pages, self._seed, self._table, self._forbidden, self._placement.put(rows)
+    def _decode_arguments(self, batch: model_runner.DecodeBatch) -> tuple:
+        return (
+            self._params,
+            self._pages,
+            self._seed,
+            self._stop_table,
+            self._forbidden,
+            self._sharding.device_put_batch(batch),
+        )
 
-    def _decode(self, sequences: list[Sequence]) -> None:
-        rows = smallest(self.shapes.decode_rows, batch_builder.rows_needed(sequences, self._groups))
-        width = batch_builder.width_for(self.shapes.decode_widths, sequences, self.config.page_size)
-        arrays = batch_builder.decode_rows(sequences, (rows, self.config.decode_tokens, width), self._memories)
-        self._pages, decoded = self._programs(("decode", (rows, width)), *self._decode_arguments(arrays))
+    def _decode(self, sequences: list[SequenceState]) -> None:
+        rows = bucket_for(self.buckets.decode_rows, batch_builder.rows_needed(sequences, self._num_shards))
+        width = batch_builder.page_table_width(self.buckets.decode_widths, sequences, self.config.page_size)
+        arrays = batch_builder.build_decode_batch(
+            sequences, (rows, self.config.decode_tokens, width), self._kv_managers
+        )
+        self._pages, decoded = self._executables(("decode", (rows, width)), *self._decode_arguments(arrays))
         self._inflight = (sequences, decoded)
         self._stats.decode_dispatches += 1
         self._stats.decode_rows += rows

@@ -1,4 +1,4 @@
-"""Where the arrays of a dispatch lie on a mesh."""
+"""Shardings of the engine's KV cache and dispatch arrays on a mesh."""
 
 from __future__ import annotations
 
@@ -8,45 +8,53 @@ from typing import TypeVar
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dv2_jax.parallel.mesh import ROWS
+from dv2_jax.parallel.mesh import BATCH_AXES
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where the arrays of a dispatch lie; None: on one device."""
+class EngineSharding:
+    """Shardings of the arrays of a dispatch; all None on a single device."""
 
     pages: NamedSharding | None = None
-    rows: NamedSharding | None = None  # rows first: split over the devices that split a batch
-    grid: NamedSharding | None = None  # [3, rows, tokens]
-    whole: NamedSharding | None = None  # on every device
+    rows: NamedSharding | None = None  # batch dimension first, sharded over the data-parallel axes
+    batch_by_token: NamedSharding | None = None  # [3, rows, tokens]
+    replicated: NamedSharding | None = None  # on every device of the mesh
 
     @classmethod
-    def on(cls, mesh: Mesh | None, kv_heads: int) -> Placement:
-        """Rows and their pages over ``data`` and ``fsdp``; heads over ``tensor`` where that divides them."""
+    def for_mesh(cls, mesh: Mesh | None, kv_heads: int) -> EngineSharding:
+        """Shards rows and their pages over `data` and `fsdp`, and KV heads over `tensor`.
+
+        Heads are replicated over `tensor` if it does not divide their number.
+        """
         if mesh is None or mesh.size == 1:
             return cls()
         heads = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
-        specs = (None, ROWS, None, heads), (ROWS,), (None, ROWS), ()
-        return cls(*(NamedSharding(mesh, PartitionSpec(*spec)) for spec in specs))
+        return cls(
+            pages=NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, None, heads)),
+            rows=NamedSharding(mesh, PartitionSpec(BATCH_AXES)),
+            batch_by_token=NamedSharding(mesh, PartitionSpec(None, BATCH_AXES)),
+            replicated=NamedSharding(mesh, PartitionSpec()),
+        )
 
-    def put(self, rows: T) -> T:
-        """The arrays of a dispatch on their devices; on one device, left to the call."""
+    def device_put_batch(self, batch: T) -> T:
+        """Puts the numpy arrays of a batch on their devices; a no-op on a single device, where jit transfers them."""
         if self.rows is None:
-            return rows
-        places = {f.name: self.grid if f.name == "positions" else self.rows for f in fields(rows)}
-        return replace(rows, **{name: jax.device_put(getattr(rows, name), place) for name, place in places.items()})
+            return batch
+        shardings = {f.name: self.batch_by_token if f.name == "positions" else self.rows for f in fields(batch)}
+        arrays = {name: jax.device_put(getattr(batch, name), sharding) for name, sharding in shardings.items()}
+        return replace(batch, **arrays)
 
-    def put_whole(self, x: T) -> T:
-        """A tree of arrays on every device."""
-        return x if self.whole is None else jax.device_put(x, self.whole)
+    def replicate(self, x: T) -> T:
+        """Replicates a pytree of arrays over the mesh."""
+        return x if self.replicated is None else jax.device_put(x, self.replicated)
 
-    def put_rows(self, *arrays: jax.typing.ArrayLike) -> list[jax.typing.ArrayLike]:
-        """Arrays that lead with groups or rows."""
+    def device_put_rows(self, *arrays: jax.typing.ArrayLike) -> list[jax.typing.ArrayLike]:
+        """Puts arrays on their devices whose leading dimension is shards or rows."""
         return list(arrays) if self.rows is None else [jax.device_put(x, self.rows) for x in arrays]
 
 
-def groups_of(mesh: Mesh | None) -> int:
-    """Groups of rows that have their own devices."""
+def num_data_shards(mesh: Mesh | None) -> int:
+    """Returns the data-parallel size of `mesh`: the number of shards that rows and pages are split into."""
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]

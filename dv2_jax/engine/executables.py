@@ -1,4 +1,7 @@
-"""Compiled programs by shape. An executable cannot recompile: it fails on a shape that it was not made for."""
+"""Cache of ahead-of-time compiled executables, keyed by program and shape.
+
+An executable raises an error on another shape instead of compiling again, as a jitted function would.
+"""
 
 from __future__ import annotations
 
@@ -10,57 +13,59 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dv2_jax.parallel.mesh import under
+from dv2_jax.parallel.mesh import use_mesh
 
 Key = tuple[str, Hashable]
 
 
-# Every executable of this process: a second engine of the same sizes compiles nothing.
-_SHARED: dict[Hashable, Callable] = {}
+# Shared by all engines of this process: a second engine of the same sizes compiles nothing.
+_PROCESS_CACHE: dict[Hashable, Callable] = {}
 
 
-class CompiledPrograms:
-    """Executables keyed by (program, shape), made ahead of time by `prepare` or on first use.
+class ExecutableCache:
+    """Executables keyed by (program, shape), compiled ahead of time by `warmup` or on first use.
 
-    ``late`` counts those compiled on first use after `prepare`: it stays 0 when the listed shapes are all that is
-    ever dispatched.
+    Attributes:
+        compiled_after_warmup: number of executables compiled on first use after `warmup`; 0 if the buckets cover
+            every dispatched shape.
+        seconds: time spent on compilation.
     """
 
     def __init__(self, functions: dict[str, Callable], mesh: Mesh | None = None):
         self._functions, self._mesh = functions, mesh
-        self._mine: dict[Key, Callable] = {}
-        self._prepared = False
-        self.late = 0
-        self.seconds = 0.0  # spent on compilation
+        self._executables: dict[Key, Callable] = {}
+        self._warmed_up = False
+        self.compiled_after_warmup = 0
+        self.seconds = 0.0
 
     def __len__(self) -> int:
-        return len(self._mine)
+        return len(self._executables)
 
-    def made(self) -> dict[Key, Callable]:
-        """All executables."""
-        return dict(self._mine)
+    def by_key(self) -> dict[Key, Callable]:
+        """Returns all executables by key."""
+        return dict(self._executables)
 
-    def prepare(self, examples: Sequence[tuple[Key, Sequence[Any]]], workers: int = 2) -> None:
-        """Compiles every example's program, several at a time."""
+    def warmup(self, examples: Sequence[tuple[Key, Sequence[Any]]], workers: int = 2) -> None:
+        """Compiles the program of each (key, example arguments) in `workers` threads."""
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(lambda example: self._make(*example), examples))
-        self._prepared = True
+            list(pool.map(lambda example: self._compile(*example), examples))
+        self._warmed_up = True
 
     def __call__(self, key: Key, *arguments: Any) -> Any:
-        made = self._mine.get(key)
-        if made is None:
-            made = self._make(key, arguments)
-        return made(*arguments)
+        executable = self._executables.get(key)
+        if executable is None:
+            executable = self._compile(key, arguments)
+        return executable(*arguments)
 
-    def _make(self, key: Key, arguments: Sequence[Any]) -> Callable:
+    def _compile(self, key: Key, arguments: Sequence[Any]) -> Callable:
         function = self._functions[key[0]]
         leaves, structure = jax.tree.flatten(tuple(arguments))
         name = (function, structure, tuple((x.shape, str(x.dtype), getattr(x, "sharding", None)) for x in leaves))
-        if name not in _SHARED:
+        if name not in _PROCESS_CACHE:
             started = time.perf_counter()
-            with under(self._mesh):
-                _SHARED[name] = function.lower(*arguments).compile()
+            with use_mesh(self._mesh):
+                _PROCESS_CACHE[name] = function.lower(*arguments).compile()
             self.seconds += time.perf_counter() - started
-            self.late += self._prepared
-        self._mine[key] = _SHARED[name]
-        return _SHARED[name]
+            self.compiled_after_warmup += self._warmed_up
+        self._executables[key] = _PROCESS_CACHE[name]
+        return _PROCESS_CACHE[name]

@@ -1,4 +1,4 @@
-"""The device's pool of encoded pictures: rows of merged embeddings, found by the picture's digest."""
+"""Host bookkeeping of the device-resident cache of image embeddings, keyed by image digest."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ import numpy as np
 from jaxtyping import Int
 
 
-class PicturePool:
-    """Which rows hold which picture; the longest unused one makes room. Host bookkeeping alone.
+class ImageEmbeddingCache:
+    """LRU allocation of embedding rows to images. The embeddings themselves are a device array of the engine.
 
-    The rows of a picture need not be neighbors: a sequence reads them one by one, by index.
+    The rows of an image need not be contiguous: prefill gathers them by index.
     """
 
     def __init__(self, rows: int):
-        self.rows = rows
+        self.num_rows = rows
         self._free = list(range(rows))
-        self._held: OrderedDict[str, Int[np.ndarray, "m"]] = OrderedDict()
+        self._entries: OrderedDict[str, Int[np.ndarray, "m"]] = OrderedDict()
 
     def __contains__(self, digest: str) -> bool:
-        return digest in self._held
+        return digest in self._entries
 
     def rows_of(self, digest: str) -> Int[np.ndarray, "m"]:
-        """Rows of a held picture, in placeholder order; marks it as used."""
-        self._held.move_to_end(digest)
-        return self._held[digest]
+        """Returns the rows of a cached image, in placeholder order, and marks it as most recently used."""
+        self._entries.move_to_end(digest)
+        return self._entries[digest]
 
-    def place(self, digest: str, tokens: int, pinned: Iterable[str]) -> Int[np.ndarray, "m"] | None:
-        """Rows for a new picture; None when only pictures in ``pinned`` could make room."""
+    def allocate(self, digest: str, tokens: int, pinned: Iterable[str]) -> Int[np.ndarray, "m"] | None:
+        """Allocates rows for a new image, evicting least recently used ones; None if only `pinned` images are left."""
         pinned = set(pinned)
         while len(self._free) < tokens:
-            victim = next((name for name in self._held if name not in pinned), None)
+            victim = next((name for name in self._entries if name not in pinned), None)
             if victim is None:
                 return None
-            self._free.extend(self._held.pop(victim).tolist())
+            self._free.extend(self._entries.pop(victim).tolist())
         taken = np.array([self._free.pop() for _ in range(tokens)], np.int32)
-        self._held[digest] = taken
+        self._entries[digest] = taken
         return taken
 
     def clear(self) -> None:
-        """Forgets all pictures: the weights have changed."""
-        self._held.clear()
-        self._free = list(range(self.rows))
+        """Invalidates the cache; called when the weights change."""
+        self._entries.clear()
+        self._free = list(range(self.num_rows))

@@ -1,4 +1,4 @@
-"""Which tokens of which sequence lie in which page: admission, sharing of prompts, growth, release."""
+"""Maps the tokens of sequences to KV-cache pages: admission, prefix sharing, allocation and freeing."""
 
 from __future__ import annotations
 
@@ -7,131 +7,132 @@ from collections import deque
 import numpy as np
 from jaxtyping import Int
 
-from dv2_jax.engine.buckets import pages_of
+from dv2_jax.engine.buckets import num_pages
 from dv2_jax.engine.page_table import PageTable, prefix_keys
-from dv2_jax.engine.sequence_state import Sequence
+from dv2_jax.engine.sequence_state import SequenceState
 
 
-class Memory:
-    """The pages of all sequences.
+class KVCacheManager:
+    """Manages the pages of all sequences of one data-parallel shard.
 
-    The samples of a group have one prompt: the first of them to be admitted prefills it, the others hold the same
-    full pages and get a copy of the last, partly filled one, into which each writes on.
+    Samples of one prompt share its full pages; the last, partial page is copied per sample (copy-on-write). The first
+    sample that is admitted prefills the prompt.
     """
 
     def __init__(self, pages: int, page_size: int, max_tokens: int):
-        self.size = page_size
-        self.worst_case = pages_of(max_tokens, page_size)
-        self.nowhere = pages * page_size  # a slot beyond the last page: what is written there is dropped
-        if pages < self.worst_case:
+        self.page_size = page_size
+        self.max_pages = num_pages(max_tokens, page_size)
+        self.pad_slot = pages * page_size  # out of range, so that writes to it are dropped (vLLM: PAD_SLOT_ID)
+        if pages < self.max_pages:
             raise ValueError(
                 f"engine.pages {pages} of {page_size} tokens cannot hold one sequence of {max_tokens} tokens; "
-                f"at least {self.worst_case} are needed"
+                f"at least {self.max_pages} are needed"
             )
-        self.table = PageTable(pages, page_size)
-        self._waiting: deque[Sequence] = deque()
+        self.page_table = PageTable(pages, page_size)
+        self._waiting: deque[SequenceState] = deque()
         self._shared_tokens = 0
 
     @property
     def waiting(self) -> int:
-        """Sequences that wait for pages."""
+        """Number of sequences that wait for admission."""
         return len(self._waiting)
 
     @property
     def shared_tokens(self) -> int:
-        """Prompt tokens that were never computed, because another sequence had."""
+        """Number of prompt tokens taken from shared pages instead of being prefilled."""
         return self._shared_tokens
 
-    def enqueue(self, sequence: Sequence) -> None:
-        """Names the pages of a prompt and puts the sequence into the queue."""
+    def enqueue(self, sequence: SequenceState) -> None:
+        """Computes the prefix keys of the prompt's pages and appends the sequence to the admission queue."""
         sequence.prompt_end = len(sequence.token_ids) - 1
-        pictures = [(first, picture.tokens, picture.digest) for first, picture in sequence.pictures]
+        images = [(first, image.tokens, image.digest) for first, image in sequence.images]
         prompt = sequence.token_ids[: sequence.prompt_end]
-        sequence.prompt_keys, sequence.tail_key = prefix_keys(prompt, pictures, self.size)
+        sequence.prompt_keys, sequence.partial_page_key = prefix_keys(prompt, images, self.page_size)
         self._waiting.append(sequence)
 
     def admit(self) -> None:
-        """Gives pages to the head of the queue as long as there are enough; nobody overtakes."""
+        """Admits sequences from the head of the queue, in FIFO order, while there are enough pages."""
         while self._waiting:
             sequence = self._waiting[0]
-            found = self.table.admit(sequence.id, self.worst_case, sequence.prompt_keys, sequence.tail_key)
+            found = self.page_table.admit(sequence.id, self.max_pages, sequence.prompt_keys, sequence.partial_page_key)
             if found is None:
                 return
             self._waiting.popleft()
-            shared, sequence.tail_source = found
+            shared, sequence.copy_on_write_source = found
             sequence.pages, sequence.admitted = list(shared), True
-            # Taken and named at once: siblings that are admitted next already share what is still to be filled.
-            self.grow(sequence, sequence.prompt_end)
+            # Allocate and register prompt pages at admission, so that the next sample of the group can share them
+            # before they are filled.
+            self.allocate_pages(sequence, sequence.prompt_end)
             for key, page in list(zip(sequence.prompt_keys, sequence.pages, strict=False))[len(shared) :]:
-                self.table.register(key, page)
-            if sequence.tail_key is not None and sequence.tail_source is None:
-                self.table.register(sequence.tail_key, sequence.pages[-1])
+                self.page_table.register_prefix(key, page)
+            if sequence.partial_page_key is not None and sequence.copy_on_write_source is None:
+                self.page_table.register_prefix(sequence.partial_page_key, sequence.pages[-1])
 
-    def grow(self, sequence: Sequence, tokens: int) -> None:
-        """Pages for the first ``tokens`` tokens."""
-        while len(sequence.pages) * self.size < tokens:
-            sequence.pages.append(self.table.take(sequence.id))
+    def allocate_pages(self, sequence: SequenceState, tokens: int) -> None:
+        """Allocates pages until the sequence has room for its first `tokens` tokens."""
+        while len(sequence.pages) * self.page_size < tokens:
+            sequence.pages.append(self.page_table.allocate(sequence.id))
 
-    def catch_up(self, sequence: Sequence) -> tuple[int, int] | None:
-        """Counts as cached what others have filled meanwhile.
+    def advance_shared_prefix(self, sequence: SequenceState) -> tuple[int, int] | None:
+        """Marks tokens as cached whose shared pages other sequences have filled since the last call.
 
-        Returns (source, target) when the tail of the prompt is now to be copied from one page to another.
+        Returns (source, target) page numbers if the prompt's partial page is now to be copied (copy-on-write).
         """
-        while sequence.cached + self.size <= sequence.prompt_end and sequence.cached % self.size == 0:
-            page = sequence.pages[sequence.cached // self.size]
-            if page.owner == sequence.id or page.filled < self.size:
+        while sequence.cached + self.page_size <= sequence.prompt_end and sequence.cached % self.page_size == 0:
+            page = sequence.pages[sequence.cached // self.page_size]
+            if page.owner == sequence.id or page.filled < self.page_size:
                 return None
-            sequence.cached += self.size
-            self._shared_tokens += self.size
-        source, tail = sequence.tail_source, sequence.prompt_end % self.size
+            sequence.cached += self.page_size
+            self._shared_tokens += self.page_size
+        source, tail = sequence.copy_on_write_source, sequence.prompt_end % self.page_size
         if source is None or sequence.cached < sequence.prompt_end - tail:
             return None
         if source.filled < tail and source.owner:
             return None
-        sequence.tail_source = None
+        sequence.copy_on_write_source = None
         copy = None
         if source.filled >= tail and sequence.cached == sequence.prompt_end - tail:
-            copy = (source.number, sequence.pages[sequence.prompt_end // self.size].number)
+            copy = (source.number, sequence.pages[sequence.prompt_end // self.page_size].number)
             sequence.cached = sequence.prompt_end
             self._shared_tokens += tail
-        self.table.drop(source)
+        self.page_table.decref(source)
         return copy
 
-    def must_wait(self, sequence: Sequence) -> bool:
-        """Whether another sequence is about to fill the next page of this one's prompt."""
+    def blocked_on_shared_prefix(self, sequence: SequenceState) -> bool:
+        """Returns True if the sequence is not admitted or another sequence is filling the next page of its prompt."""
         if not sequence.admitted or sequence.cached >= sequence.prompt_end:
             return not sequence.admitted
-        page = sequence.pages[sequence.cached // self.size]
-        if sequence.tail_source is not None and sequence.cached >= len(sequence.prompt_keys) * self.size:
-            page = sequence.tail_source
+        page = sequence.pages[sequence.cached // self.page_size]
+        if sequence.copy_on_write_source is not None and sequence.cached >= len(sequence.prompt_keys) * self.page_size:
+            page = sequence.copy_on_write_source
         return page.owner not in ("", sequence.id)
 
-    def written(self, sequence: Sequence, start: int, end: int) -> None:
-        """Notes that tokens start ... end - 1 of a sequence are being prefilled."""
-        for index in range(start // self.size, pages_of(end, self.size)):
+    def mark_written(self, sequence: SequenceState, start: int, end: int) -> None:
+        """Marks tokens start ... end - 1 as written; their prefill has been dispatched."""
+        for index in range(start // self.page_size, num_pages(end, self.page_size)):
             page = sequence.pages[index]
-            page.filled = max(page.filled, min(self.size, end - index * self.size))
+            page.filled = max(page.filled, min(self.page_size, end - index * self.page_size))
         sequence.cached = end
 
-    def slots(self, sequence: Sequence, start: int, end: int) -> Int[np.ndarray, "t"]:
-        """Where tokens start ... end - 1 lie: page * page size + place in the page."""
+    def slots(self, sequence: SequenceState, start: int, end: int) -> Int[np.ndarray, "t"]:
+        """Returns the slots of tokens start ... end - 1: page number * page size + offset in the page."""
         tokens = np.arange(start, end)
         numbers = np.array([page.number for page in sequence.pages], np.int32)
-        return (numbers[tokens // self.size] * self.size + tokens % self.size).astype(np.int32)
+        return (numbers[tokens // self.page_size] * self.page_size + tokens % self.page_size).astype(np.int32)
 
-    def page_row(self, sequence: Sequence, width: int) -> Int[np.ndarray, "n"]:
-        """The first ``width`` pages; any page beyond the sequence's own."""
+    def page_table_row(self, sequence: SequenceState, width: int) -> Int[np.ndarray, "n"]:
+        """Returns the numbers of the first `width` pages, padded with 0 beyond the sequence's own."""
         numbers = [page.number for page in sequence.pages[:width]]
         return np.array(numbers + [0] * (width - len(numbers)), np.int32)
 
-    def release(self, sequence: Sequence) -> None:
-        """Takes everything back."""
+    def free_sequence(self, sequence: SequenceState) -> None:
+        """Frees the pages of a sequence, or removes it from the admission queue."""
         if not sequence.admitted:
             if sequence in self._waiting:
                 self._waiting.remove(sequence)
             return
-        if sequence.tail_source is not None:
-            self.table.drop(sequence.tail_source)
-            sequence.tail_source = None
-        self.table.release(sequence.id, sequence.pages)
+        if sequence.copy_on_write_source is not None:
+            self.page_table.decref(sequence.copy_on_write_source)
+            sequence.copy_on_write_source = None
+        self.page_table.free_sequence(sequence.id, sequence.pages)
         sequence.pages, sequence.admitted = [], False

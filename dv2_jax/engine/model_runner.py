@@ -1,4 +1,4 @@
-"""The device half: what prefill, decode, picture encoding and page copies compute. Pure functions."""
+"""Device programs of the engine as pure functions: prefill, decode, image encoding and page copies."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from dv2_jax.engine.engine_sharding import Placement
+from dv2_jax.engine.engine_sharding import EngineSharding
 from dv2_jax.engine.sampling import sample, token_uniforms
 from dv2_jax.engine.stop_strings import FINAL_STATES
 from dv2_jax.model.params import GraphDef, Params, merge
 from dv2_jax.model.text import UNROLL_LAYERS
 from dv2_jax.model.vision_inputs import VisionBatch
 from dv2_jax.ops.paged_attention import Pages, Prefix, copy_pages, paged_attention, read_pages, write_pages
-from dv2_jax.parallel.mesh import split_rows
+from dv2_jax.parallel.mesh import constrain_batch
 
 
 def _pytree(cls):
@@ -27,43 +27,47 @@ def _pytree(cls):
 
 
 @_pytree
-class PrefillRows:
-    """R rows of T tokens: each row is the next piece of one sequence, behind its n cached pages."""
+class PrefillBatch:
+    """R rows of T tokens. Each row is the next prefill chunk of one sequence, after its prefix of n cached pages."""
 
     token_ids: Int[Array, "R T"]
     positions: Int[Array, "3 R T"]
-    image_index: Int[Array, "R T"]  # row of the picture pool; -1: text
-    slots: Int[Array, "R T"]  # where keys and values go; out of range: padding
+    image_index: Int[Array, "R T"]  # row of the image-embedding cache; -1 for text
+    slots: Int[Array, "R T"]  # slots that keys and values are written to; out of range for padding
     page_table: Int[Array, "R n"]
-    cached: Int[Array, "R"]  # tokens of the prefix
+    cached: Int[Array, "R"]  # number of prefix tokens
 
 
 @_pytree
-class DecodeRows:
-    """S rows: each is a sequence whose last token is not in the cache yet."""
+class DecodeBatch:
+    """S rows. Each is a sequence whose last token is not in the KV cache yet; it is the first input."""
 
     token: Int[Array, "S"]
-    position: Int[Array, "S"]  # M-RoPE position of that token, alike in all three components
-    index: Int[Array, "S"]  # index in the sequence of the next token; names its random number
+    position: Int[Array, "S"]  # M-RoPE position of that token, the same in all three components
+    index: Int[Array, "S"]  # index of the next token in the sequence; determines its random number
     key: UInt32[Array, "S"]
     temperature: Float[Array, "S"]
-    state: Int[Array, "S"]  # of the stop automaton
-    budget: Int[Array, "S"]  # tokens that the row may still sample; 0: an empty row
-    slots: Int[Array, "S K"]  # where the keys and values of this dispatch go
+    state: Int[Array, "S"]  # state of the stop automaton
+    budget: Int[Array, "S"]  # tokens that the row may still sample; 0 for padding
+    slots: Int[Array, "S K"]  # slots that this dispatch writes keys and values to
     page_table: Int[Array, "S n"]
     cached: Int[Array, "S"]
 
 
 @_pytree
-class Decoded:
+class DecodeOutput:
+    """Sampled tokens of a decode dispatch. Entries beyond a row's `count` are padding."""
+
     tokens: Int[Array, "S K"]
     logprobs: Float[Array, "S K"]
-    count: Int[Array, "S"]  # tokens that were sampled
+    count: Int[Array, "S"]  # number of sampled tokens
     state: Int[Array, "S"]
 
 
-def prefill(graphdef: GraphDef, params: Params, pages: Pages, pool: Float[Array, "M D"], rows: PrefillRows) -> Pages:
-    """Writes the keys and values of every row's tokens."""
+def prefill(
+    graphdef: GraphDef, params: Params, pages: Pages, image_embeddings: Float[Array, "M D"], rows: PrefillBatch
+) -> Pages:
+    """Writes the keys and values of the batch's tokens into the KV cache."""
     model = merge(graphdef, params)
     tokens = rows.token_ids.shape[1]
     prefix = _prefix(pages, rows.page_table)
@@ -72,7 +76,7 @@ def prefill(graphdef: GraphDef, params: Params, pages: Pages, pool: Float[Array,
     def attend(q, k, v, prefix):
         return paged_attention(q, k, v, prefix, rows.cached, causal), (k, v)
 
-    embeds = split_rows(model.embed(rows.token_ids, pool, rows.image_index))
+    embeds = constrain_batch(model.embed(rows.token_ids, image_embeddings, rows.image_index))
     _, fresh = model.hidden(embeds, rows.positions, attend, prefix)
     return write_pages(pages, *_stacked(fresh), rows.slots)
 
@@ -82,17 +86,17 @@ def decode(
     params: Params,
     pages: Pages,
     seed: UInt32[Array, ""],
-    table: Int[Array, "Q V"],
+    stop_table: Int[Array, "Q V"],
     forbidden: Bool[Array, "V"],
-    rows: DecodeRows,
-) -> tuple[Pages, Decoded]:
-    """Samples up to K tokens for every row; a row ends at a final state or with its budget.
+    rows: DecodeBatch,
+) -> tuple[Pages, DecodeOutput]:
+    """Samples up to K tokens for every row; a row ends at a final state of the stop automaton or with its budget.
 
-    Seed, stop strings and forbidden ids are arguments: another run has other ones and the same program.
+    Seed, stop table and forbidden ids are arguments instead of constants, so that other runs reuse the program.
     """
     model = merge(graphdef, params)
     count, steps = rows.slots.shape
-    first_final = table.shape[0] - FINAL_STATES
+    first_final = stop_table.shape[0] - FINAL_STATES
     prefix = _prefix(pages, rows.page_table)
     layers, _, page_size, heads, dim = pages.k.shape
     fresh = jnp.zeros((count, steps, heads, dim), pages.k.dtype)
@@ -110,13 +114,13 @@ def decode(
 
         positions = jnp.broadcast_to((rows.position + j)[None, :, None], (3, count, 1))
         cache = list(zip(prefix, fresh, strict=True)) if isinstance(prefix, list) else (prefix, fresh)
-        hidden, fresh = model.hidden(split_rows(model.embed(token[:, None])), positions, attend, cache)
+        hidden, fresh = model.hidden(constrain_batch(model.embed(token[:, None])), positions, attend, cache)
         uniforms = token_uniforms(seed, rows.key, rows.index + j)
         sampled, logprob = sample(model.logits(hidden[:, 0]), uniforms, rows.temperature, forbidden)
         live = left > 0
-        # A row that has ended keeps its last token: it goes on computing beside the others, unseen.
+        # A finished row repeats its last token; its outputs are masked until the loop ends for all rows.
         token = jnp.where(live, sampled, token)
-        state = jnp.where(live, table[state, token].astype(state.dtype), state)
+        state = jnp.where(live, stop_table[state, token].astype(state.dtype), state)
         left = jnp.where(live & (state < first_final), left - 1, 0)
         tokens = tokens.at[:, j].set(jnp.where(live, token, -1))
         logprobs = logprobs.at[:, j].set(logprob)
@@ -129,13 +133,13 @@ def decode(
     start = (0, rows.token, fresh, rows.state, rows.budget, tokens, jnp.zeros((count, steps), jnp.float32))
     _, _, fresh, state, _, tokens, logprobs = jax.lax.while_loop(more, step, start)
     done = tokens >= 0
-    # The input of step j is cached where step j sampled something.
+    # Step j writes the key and value of its input; steps after the end of a row write to the padding slot.
     slots = jnp.where(done, rows.slots, pages.per_group * page_size)
-    return write_pages(pages, *_stacked(fresh), slots), Decoded(tokens, logprobs, done.sum(-1), state)
+    return write_pages(pages, *_stacked(fresh), slots), DecodeOutput(tokens, logprobs, done.sum(-1), state)
 
 
 def _prefix(pages: Pages, page_table: Int[Array, "B n"]) -> Prefix | list[Prefix]:
-    """What the rows have cached: layer by layer where the model's layers are unrolled, stacked where scanned."""
+    """Reads the cached prefix of each row: a list over layers if the model unrolls its layers, stacked if it scans."""
     layers = pages.k.shape[0]
     if layers > UNROLL_LAYERS:
         return read_pages(pages, page_table)
@@ -143,32 +147,38 @@ def _prefix(pages: Pages, page_table: Int[Array, "B n"]) -> Prefix | list[Prefix
 
 
 def _stacked(fresh: tuple[Array, Array] | list[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """New keys and values with the layers leading."""
+    """Returns new keys and values stacked over a leading layer dimension."""
     return jax.tree.map(lambda *layers: jnp.stack(layers), *fresh) if isinstance(fresh, list) else fresh
 
 
 def encode(
-    graphdef: GraphDef, params: Params, pool: Float[Array, "M D"], vision: VisionBatch, rows: Int[Array, "m"]
+    graphdef: GraphDef,
+    params: Params,
+    image_embeddings: Float[Array, "M D"],
+    vision: VisionBatch,
+    rows: Int[Array, "m"],
 ) -> Float[Array, "M D"]:
-    """Puts the merged embeddings of a batch of pictures into the pool; rows out of range are padding."""
-    return pool.at[rows].set(merge(graphdef, params).encode_images(vision).astype(pool.dtype), mode="drop")
+    """Writes the embeddings of a batch of images into the image-embedding cache; rows out of range are padding."""
+    return image_embeddings.at[rows].set(
+        merge(graphdef, params).encode_images(vision).astype(image_embeddings.dtype), mode="drop"
+    )
 
 
 @functools.lru_cache
-def jitted(graphdef: GraphDef, placement: Placement) -> dict[str, Callable]:
-    """The four programs by name; the cache and the pool are donated, so they are never held twice.
+def jit_functions(graphdef: GraphDef, sharding: EngineSharding) -> dict[str, Callable]:
+    """Jits the four programs. KV pages and image embeddings are donated, so that they are updated in place.
 
-    What a decode dispatch returns lies on every device: each process reads all of it.
+    Sampled tokens are replicated, so that every process can read all of them.
     """
 
-    def made(function: Callable, out: Any, donated: int) -> Callable:
-        options = {} if placement.rows is None else {"out_shardings": out}
+    def jit_with_donation(function: Callable, out: Any, donated: int) -> Callable:
+        options = {} if sharding.rows is None else {"out_shardings": out}
         return jax.jit(function, donate_argnums=donated, **options)
 
-    pages, whole = placement.pages, placement.whole
+    pages, replicated = sharding.pages, sharding.replicated
     return {
-        "prefill": made(functools.partial(prefill, graphdef), pages, 1),
-        "decode": made(functools.partial(decode, graphdef), (pages, whole), 1),
-        "encode": made(functools.partial(encode, graphdef), whole, 1),
-        "copy": made(copy_pages, pages, 0),
+        "prefill": jit_with_donation(functools.partial(prefill, graphdef), pages, 1),
+        "decode": jit_with_donation(functools.partial(decode, graphdef), (pages, replicated), 1),
+        "encode": jit_with_donation(functools.partial(encode, graphdef), replicated, 1),
+        "copy": jit_with_donation(copy_pages, pages, 0),
     }

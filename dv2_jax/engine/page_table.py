@@ -1,7 +1,7 @@
-"""Pages of key/value memory: who holds which, and which already hold a given prefix.
+"""Allocation of KV-cache pages with reference counts, reservations and a prefix registry; host bookkeeping only.
 
-Host bookkeeping alone. Invariant: the free pages suffice for what all admitted sequences may still ask, so an
-admitted sequence always runs to its end and nothing deadlocks; the others wait.
+Invariant: the free pages suffice for all reservations of admitted sequences, so an admitted sequence never waits for
+a page and the engine cannot deadlock.
 """
 
 from __future__ import annotations
@@ -17,51 +17,56 @@ PrefixKey = bytes
 
 
 class OutOfPages(RuntimeError):
-    """A sequence asked for more than it was admitted with."""
+    """Raised when a sequence allocates more pages than it reserved at admission."""
 
 
 @dataclass
 class Page:
-    """One page. ``filled`` counts its tokens whose keys and values have been dispatched for writing."""
+    """One KV-cache page. `filled` counts its tokens whose keys and values have been dispatched for writing."""
 
     number: int
-    holders: int = 0
+    ref_count: int = 0
     filled: int = 0
-    owner: str = ""  # the sequence that fills it
+    owner: str = ""  # id of the sequence that fills it
     keys: list[PrefixKey] = field(default_factory=list)
 
 
 class PageTable:
-    """Allocation with reference counts, reservations and a registry of prefixes.
+    """Allocates pages, counts references and finds pages by prefix key.
 
-    A released page keeps its content and its keys until it is taken again, oldest first, so that late siblings
-    still find the prompt of their group.
+    A free page keeps its content and its keys until it is reallocated, least recently freed first, so that samples
+    of the same group that are admitted later still share its prompt.
     """
 
     def __init__(self, pages: int, page_size: int):
         self.page_size = page_size
         self.pages = [Page(number) for number in range(pages)]
         self._free: OrderedDict[int, None] = OrderedDict((number, None) for number in range(pages))
-        self._reserved: dict[str, int] = {}  # pages that an admitted sequence may still take
+        self._reserved: dict[str, int] = {}  # pages that an admitted sequence may still allocate
         self._registry: dict[PrefixKey, Page] = {}
 
     @property
-    def free(self) -> int:
-        """Pages that no sequence holds."""
+    def num_free(self) -> int:
+        """Number of pages without a reference."""
         return len(self._free)
 
     @property
-    def promised(self) -> int:
-        """Pages that admitted sequences may still take."""
+    def reserved(self) -> int:
+        """Number of pages that admitted sequences may still allocate."""
         return sum(self._reserved.values())
 
     def admit(
-        self, sequence: str, worst_case: int, prefix: Sequence[PrefixKey], tail: PrefixKey | None = None
+        self, sequence: str, max_pages: int, prefix: Sequence[PrefixKey], partial_key: PrefixKey | None = None
     ) -> tuple[list[Page], Page | None] | None:
-        """Reserves ``worst_case`` pages for a sequence whose full pages of prompt have the keys ``prefix``.
+        """Reserves `max_pages` pages for a sequence whose full pages of prompt have the keys `prefix`.
 
-        Returns the leading pages that some sequence has filled or is filling, and the page to copy the tail of
-        the prompt from, if any; the sequence holds them all now. None when it has to wait.
+        Args:
+            prefix: keys of the prompt's full pages.
+            partial_key: key of the prompt's last, partial page, if any.
+
+        Returns:
+            The leading pages that some sequence has filled or is filling, and the page to copy the partial page from
+            (None if there is none), all with their reference count increased; None if the sequence has to wait.
         """
         shared: list[Page] = []
         for key in prefix:
@@ -69,78 +74,82 @@ class PageTable:
             if page is None:
                 break
             shared.append(page)
-        source = self._registry.get(tail) if tail is not None else None
+        source = self._registry.get(partial_key) if partial_key is not None else None
         found = shared if source is None else [*shared, source]
-        revived = sum(page.holders == 0 for page in found)
-        if worst_case - len(shared) + revived > self.free - self.promised:
+        reused = sum(page.ref_count == 0 for page in found)
+        if max_pages - len(shared) + reused > self.num_free - self.reserved:
             return None
         for page in found:
-            self.hold(page)
-        self._reserved[sequence] = worst_case - len(shared)
+            self.incref(page)
+        self._reserved[sequence] = max_pages - len(shared)
         return shared, source
 
-    def take(self, sequence: str) -> Page:
-        """An empty page, out of the sequence's reservation."""
+    def allocate(self, sequence: str) -> Page:
+        """Allocates an empty page from the sequence's reservation.
+
+        Raises:
+            OutOfPages: if the reservation is used up.
+        """
         if self._reserved.get(sequence, 0) < 1:
-            raise OutOfPages(f"sequence {sequence!r} has taken all pages it was admitted with")
+            raise OutOfPages(f"sequence {sequence!r} has allocated all pages it reserved")
         self._reserved[sequence] -= 1
         number, _ = self._free.popitem(last=False)
         page = self.pages[number]
-        self._forget(page)
-        page.holders, page.filled, page.owner = 1, 0, sequence
+        self._unregister(page)
+        page.ref_count, page.filled, page.owner = 1, 0, sequence
         return page
 
-    def hold(self, page: Page) -> None:
-        """One more holder of a page."""
-        if page.holders == 0:
+    def incref(self, page: Page) -> None:
+        """Increments the reference count of a page."""
+        if page.ref_count == 0:
             del self._free[page.number]
-        page.holders += 1
+        page.ref_count += 1
 
-    def drop(self, page: Page) -> None:
-        """One holder less; the last one frees the page."""
-        if page.holders < 1:
-            raise RuntimeError(f"page {page.number} is dropped more often than held")
-        page.holders -= 1
-        if page.holders == 0:
+    def decref(self, page: Page) -> None:
+        """Decrements the reference count of a page; at 0 the page is free."""
+        if page.ref_count < 1:
+            raise RuntimeError(f"page {page.number} was freed more often than referenced")
+        page.ref_count -= 1
+        if page.ref_count == 0:
             self._free[page.number] = None
 
-    def release(self, sequence: str, pages: Sequence[Page]) -> None:
-        """Ends an admitted sequence that holds ``pages``."""
+    def free_sequence(self, sequence: str, pages: Sequence[Page]) -> None:
+        """Drops the references of an admitted sequence to `pages` and its reservation."""
         for page in pages:
             if page.owner == sequence:
                 page.owner = ""
-            self.drop(page)
+            self.decref(page)
         del self._reserved[sequence]
 
-    def register(self, key: PrefixKey, page: Page) -> None:
-        """Offers ``page`` to sequences that begin alike."""
+    def register_prefix(self, key: PrefixKey, page: Page) -> None:
+        """Registers `page` under its prefix key, so that sequences with the same prefix share it."""
         if key not in self._registry:
             self._registry[key] = page
             page.keys.append(key)
 
-    def forget_all(self) -> None:
-        """Nothing written so far may be shared any more: the weights have changed."""
+    def invalidate(self) -> None:
+        """Empties the prefix registry; called when the weights change."""
         for page in list(self._registry.values()):
-            self._forget(page)
+            self._unregister(page)
 
-    def _forget(self, page: Page) -> None:
+    def _unregister(self, page: Page) -> None:
         for key in page.keys:
             del self._registry[key]
         page.keys.clear()
 
 
 def prefix_keys(
-    token_ids: Sequence[int], pictures: Sequence[tuple[int, int, str]], page_size: int
+    token_ids: Sequence[int], images: Sequence[tuple[int, int, str]], page_size: int
 ) -> tuple[list[PrefixKey], PrefixKey | None]:
-    """Names of the pages of a prefix: equal names, equal content.
+    """Computes the keys of a prefix's pages: chained hashes of token ids and images. Equal keys mean equal content.
 
     Args:
-        token_ids: the prefix.
-        pictures: (first placeholder, placeholders, digest) of each picture.
+        token_ids: tokens of the prefix.
+        images: (index of the first placeholder, number of placeholders, digest) of each image.
         page_size: tokens per page.
 
     Returns:
-        The key of every full page, and that of the page that is left partly filled (None where none is).
+        The keys of the full pages, and the key of the last, partial page (None if there is none).
     """
     keys: list[PrefixKey] = []
     chain = b""
@@ -148,7 +157,7 @@ def prefix_keys(
         end = min(start + page_size, len(token_ids))
         content = hashlib.blake2b(chain, digest_size=16)
         content.update(np.asarray(token_ids[start:end], np.int32).tobytes())
-        for first, count, digest in pictures:
+        for first, count, digest in images:
             if first < end and start < first + count:
                 content.update(f"{first - start}:{digest};".encode())
         chain = content.digest()

@@ -1,4 +1,4 @@
-"""One token per row from the distribution that the trainer scores."""
+"""Samples one token per row from the distribution that the trainer computes log-probs of."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dv2_jax.ops.logprobs import masked_logits
 
 
 def forbidden_ids(tokenizer: ByteVocabulary, vocab_size: int, eos_ids: frozenset[int]) -> Bool[np.ndarray, "V"]:
-    """Ids that the policy may not sample: control tokens but the end of turn, and ids that mean nothing.
+    """Returns a mask of the ids that the policy may not sample: control tokens except `eos_ids`, and unused ids.
 
-    A sampled picture placeholder would have no picture, a sampled ``<|im_start|>`` would forge a role.
+    A sampled image placeholder would have no image; a sampled `<|im_start|>` would forge a role.
     """
     forbidden = np.ones(vocab_size, bool)
     for id_ in range(min(vocab_size, tokenizer.vocab_size)):
@@ -29,7 +29,7 @@ def forbidden_ids(tokenizer: ByteVocabulary, vocab_size: int, eos_ids: frozenset
 def token_uniforms(
     seed: int | UInt32[Array, ""], keys: UInt32[Array, "S"], positions: Int[Array, "S"]
 ) -> Float[Array, "S"]:
-    """One uniform of [0, 1) per row: a function of (run seed, trajectory key, position of the token) alone."""
+    """Draws one uniform of [0, 1) per row, a function of (run seed, trajectory key, token position) only."""
     root = jax.random.key(seed)
 
     def one(key, position):
@@ -44,10 +44,10 @@ def sample(
     temperature: Float[Array, "S"],
     forbidden: Bool[Array, "V"],
 ) -> tuple[Int[Array, "S"], Float[Array, "S"]]:
-    """The token at ``uniforms`` in the cumulative distribution, and its fp32 log-prob.
+    """Samples a token per row by inverse-CDF sampling; returns tokens and their fp32 log-probs.
 
-    A temperature of 0 takes the likeliest token and reports its log-prob at temperature 1. One uniform per token
-    instead of V Gumbel numbers: those cost a CPU as much as the layers of a small model.
+    Temperature 0 is greedy and reports the log-prob at temperature 1. Inverse-CDF sampling needs one uniform per token;
+    the V Gumbel numbers of the Gumbel-max trick cost a CPU as much as the layers of a small model.
     """
     greedy = temperature == 0
     logits = masked_logits(logits, forbidden, jnp.where(greedy, 1.0, temperature)[:, None])
@@ -58,26 +58,26 @@ def sample(
 
 
 def _inverse_cdf(probabilities: Float[Array, "S V"], uniforms: Float[Array, "S"]) -> Int[Array, "S"]:
-    """First token whose cumulative probability exceeds the uniform; never one of probability 0.
+    """Returns the first token whose cumulative probability exceeds the uniform; never one of probability 0.
 
-    In two levels, blocks of about sqrt(V) tokens and the tokens of one block: a running sum over a whole
-    vocabulary is slow, and less exact.
+    Searches in two levels, blocks of about sqrt(V) tokens and then the tokens of one block: a cumulative sum over the
+    entire vocabulary is slower and less accurate.
     """
     rows, vocab = probabilities.shape
     block = 1 << ((vocab - 1).bit_length() + 1) // 2
     blocks = jnp.pad(probabilities, ((0, 0), (0, -vocab % block))).reshape(rows, -1, block)
-    chosen, rest = _first_above(blocks.sum(-1), uniforms)
+    chosen, rest = _searchsorted(blocks.sum(-1), uniforms)
     inside = jnp.take_along_axis(blocks, chosen[:, None, None], axis=1)[:, 0]
-    token, _ = _first_above(inside, rest)
+    token, _ = _searchsorted(inside, rest)
     return chosen * block + token
 
 
-def _first_above(masses: Float[Array, "S N"], point: Float[Array, "S"]) -> tuple[Int[Array, "S"], Float[Array, "S"]]:
-    """The interval of cumulated masses that holds ``point``, a share of the total; where in it, as a share."""
-    cumulated = jnp.cumsum(masses, axis=-1)
-    # Strictly below the total, whatever rounding did: some interval is then found, and not an empty one.
-    point = jnp.minimum(point * cumulated[:, -1], jnp.nextafter(cumulated[:, -1], 0.0))[:, None]
-    chosen = jnp.argmax(cumulated > point, axis=-1)[:, None]
-    mass = jnp.take_along_axis(masses, chosen, axis=-1)
-    below = jnp.take_along_axis(cumulated, chosen, axis=-1) - mass
-    return chosen[:, 0], jnp.clip((point - below) / mass, 0.0, 1.0)[:, 0]
+def _searchsorted(weights: Float[Array, "S N"], u: Float[Array, "S"]) -> tuple[Int[Array, "S"], Float[Array, "S"]]:
+    """Finds the interval of the cumulative weights that contains `u * total`; returns index and fraction inside it."""
+    cumulative = jnp.cumsum(weights, axis=-1)
+    # Clip strictly below the total: rounding could otherwise select no interval or one of weight 0.
+    u = jnp.minimum(u * cumulative[:, -1], jnp.nextafter(cumulative[:, -1], 0.0))[:, None]
+    chosen = jnp.argmax(cumulative > u, axis=-1)[:, None]
+    mass = jnp.take_along_axis(weights, chosen, axis=-1)
+    below = jnp.take_along_axis(cumulative, chosen, axis=-1) - mass
+    return chosen[:, 0], jnp.clip((u - below) / mass, 0.0, 1.0)[:, 0]

@@ -1,4 +1,4 @@
-"""A sequence as the engine's host half knows it."""
+"""Host-side state of a sequence in the engine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int
 
-from dv2_jax.data.chat_encoder import PictureInput
+from dv2_jax.data.chat_encoder import ImageInput
 from dv2_jax.engine.page_table import Page, PrefixKey
 from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.positions import mrope_positions
@@ -16,55 +16,55 @@ from dv2_jax.model.positions import mrope_positions
 
 @dataclass
 class Generation:
-    """A turn that is being sampled."""
+    """State of the turn that is being sampled."""
 
     max_new_tokens: int
     temperature: float
-    state: int = 0  # of the stop automaton
+    state: int = 0  # state of the stop automaton
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
 
 @dataclass(eq=False)
-class Sequence:
-    """Ids, the part of them that is cached, and the pages that hold it.
+class SequenceState:
+    """Token ids of a sequence, how many of them are in the KV cache, and its pages.
 
-    The last token is never prefilled: it is the first input of the next decode dispatch, whose logits sample
-    what follows. ``cached`` therefore runs up to ``len(token_ids) - 1``.
+    The last token is never prefilled: it is the first input of the next decode dispatch, whose logits sample the
+    next token. `cached` is therefore at most `len(token_ids) - 1`.
     """
 
     id: str
-    key: int  # names its random numbers
+    key: int  # seed of its random numbers
     token_ids: list[int] = field(default_factory=list)
     positions: Int[np.ndarray, "3 T"] = field(default_factory=lambda: np.zeros((3, 0), np.int32))
     next_position: int = 0
-    pictures: list[tuple[int, PictureInput]] = field(default_factory=list)  # (first placeholder, picture)
-    group: int = 0  # of devices: its pages lie there, and its rows are computed there
+    images: list[tuple[int, ImageInput]] = field(default_factory=list)  # (index of the first placeholder, image)
+    shard: int = 0  # data-parallel shard: its devices hold the pages and compute the rows of this sequence
     pages: list[Page] = field(default_factory=list)
     admitted: bool = False
     cached: int = 0
-    prompt_keys: list[PrefixKey] = field(default_factory=list)  # of full pages
-    tail_key: PrefixKey | None = None  # of the prompt's last, partly filled page
-    tail_source: Page | None = None  # a sibling's page from which that tail is to be copied
-    prompt_end: int = 0  # tokens of the prompt that are prefilled: all but its last
+    prompt_keys: list[PrefixKey] = field(default_factory=list)  # prefix keys of the prompt's full pages
+    partial_page_key: PrefixKey | None = None  # prefix key of the prompt's last, partial page
+    copy_on_write_source: Page | None = None  # page of another sequence to copy that partial page from
+    prompt_end: int = 0  # number of prompt tokens that are prefilled: all but the last
     generation: Generation | None = None
 
     @property
     def to_prefill(self) -> int:
-        """Tokens that wait for a prefill dispatch."""
+        """Number of tokens that are still to be prefilled."""
         return max(0, len(self.token_ids) - 1 - self.cached)
 
     @property
     def ready(self) -> bool:
-        """Whether it can decode."""
+        """True if the sequence can be decoded."""
         return self.admitted and self.generation is not None and not self.to_prefill
 
-    def pictures_between(self, start: int, end: int) -> list[tuple[int, PictureInput]]:
-        """Pictures with a placeholder among tokens start ... end - 1."""
-        return [(first, p) for first, p in self.pictures if first < end and start < first + p.tokens]
+    def images_between(self, start: int, end: int) -> list[tuple[int, ImageInput]]:
+        """Returns the images with a placeholder among tokens start ... end - 1."""
+        return [(first, p) for first, p in self.images if first < end and start < first + p.tokens]
 
     def extend_text(self, token_ids: Iterable[int]) -> None:
-        """Appends sampled tokens: text, so that all three positions count up."""
+        """Appends sampled tokens. They are text, so all three M-RoPE components count up."""
         count = len(self.token_ids)
         self.token_ids.extend(token_ids)
         added = len(self.token_ids) - count
@@ -72,15 +72,15 @@ class Sequence:
         self.positions = np.concatenate([self.positions, np.broadcast_to(steps, (3, added))], axis=1)
         self.next_position += added
 
-    def extend(self, token_ids: Iterable[int], pictures: Iterable[PictureInput], config: ModelConfig) -> None:
-        """Appends a prompt or an observation. Raises ValueError when placeholders and pictures do not match."""
-        token_ids, pictures = list(token_ids), list(pictures)
-        added, following = mrope_positions(token_ids, [p.grid for p in pictures], config, start=self.next_position)
+    def extend(self, token_ids: Iterable[int], images: Iterable[ImageInput], config: ModelConfig) -> None:
+        """Appends a prompt or an observation. Raises ValueError if placeholders and images do not match."""
+        token_ids, images = list(token_ids), list(images)
+        added, following = mrope_positions(token_ids, [p.grid for p in images], config, start=self.next_position)
         at = len(self.token_ids)
-        for picture in pictures:
+        for image in images:
             at = len(self.token_ids) + token_ids.index(config.image_token_id, at - len(self.token_ids))
-            self.pictures.append((at, picture))
-            at += picture.tokens
+            self.images.append((at, image))
+            at += image.tokens
         self.token_ids.extend(token_ids)
         self.positions = np.concatenate([self.positions, added], axis=1)
         self.next_position = following

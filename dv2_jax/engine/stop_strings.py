@@ -1,8 +1,8 @@
-"""Stop strings as an automaton over token ids, so that the device stops at the token that completes one.
+"""Compiles stop strings to an automaton over token ids, so that the device stops at the token that completes one.
 
-The Aho-Corasick automaton of the stop strings reads bytes. A token is a run of bytes, so the state after it is a
-function of the state before it: one table lookup per sampled token. A stop string is seen wherever it lies:
-across tokens, inside one, or followed by more bytes of the token that completes it.
+The Aho-Corasick automaton of the stop strings reads bytes. A token is a string of bytes, so the state after it is a
+function of the state before it: one table lookup per sampled token. A stop string is found across tokens, inside one
+token, and when the token that completes it has more bytes after it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Int
 
 START = 0  # state at the beginning of a turn
-FINAL_STATES = 2  # the last two rows of a table: a stop string was completed; an end-of-turn id came
+FINAL_STATES = 2  # last two rows of a table: stop string completed; end-of-turn id sampled
 
 
 class ByteVocabulary(Protocol):
-    """What is read of a tokenizer."""
+    """The part of a tokenizer that is needed here."""
 
     vocab_size: int
 
@@ -26,7 +26,7 @@ class ByteVocabulary(Protocol):
 
 
 class StopAutomaton:
-    """``table[state, token]`` is the next state; the last two states are final.
+    """Deterministic automaton: `table[state, token]` is the next state; the last two states are final.
 
     Attributes:
         table: Q states (one per distinct proper prefix of a stop string, plus the two final ones) by V tokens.
@@ -42,16 +42,16 @@ class StopAutomaton:
             raise ValueError(f"an empty stop string would stop at once: {list(stop_strings)}")
         bytes_table = _byte_automaton(patterns)
         self.stop, self.eos = len(bytes_table) - 1, len(bytes_table)
-        lifted = _lift(bytes_table, [_bytes_of(tokenizer, id_) for id_ in range(tokenizer.vocab_size)])
+        lifted = _token_table(bytes_table, [_bytes_of(tokenizer, id_) for id_ in range(tokenizer.vocab_size)])
         self.table = np.concatenate([lifted, np.full_like(lifted[:1], self.eos)])
         eos_ids = list(eos_ids)
         self.table[: self.stop, eos_ids] = self.eos
 
-    def widened(self, vocab_size: int) -> Int[np.ndarray, "Q V"]:
-        """The table for a model whose vocabulary is padded beyond the tokenizer's; padding ids change nothing.
+    def pad_vocab(self, vocab_size: int) -> Int[np.ndarray, "Q V"]:
+        """Pads the table to a model's vocabulary that is larger than the tokenizer's; padding ids keep the state.
 
         Raises:
-            ValueError: when the model has fewer ids than the tokenizer.
+            ValueError: if the model has fewer ids than the tokenizer.
         """
         states, known = self.table.shape
         if vocab_size < known:
@@ -60,19 +60,19 @@ class StopAutomaton:
         return np.concatenate([self.table, padding], axis=1)
 
     def is_final(self, state):
-        """Whether a turn in ``state`` (int or array) is over."""
+        """Returns True where a turn in `state` (int or array) is over."""
         return state >= self.stop
 
 
 def _bytes_of(tokenizer: ByteVocabulary, id_: int) -> bytes:
     try:
         return tokenizer.token_bytes(id_)
-    except KeyError:  # a hole in the vocabulary is never sampled
+    except KeyError:  # unused ids are never sampled
         return b""
 
 
 def _byte_automaton(patterns: Sequence[bytes]) -> Int[np.ndarray, "Q 256"]:
-    """Transitions over bytes; the last state means that some pattern has been completed, and is never left."""
+    """Builds the Aho-Corasick transitions over bytes; the last state is absorbing: a pattern was completed."""
     prefixes = sorted({p[:n] for p in patterns for n in range(len(p))}, key=lambda p: (len(p), p))
     number = {prefix: index for index, prefix in enumerate(prefixes)}
     final = len(prefixes)
@@ -82,13 +82,13 @@ def _byte_automaton(patterns: Sequence[bytes]) -> Int[np.ndarray, "Q 256"]:
             read = prefix + bytes([byte])
             if any(read.endswith(pattern) for pattern in patterns):
                 continue
-            # The longest suffix of what was read that may still grow into a pattern.
+            # The longest suffix of the bytes read that is a proper prefix of a pattern.
             table[state, byte] = next(number[read[i:]] for i in range(len(read) + 1) if read[i:] in number)
     return table
 
 
-def _lift(byte_table: Int[np.ndarray, "Q 256"], tokens: Sequence[bytes]) -> Int[np.ndarray, "Q V"]:
-    """Runs every token from every state, one byte position of all tokens at a time."""
+def _token_table(byte_table: Int[np.ndarray, "Q 256"], tokens: Sequence[bytes]) -> Int[np.ndarray, "Q V"]:
+    """Composes byte transitions to transitions per token, one byte position of all tokens at a time."""
     lengths = np.array([len(token) for token in tokens])
     order = np.argsort(-lengths, kind="stable")
     states = np.repeat(np.arange(len(byte_table), dtype=np.int16)[:, None], len(tokens), axis=1)

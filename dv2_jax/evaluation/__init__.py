@@ -1,1 +1,1 @@
-"""Held-out questions through the same protocol as training, counted per skill."""
+"""Evaluation: held-out questions answered as in training, aggregated per skill."""

@@ -1,6 +1,6 @@
-"""Greedy evaluation: questions through the same engine, protocol and tools as training, then counted per skill.
+"""Greedy evaluation with the same engine, prompts and tools as training, aggregated per skill.
 
-On several hosts every one answers its share of the questions, and all know the result.
+Questions are sharded over hosts; every host receives the aggregated result.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from dv2_jax.data.question import Question
 from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.evaluation.summary import EvalResult, SkillResult, summarize
 from dv2_jax.parallel import distributed
-from dv2_jax.rewards import assign
+from dv2_jax.rewards import compute_rewards
+from dv2_jax.rewards.outage import raise_outage_together
 from dv2_jax.rollout.scheduler import RolloutRequest, RolloutScheduler
 
-__all__ = ["EvalResult", "SkillResult", "answer", "evaluate"]
+__all__ = ["EvalResult", "SkillResult", "answer_questions", "evaluate"]
 
 
 def evaluate(
@@ -26,26 +27,33 @@ def evaluate(
     reward_config: RewardConfig,
     on_progress: Callable[[Trajectory], None] | None = None,
 ) -> EvalResult:
-    """Answer every question once, score the trajectories and count them. Every host calls it, with all questions."""
-    return summarize(answer(questions, scheduler, tokenizer, reward_config, on_progress))
+    """Answers every question once, scores and aggregates the trajectories. Every host calls it with all questions."""
+    return summarize(answer_questions(questions, scheduler, tokenizer, reward_config, on_progress))
 
 
-def answer(
+def answer_questions(
     questions: Sequence[Question],
     scheduler: RolloutScheduler,
     tokenizer: Tokenizer,
     reward_config: RewardConfig,
     on_progress: Callable[[Trajectory], None] | None = None,
 ) -> list[Trajectory]:
-    """Scored trajectories of this host's share of the questions, one of each.
+    """Returns one scored trajectory for each question of this host's shard.
 
-    ``scheduler`` is a ``RolloutScheduler`` whose sampling is greedy (temperature 0), so that a result depends on
-    neither seeds nor the order of the questions. ``on_progress`` is called with each trajectory as it finishes.
+    Args:
+        scheduler: greedy (temperature 0), so that the result depends on neither seeds nor the order of the questions.
+        on_progress: called with each trajectory as it finishes.
+
+    Raises:
+        ValueError: if the scheduler's temperature is not 0.
     """
     temperature = scheduler.sampling.temperature
     if temperature != 0:
-        raise ValueError(f"sampling.temperature is {temperature}: evaluation is greedy, give it a scheduler with 0")
+        raise ValueError(
+            f"sampling.temperature is {temperature}: evaluation is greedy, use a scheduler with temperature 0"
+        )
     requests = [RolloutRequest(question, f"eval-{i:06d}", i) for i, question in enumerate(questions)]
-    trajectories = scheduler.run(distributed.share(requests), on_finish=on_progress)
-    assign(trajectories, tokenizer, reward_config)
+    trajectories = scheduler.run(distributed.shard_for_process(requests), on_finish=on_progress)
+    with raise_outage_together():
+        compute_rewards(trajectories, tokenizer, reward_config)
     return trajectories

@@ -1,4 +1,4 @@
-"""What needs no skill: guessing, and the same model with its tools refused."""
+"""Baselines: guessing the most common answer, and the same model with its tools refused."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 from dv2_jax.data.question import Question
 from dv2_jax.evaluation.statistics import mean
-from dv2_jax.rewards.matching import equivalent
+from dv2_jax.rewards.matching import answers_match
 from tools_service.client import Status, ToolResult
 
 
 def guessing_accuracy(questions: Sequence[Question], train: Sequence[Question]) -> dict[str, float]:
-    """Accuracy per skill, and ``overall``, of always answering with the commonest training answer.
+    """Returns the accuracy, per skill and `overall`, of always answering with the most common training answer.
 
-    The commonest answer is taken among training questions of the same skill and, where ``meta["kind"]`` tells
-    them apart, of the same kind: the best that someone who knows the task but looks at nothing can do.
+    The most common answer is taken among training questions of the same skill and, if `meta["kind"]` is set, of the
+    same kind: the best accuracy of a policy that knows the task but ignores the question's text and images.
     """
     answers: dict[tuple, Counter[str]] = {}
     for question in train:
@@ -25,7 +25,7 @@ def guessing_accuracy(questions: Sequence[Question], train: Sequence[Question]) 
     for question in questions:
         known = next((answers[key] for key in _keys(question) if key in answers), None)
         guess = known.most_common(1)[0][0] if known else ""
-        right = bool(guess) and equivalent(guess, question.answer, question.verifier, question.meta)
+        right = bool(guess) and answers_match(guess, question.answer, question.verifier, question.meta)
         hits.setdefault(question.skill, []).append(float(right))
     everything = [hit for row in hits.values() for hit in row]
     return {"overall": mean(everything)} | {skill: mean(row) for skill, row in hits.items()}
@@ -38,9 +38,9 @@ def _keys(question: Question) -> list[tuple]:
 
 
 class RefusingTools:
-    """A tools client that refuses every request, so that an evaluation shows what the model knows by itself.
+    """A tools client that refuses every request, to evaluate a model without its tools.
 
-    It answers like the real one (same calls, same result type): the model reads the refusal as an observation.
+    It has the methods and result types of `ToolsClient`; the model reads the refusal as an observation.
     """
 
     def __init__(self, reason: str = "tools are switched off in this evaluation"):
@@ -63,7 +63,7 @@ class RefusingTools:
         return len(self._results)
 
     def close_sessions(self, ids: Sequence[str]) -> None:
-        """No session was ever opened."""
+        """Does nothing: no sandbox session has been started."""
 
     def info(self) -> dict:
         return {"tier": "none", "reason": self.reason}

@@ -1,4 +1,4 @@
-"""A trajectory told on a terminal, turn by turn: thought, code, what came back, answer."""
+"""Prints a trajectory on a terminal, turn by turn: thought, code, observation, answer."""
 
 from __future__ import annotations
 
@@ -25,21 +25,20 @@ _ENDINGS = {
     Finish.LOST: "the tools service did not answer",
 }
 
-
-# Control characters that a policy or a web page wrote must not drive the terminal: shown as symbols instead.
+# Control characters in text of a policy or a web page must not control the terminal: symbols are printed instead.
 _VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
 _VISIBLE |= {0x7F: "\u2421"} | dict.fromkeys(range(0x80, 0xA0), "\ufffd")
 
 
-class Narrator:
-    """Prints turns as they happen; returned pictures are saved to ``folder`` and named in the text."""
+class ChatPrinter:
+    """Prints turns as they finish; saves returned images to `folder` and prints their paths."""
 
     def __init__(self, console: Console, folder: Path):
         self.console = console
         self.folder = folder
 
     def turn(self, record: TurnRecord) -> None:
-        """One generation and what the tool answered to it."""
+        """Prints one generated turn and its observation."""
         text = record.text.translate(_VISIBLE)
         thought = _THOUGHT.match(text)
         if thought and thought.group(1).strip():
@@ -59,7 +58,7 @@ class Narrator:
             self._observation(record)
 
     def end(self, trajectory: Trajectory) -> None:
-        """Why there is no answer, if there is none."""
+        """Prints the reason if the trajectory ended without an answer."""
         if trajectory.finish in _ENDINGS:
             self.console.print(f"[yellow]No answer: {_ENDINGS[trajectory.finish]}.[/]")
 
@@ -75,9 +74,9 @@ class Narrator:
             inner = re.sub(r"</?tool_response>\n?|<image>", "", observation).strip()
             self._indented(inner)
         for data in record.images:
-            with Image.open(io.BytesIO(data)) as picture:
-                size = f"{picture.width} × {picture.height}"
-            self.console.print(f"    [cyan]picture[/] {size}: {escape(str(self._save(data)))}")
+            with Image.open(io.BytesIO(data)) as image:
+                size = f"{image.width} × {image.height}"
+            self.console.print(f"    [cyan]image[/] {size}: {escape(str(self._save(data)))}")
         if took:
             self.console.print(f"    [dim]{took}[/]")
 
@@ -85,10 +84,10 @@ class Narrator:
         self.console.print(Padding(Text(text, style=style), (0, 0, 0, 4), expand=False))
 
     def _save(self, data: bytes) -> Path:
-        """The next free name; earlier chats' pictures stay."""
+        """Saves an image under the next free number, so that images of earlier chats are kept."""
         self.folder.mkdir(parents=True, exist_ok=True)
         numbers = [int(path.stem) for path in self.folder.glob("*.png") if path.stem.isdigit()]
         path = self.folder / f"{max(numbers, default=0) + 1:04d}.png"
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.save(path, "PNG")
+        with Image.open(io.BytesIO(data)) as image:
+            image.save(path, "PNG")
         return path

@@ -1,7 +1,7 @@
-"""``python -m dv2_jax.evaluation.seeds runs/rl-0 runs/rl-1 runs/rl-2``: what several runs of one recipe agree on.
+"""`python -m dv2_jax.evaluation.seeds runs/rl-0 runs/rl-1 runs/rl-2`: compares runs of one recipe with different seeds.
 
-Median and range over the runs, per stage and skill, and the gains from stage to stage within each run. A single run
-of a small model says little: seeds differ by several points.
+Prints median and range over the runs, per stage and skill, and the gains from stage to stage within each run.
+Accuracies of a small model differ between seeds by several points, so that a single run is not conclusive.
 """
 
 from __future__ import annotations
@@ -24,16 +24,20 @@ Summary = Mapping[str, Any]
 
 
 class SeedsError(ValueError):
-    """Runs that cannot be put beside each other."""
+    """Raised for runs that cannot be compared."""
 
 
 def read_summaries(folders: Sequence[str | Path]) -> list[Summary]:
-    """The ``summary.json`` of every run. Raises SeedsError for one that is missing, unfinished or of other stages."""
+    """Reads the `summary.json` of every run.
+
+    Raises:
+        SeedsError: if one is missing or unfinished, or the runs evaluated different stages.
+    """
     summaries = []
     for folder in map(Path, folders):
         path = folder / "summary.json"
         if not path.is_file():
-            raise SeedsError(f"{path}: not there; give run directories of finished RL runs")
+            raise SeedsError(f"{path}: no such file; give run directories of finished RL runs")
         summary = json.loads(path.read_text(encoding="utf-8"))
         if summary.get("interrupted"):
             raise SeedsError(f"{folder}: stopped after step {summary.get('steps')}; run its command again to finish it")
@@ -45,11 +49,12 @@ def read_summaries(folders: Sequence[str | Path]) -> list[Summary]:
 
 
 def stages_of(summary: Summary) -> list[str]:
+    """Returns the stages that a run has evaluated, in order."""
     return [stage for stage in STAGES if stage in summary]
 
 
 def seeds_table(summaries: Sequence[Summary]) -> Table:
-    """Rows are skills, ``overall`` last; of each stage accuracy and tool rate in percent, as median (lowest to highest)."""
+    """Returns a table of skills by stages with accuracy and tool rate in percent, as median (lowest to highest)."""
     stages = stages_of(summaries[0])
     runs = f"{len(summaries)} run{'s' if len(summaries) > 1 else ''}"
     table = Table(title=f"{runs}: median (lowest to highest), %", title_justify="left")
@@ -70,7 +75,7 @@ def seeds_table(summaries: Sequence[Summary]) -> Table:
 
 
 def gains(summaries: Sequence[Summary]) -> list[str]:
-    """One line for each step from a stage to the next: points of overall accuracy gained, run by run compared."""
+    """Returns one line per stage transition: the gain in overall accuracy within each run, in points, as spread."""
     stages = stages_of(summaries[0])
     return [
         f"{STAGE_TITLES[before]} → {STAGE_TITLES[after]}: "
@@ -81,7 +86,7 @@ def gains(summaries: Sequence[Summary]) -> list[str]:
 
 
 def spread(values: Sequence[float], sign: str = "") -> str:
-    """``median (lowest to highest)``; the value alone where all are equal."""
+    """Formats values as `median (lowest to highest)`, or as one number if all are equal."""
     middle, low, high = (f"{value:{sign}.1f}" for value in (statistics.median(values), min(values), max(values)))
     return middle if low == high else f"{middle} ({low} to {high})"
 

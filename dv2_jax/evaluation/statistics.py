@@ -1,4 +1,4 @@
-"""Means and intervals of an evaluation."""
+"""Means and confidence intervals."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 
 
 def wilson_interval(successes: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (95 % by default); (0, 1) without observations.
+    """Computes the Wilson score interval of a proportion (95 % by default); (0, 1) without observations.
 
-    Source: E. B. Wilson, JASA 22 (1927), 209-212. Unlike the normal interval it stays inside [0, 1] and has a
-    width at 0 of n and n of n, where a small evaluation often lands.
+    Source: E. B. Wilson, JASA 22 (1927), 209-212. Unlike the normal approximation it stays inside [0, 1] and
+    has a positive width at 0 of n and n of n, which are common in small evaluations.
     """
     if n == 0:
         return 0.0, 1.0
@@ -21,5 +21,5 @@ def wilson_interval(successes: float, n: int, z: float = 1.959963984540054) -> t
 
 
 def mean(values: list[float]) -> float:
-    """Arithmetic mean; 0 of nothing."""
+    """Computes the arithmetic mean with exact summation; 0 for an empty list."""
     return math.fsum(values) / len(values) if values else 0.0

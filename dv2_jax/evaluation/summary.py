@@ -1,65 +1,22 @@
-"""Scored trajectories, counted per skill and overall; on several hosts, those of all of them."""
+"""Aggregates scored trajectories of all hosts per skill and overall."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from dv2_jax.agent.tool_use import shares, tool_kinds
+from dv2_jax.agent.tool_use import shares
 from dv2_jax.agent.trajectory import Trajectory
 from dv2_jax.evaluation.statistics import mean, wilson_interval
-from dv2_jax.parallel import distributed
-from dv2_jax.rl.batch import loss_tokens
+from dv2_jax.rollout.outcome import TrajectoryStats, gather_trajectory_stats
 
 OVERALL = "overall"
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What is counted of a scored trajectory, and what a step's advantages follow from: little enough for all hosts."""
-
-    skill: str
-    dropped: bool  # an infrastructure failure lost it
-    reward: float  # 0 where there is none
-    correct: bool
-    well_formed: bool
-    finish: str
-    tool_calls: int
-    used_code: bool
-    used_search: bool
-    tool_kinds: dict[str, int]
-    tokens: int
-    loss_tokens: int  # see `rl.batch.loss_tokens`
-
-    @classmethod
-    def of(cls, trajectory: Trajectory) -> Outcome:
-        kept, parts = not trajectory.dropped, trajectory.reward_parts
-        return cls(
-            skill=trajectory.question.skill,
-            dropped=trajectory.dropped,
-            reward=0.0 if trajectory.reward is None else float(trajectory.reward),
-            correct=kept and parts["accuracy"] > 0.5,
-            well_formed=kept and parts["format"] > 0,
-            finish=trajectory.finish.name.lower(),
-            tool_calls=trajectory.tool_calls,
-            used_code=trajectory.used_code,
-            used_search=trajectory.used_search,
-            tool_kinds=dict(tool_kinds(trajectory.turns)),
-            tokens=len(trajectory.token_ids),
-            loss_tokens=loss_tokens(trajectory),
-        )
-
-
-def gather_outcomes(groups: Sequence[Sequence[Trajectory]]) -> list[list[Outcome]]:
-    """The outcomes of all hosts' groups of trajectories, in the order of what `distributed.share` divided."""
-    found = distributed.gather_shares([[asdict(Outcome.of(t)) for t in group] for group in groups])
-    return [[Outcome(**fields) for fields in group] for group in found]
-
-
-@dataclass(frozen=True)
 class SkillResult:
-    """Counts over the questions of one skill. A trajectory that infrastructure failures lost is not in ``n``."""
+    """Aggregates over the questions of one skill. Dropped trajectories count only in `dropped`."""
 
     n: int
     accuracy: float  # share answered correctly
@@ -70,12 +27,13 @@ class SkillResult:
     search_rate: float  # ... with at least one text or image search
     reward: float  # mean total reward
     format_rate: float  # share with a well-formed transcript
-    finish: dict[str, int]  # how trajectories ended
-    tool_kinds: dict[str, float]  # shares among all calls, see tool_use
+    finish: dict[str, int]  # number of trajectories per finish reason
+    tool_kinds: dict[str, float]  # fractions of all calls, see `agent.tool_use`
     response_tokens: float  # mean sampled tokens
     dropped: int  # lost to infrastructure failures
 
     def to_dict(self) -> dict:
+        """Converts to the JSON types of `summary.json` and `results.json`."""
         return {
             "accuracy": self.accuracy,
             "tool_calls": self.tool_calls,
@@ -95,32 +53,32 @@ class SkillResult:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Result per skill and overall, and this host's trajectories, in the order of the questions."""
+    """Results per skill and overall, and this host's trajectories in the order of the questions."""
 
     overall: SkillResult
     skills: dict[str, SkillResult]
     trajectories: tuple[Trajectory, ...]
 
     def summary(self) -> dict[str, dict]:
-        """``{"overall" | skill: {"accuracy", "tool_calls", "tool_rate", "reward", ...}}``, plain JSON types."""
+        """Returns `{"overall" | skill: {"accuracy", "tool_calls", "tool_rate", "reward", ...}}` in JSON types."""
         return {OVERALL: self.overall.to_dict()} | {name: skill.to_dict() for name, skill in self.skills.items()}
 
 
 def summarize(trajectories: Sequence[Trajectory]) -> EvalResult:
-    """Count scored trajectories. Every host passes those of its own share of the questions."""
-    outcomes = [outcome for (outcome,) in gather_outcomes([[trajectory] for trajectory in trajectories])]
-    return EvalResult(*count(outcomes), tuple(trajectories))
+    """Aggregates scored trajectories. Every host calls it with the trajectories of its shard of the questions."""
+    outcomes = [outcome for (outcome,) in gather_trajectory_stats([[trajectory] for trajectory in trajectories])]
+    return EvalResult(*aggregate(outcomes), tuple(trajectories))
 
 
-def count(outcomes: Sequence[Outcome]) -> tuple[SkillResult, dict[str, SkillResult]]:
-    """Results overall and per skill (in order of first appearance)."""
-    skills: dict[str, list[Outcome]] = {}
+def aggregate(outcomes: Sequence[TrajectoryStats]) -> tuple[SkillResult, dict[str, SkillResult]]:
+    """Aggregates overall and per skill, in order of first appearance."""
+    skills: dict[str, list[TrajectoryStats]] = {}
     for outcome in outcomes:
         skills.setdefault(outcome.skill, []).append(outcome)
-    return _count(outcomes), {name: _count(rows) for name, rows in skills.items()}
+    return _aggregate(outcomes), {name: _aggregate(rows) for name, rows in skills.items()}
 
 
-def _count(outcomes: Sequence[Outcome]) -> SkillResult:
+def _aggregate(outcomes: Sequence[TrajectoryStats]) -> SkillResult:
     kept = [outcome for outcome in outcomes if not outcome.dropped]
     correct = [float(outcome.correct) for outcome in kept]
     return SkillResult(

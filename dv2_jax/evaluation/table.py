@@ -1,4 +1,4 @@
-"""The table base → cold start → RL, per skill, for a terminal."""
+"""Prints the results of stages (base, cold start, RL) per skill on a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 
 STAGE_TITLES = {"base": "base", "cold_start": "cold start", "rl": "RL", "evaluate": "result", "no_tools": "no tools"}
 COLUMNS = (
-    # key in the summary, heading, percent?
+    # key in the summary, heading, True for percent
     ("accuracy", "accuracy", True),
     ("tool_rate", "uses tools", True),
     ("tool_calls", "calls", False),
@@ -18,9 +18,9 @@ COLUMNS = (
 
 
 def comparison_table(stages: Mapping[str, Mapping[str, Mapping[str, float]]], title: str = "") -> Table:
-    """Rows are skills, ``overall`` last; every stage has the columns of :data:`COLUMNS`.
+    """Returns a table with a row per skill, `overall` last, and the columns of `COLUMNS` for every stage.
 
-    ``stages`` maps a stage's name to the summary of its evaluation, in the order to show.
+    `stages` maps stage names to the summaries of their evaluations, in display order.
     """
     table = Table(title=title or None, title_justify="left", header_style="bold")
     table.add_column("skill")
@@ -42,11 +42,14 @@ def comparison_table(stages: Mapping[str, Mapping[str, Mapping[str, float]]], ti
 
 
 def print_comparison(stages: Mapping[str, Mapping], title: str = "", console: Console | None = None) -> None:
-    """Print :func:`comparison_table`; a narrow terminal gets one table per stage instead of cut-off columns."""
+    """Prints `comparison_table`, or one table per stage if the terminal is too narrow for all columns."""
     console = console or Console()
-    whole = comparison_table(stages, title)
-    if len(stages) > 1 and console.measure(whole, options=console.options.update(width=1000)).maximum > console.width:
+    table_of_all_stages = comparison_table(stages, title)
+    if (
+        len(stages) > 1
+        and console.measure(table_of_all_stages, options=console.options.update(width=1000)).maximum > console.width
+    ):
         for stage, summary in stages.items():
             console.print(comparison_table({stage: summary}, title))
     else:
-        console.print(whole)
+        console.print(table_of_all_stages)

@@ -1,7 +1,7 @@
-"""The few layers both towers are made of. Every parameter carries its logical axes as metadata.
+"""Layers shared by the text and vision towers. Every parameter carries its logical axes as metadata.
 
-``stack`` prepends a layer dimension: a stacked module holds all layers of a tower and is scanned, one
-slice at a time. Weights are kept in ``param_dtype`` and cast to the dtype of the input where they are used.
+`stack` prepends a layer dimension: a stacked module holds all layers of a tower and is scanned, one slice at a time.
+Weights are stored in `param_dtype` and cast to the input's dtype at use.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dv2_jax.ops.remat import recomputed, recomputed_products
+from dv2_jax.ops.remat import remat, remat_matmul
 
 LAYER_AXIS = "layers"
 
 
 @dataclass(frozen=True)
 class Init:
-    """How a module makes its parameters."""
+    """Creates the parameters of a module: random key, dtype, and an optional leading layer dimension."""
 
     rngs: nnx.Rngs
     dtype: jnp.dtype
@@ -32,21 +32,24 @@ class Init:
     def stacked(self, layers: int) -> Init:
         return Init(self.rngs, self.dtype, layers)
 
-    def param(self, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float | None, fill: float = 0.0):
-        """Normal with ``std``, or constant ``fill`` when ``std`` is None."""
+    def param(self, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float | None, init_value: float = 0.0):
+        """Returns a normal parameter of standard deviation `std`, or a constant one of `init_value` if `std` is None.
+
+        Raises ValueError if `shape` and `axes` differ in rank.
+        """
         if len(shape) != len(axes):
             raise ValueError(f"shape {shape} and axes {axes} differ in rank")
         if self.stack is not None:
             shape, axes = (self.stack, *shape), (LAYER_AXIS, *axes)
         if std is None:
-            value = jnp.full(shape, fill, self.dtype)
+            value = jnp.full(shape, init_value, self.dtype)
         else:
             value = std * jax.random.normal(self.rngs.params(), shape, self.dtype)
         return nnx.Param(value, logical_axes=axes)
 
 
 class Linear(nnx.Module):
-    """A matrix product over the trailing input dimensions, e.g. [D] -> [H hd] or [H hd] -> [D]."""
+    """Dense layer over the trailing input dimensions, e.g. [D] -> [H hd] or [H hd] -> [D]."""
 
     def __init__(
         self,
@@ -68,58 +71,58 @@ class Linear(nnx.Module):
         y = jax.lax.dot_general(
             x, kernel, ((tuple(range(x.ndim - len(self.inputs), x.ndim)), tuple(range(len(self.inputs)))), ((), ()))
         )
-        return self.biased(y)
+        return self.add_bias(y)
 
-    def biased(self, y: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The product, made elsewhere, with this layer's bias."""
+    def add_bias(self, y: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Adds this layer's bias to `y`, a product computed by `remat_matmul` or `__call__`."""
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) in fp32, cast back, then scaled (the order transformers uses).
+    """RMSNorm: x / rms(x) in fp32, cast to the input dtype, then scaled (the order of transformers).
 
-    The backward pass works it out again instead of keeping it, unless the whole layer is (``remat``).
+    The backward pass recomputes the output instead of saving it, unless the entire layer is rematerialized (`remat`).
     """
 
     def __init__(self, init: Init, size: int, eps: float, *, remat: bool = False):
         self.eps, self.remat = eps, remat
-        self.scale = init.param((size,), ("norm",), std=None, fill=1.0)
+        self.scale = init.param((size,), ("norm",), std=None, init_value=1.0)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        normed = partial(_normed, self.eps)
-        return normed(x, self.scale[...]) if self.remat else recomputed(normed, x, self.scale[...])
+        normed = partial(_rms_norm, self.eps)
+        return normed(x, self.scale[...]) if self.remat else remat(normed, x, self.scale[...])
 
-    def into(self, x: Float[Array, "... D"], *layers: Linear) -> tuple[Float[Array, "..."], ...]:
-        """What each layer makes of the normed x."""
+    def project(self, x: Float[Array, "... D"], *layers: Linear) -> tuple[Float[Array, "..."], ...]:
+        """Returns `layer(norm(x))` for each layer; the normalized x is not saved for the backward pass."""
         if self.remat:
             y = self(x)
             return tuple(layer(y) for layer in layers)
-        return products_of(partial(_normed, self.eps), (x, self.scale[...]), layers)
+        return linear_from_recomputed(partial(_rms_norm, self.eps), (x, self.scale[...]), layers)
 
 
-def products_of(
+def linear_from_recomputed(
     function: Callable[..., Array], inputs: tuple[Float[Array, "... F"], ...], layers: Sequence[Linear]
 ) -> tuple[Float[Array, "..."], ...]:
-    """What layers make of ``function(*inputs)``, which the backward pass works out again."""
+    """Returns `layer(function(*inputs))` for each layer; the backward pass recomputes `function`."""
     leading = inputs[0].shape[:-1]
-    # Of several leading dimensions a CPU's backward pass takes 1.7 times as long.
+    # Flatten to one leading dimension: with several, the backward pass takes 1.7 times as long on CPU.
     flat = tuple(x.reshape(-1, x.shape[-1]) if x.ndim > 1 else x for x in inputs)
     kernels = tuple(layer.kernel[...].astype(inputs[0].dtype) for layer in layers)
-    found = recomputed_products(function, flat, kernels)
-    return tuple(layer.biased(y.reshape(*leading, *layer.outputs)) for layer, y in zip(layers, found, strict=True))
+    products = remat_matmul(function, flat, kernels)
+    return tuple(layer.add_bias(y.reshape(*leading, *layer.outputs)) for layer, y in zip(layers, products, strict=True))
 
 
-def _normed(eps: float, x: Float[Array, "... D"], scale: Float[Array, "D"]) -> Float[Array, "... D"]:
-    wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return wide.astype(x.dtype) * scale.astype(x.dtype)
+def _rms_norm(eps: float, x: Float[Array, "... D"], scale: Float[Array, "D"]) -> Float[Array, "... D"]:
+    x_f32 = x.astype(jnp.float32)
+    x_f32 = x_f32 * jax.lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=-1, keepdims=True) + eps)
+    return x_f32.astype(x.dtype) * scale.astype(x.dtype)
 
 
 class GatedMLP(nnx.Module):
-    """down(silu(gate y) * up y) of the normed y.
+    """SwiGLU MLP on the normalized input y: down(silu(gate y) * up y).
 
-    The backward pass works y and the product out again instead of keeping them, unless the whole layer is (``remat``):
-    for a few operations per element, about half is kept.
+    The backward pass recomputes y and the gated product, unless the entire layer is rematerialized (`remat`). That
+    costs a few operations per element and halves the saved activations.
     """
 
     def __init__(
@@ -142,10 +145,10 @@ class GatedMLP(nnx.Module):
     def __call__(self, x: Float[Array, "... D"], norm: RMSNorm) -> Float[Array, "... D"]:
         if self.remat:
             flat = norm(x).reshape(-1, x.shape[-1])
-            return self.down(_gated(self.gate(flat), self.up(flat))).reshape(x.shape)
-        [y] = products_of(_gated, norm.into(x, self.gate, self.up), [self.down])
+            return self.down(_swiglu(self.gate(flat), self.up(flat))).reshape(x.shape)
+        [y] = linear_from_recomputed(_swiglu, norm.project(x, self.gate, self.up), [self.down])
         return y
 
 
-def _gated(gate: Float[Array, "N F"], up: Float[Array, "N F"]) -> Float[Array, "N F"]:
+def _swiglu(gate: Float[Array, "N F"], up: Float[Array, "N F"]) -> Float[Array, "N F"]:
     return jax.nn.silu(gate) * up

@@ -1,4 +1,4 @@
-"""Architecture of a Qwen2.5-VL: the published sizes, a tiny one, and the transformers ``config.json``."""
+"""Architecture of Qwen2.5-VL: the published sizes, small ones, and conversion from and to `config.json`."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from typing import Any
 
 @dataclass(frozen=True)
 class VisionConfig:
+    """Sizes of the vision tower."""
+
     depth: int
     hidden_size: int
     intermediate_size: int
     num_heads: int
     out_hidden_size: int  # width of the text tower
     patch_size: int = 14  # pixels
-    temporal_patch_size: int = 2  # frames; a still picture is shown twice
-    spatial_merge_size: int = 2  # patches per side of one merged token
+    temporal_patch_size: int = 2  # frames; a still image is repeated
+    spatial_merge_size: int = 2  # patches per side of one image token
     window_size: int = 112  # pixels per side of an attention window
-    fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)  # blocks that see the whole picture
+    fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)  # blocks with full attention within an image
     in_channels: int = 3
 
     def __post_init__(self) -> None:
         if self.hidden_size % (4 * self.num_heads):
             raise ValueError(
                 f"vision hidden_size {self.hidden_size} / num_heads {self.num_heads} must be a multiple of 4: "
-                "half of a head's dimensions turn with the row, half with the column"
+                "RoPE uses half of a head's dimensions for the row, half for the column"
             )
         if self.window_size % (self.patch_size * self.spatial_merge_size):
-            raise ValueError(f"window_size {self.window_size} must hold whole merged tokens")
+            raise ValueError(f"window_size {self.window_size} must be a multiple of patch_size * spatial_merge_size")
 
     @property
     def head_dim(self) -> int:
@@ -37,24 +39,26 @@ class VisionConfig:
 
     @property
     def window_patches(self) -> int:
-        """Patches of a full window (64 as published)."""
+        """Returns the number of patches of a full window (64 as published)."""
         return (self.window_size // self.patch_size) ** 2
 
     @property
     def patch_dim(self) -> int:
-        """Numbers of one patch as the image processor lays it out (1176 as published)."""
+        """Returns the size of a flattened patch of the image processor (1176 as published)."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
 
 @dataclass(frozen=True)
 class TextConfig:
+    """Sizes of the text tower."""
+
     vocab_size: int
     hidden_size: int
     intermediate_size: int
     num_layers: int
     num_heads: int
     num_kv_heads: int
-    mrope_section: tuple[int, int, int]  # rotary frequencies that turn with time, height, width
+    mrope_section: tuple[int, int, int]  # number of rotary frequencies for time, height, width
     tie_word_embeddings: bool
     rope_theta: float = 1e6
     rms_norm_eps: float = 1e-6
@@ -76,6 +80,8 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """Sizes of both towers, and the ids of special tokens."""
+
     vision: VisionConfig
     text: TextConfig
     image_token_id: int = 151655
@@ -98,7 +104,7 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, name: str) -> ModelConfig:
-        """A published size, 3b, 7b, 32b or 72b; or smol, SmolLM2-135M as text tower with a small vision tower."""
+        """Returns a published size (3b, 7b, 32b, 72b), or smol: SmolLM2-135M as text tower with a small vision tower."""
         try:
             return _PRESETS[name]
         except KeyError:
@@ -122,7 +128,7 @@ class ModelConfig:
         num_kv_heads: int = 2,
         intermediate_size: int = 384,
         mrope_section: tuple[int, int, int] = (4, 6, 6),
-        rope_theta: float = 1e3,  # rows are a thousand tokens; at 1e4 neighboring columns of a picture look alike
+        rope_theta: float = 1e3,  # for rows of about 1,000 tokens; at 1e4 neighboring image columns are hardly distinguishable
         tie_word_embeddings: bool = True,
         max_position_embeddings: int = 4096,
         vision_depth: int = 2,
@@ -132,7 +138,7 @@ class ModelConfig:
         window_size: int = 112,
         fullatt_block_indexes: tuple[int, ...] = (1,),
     ) -> ModelConfig:
-        """The laptop's size: every part of the published architecture, 1.4 million parameters."""
+        """Returns the laptop size: every part of the published architecture with 1.4 million parameters."""
         vision = VisionConfig(
             depth=vision_depth,
             hidden_size=vision_hidden_size,
@@ -168,10 +174,10 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
-        """Read a transformers ``config.json``; the text fields may lie at the root (as published) or in text_config.
+        """Reads a transformers `config.json`, with the text fields at the root (as published) or in `text_config`.
 
-        Raises ValueError for what this model does not have: another model type, another activation,
-        sliding windows, scaled rotary frequencies.
+        Raises ValueError for features that this model lacks: another model type or activation, sliding windows, scaled
+        rotary frequencies.
         """
         if config.get("model_type") != "qwen2_5_vl":
             raise ValueError(f"model_type {config.get('model_type')!r} is not 'qwen2_5_vl'")
@@ -191,7 +197,7 @@ class ModelConfig:
         token_ids = {name: text[name] for name in _SPECIAL_IDS if text.get(name) is not None}
         if isinstance(token_ids.get("eos_token_id"), list):
             token_ids["eos_token_id"] = token_ids["eos_token_id"][0]
-        # The published 3B leaves out what equals transformers' defaults.
+        # The published 3B omits values that equal the defaults of transformers.
         tower = {"depth": 32, "intermediate_size": 3420, "num_heads": 16}
         tower |= {f.name: vision[f.name] for f in dataclasses.fields(VisionConfig) if f.name in vision}
         if "fullatt_block_indexes" in tower:
@@ -215,7 +221,7 @@ class ModelConfig:
         )
 
     def to_hf(self, dtype: str = "bfloat16") -> dict[str, Any]:
-        """The ``config.json`` in the published, flat layout, which every transformers and vLLM release reads."""
+        """Returns the `config.json` in the published, flat layout, which every transformers and vLLM release reads."""
         vision = dataclasses.asdict(self.vision)
         vision |= {
             "fullatt_block_indexes": list(self.vision.fullatt_block_indexes),
@@ -271,10 +277,10 @@ def _published(width: int, ff: int, layers: int, heads: int, kv_heads: int, voca
 
 
 def _smol() -> ModelConfig:
-    """HuggingFaceTB/SmolLM2-135M-Instruct (a Llama, so without biases) as text tower, and a vision tower beside it.
+    """Returns SmolLM2-135M-Instruct (HuggingFaceTB; a Llama, so without biases) as text tower with a new vision tower.
 
-    The vocabulary is SmolLM2's 49,152 tokens, then the added tokens of the protocol (``checkpoint.smol``), then room
-    to the next multiple of 128, so that it divides over devices.
+    The vocabulary is SmolLM2's 49,152 tokens, then the added tokens of the protocol (`checkpoint.smol`), then padding to
+    the next multiple of 128, so that tensor parallelism divides it.
     """
     return ModelConfig(
         VisionConfig(4, 192, 512, 3, out_hidden_size=576, fullatt_block_indexes=(1, 3)),
@@ -285,7 +291,7 @@ def _smol() -> ModelConfig:
             num_layers=30,
             num_heads=9,
             num_kv_heads=3,
-            mrope_section=(8, 12, 12),  # the published shares, 1/4, 3/8, 3/8
+            mrope_section=(8, 12, 12),  # the published proportions, 1/4, 3/8, 3/8
             tie_word_embeddings=True,
             rope_theta=1e5,
             rms_norm_eps=1e-5,
@@ -301,7 +307,7 @@ def _smol() -> ModelConfig:
     )
 
 
-# The config.json files of Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct, and our own assembly around SmolLM2.
+# As in the config.json files of Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct; smol is built around SmolLM2.
 _PRESETS = {
     "3b": _published(2048, 11008, 36, 16, 2, 151936, 3420, tied=True),
     "7b": _published(3584, 18944, 28, 28, 4, 152064, 3420, tied=False),

@@ -1,4 +1,4 @@
-"""M-RoPE positions of a token sequence with pictures (numpy, on the host)."""
+"""M-RoPE positions of a token sequence with images (numpy, on the host)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
+from dv2_jax.model.image_grid import Grid, num_image_tokens
 from dv2_jax.model.model_config import ModelConfig
-from dv2_jax.model.vision_inputs import Grid, merged_tokens
 
 
 def mrope_positions(
@@ -18,39 +18,42 @@ def mrope_positions(
     *,
     start: int = 0,
 ) -> tuple[Int[np.ndarray, "3 T"], int]:
-    """(time, height, width) positions, and the position of the token that follows.
+    """Returns (time, height, width) positions, and the position of the next token.
 
-    Text counts up in all three. A picture keeps the time of its first placeholder while height and width run over
-    its grid of merged tokens; the text after it continues past the larger side. Pass the returned position as
-    ``start`` to continue a sequence with an appended piece: pieces give the same positions as the whole.
-    Raises ValueError when placeholders and grids do not match, and for a video's placeholders.
+    Text advances all three. An image keeps the time of its first placeholder while height and width enumerate its grid
+    of image tokens; the text after it continues past the larger side. Pass the returned position as `start` to continue
+    a sequence: positions of the parts equal those of the concatenation.
+    Raises ValueError if placeholders and grids do not match, or if `token_ids` has video placeholders.
     """
     ids = np.asarray(token_ids)
     if (ids == config.video_token_id).any():
-        raise ValueError(f"token {config.video_token_id} stands for a video; only still pictures are supported")
+        raise ValueError(f"token {config.video_token_id} stands for a video; only still images are supported")
     positions = np.empty((3, len(ids)), np.int32)
     merge = config.vision.spatial_merge_size
     placeholders = ids == config.image_token_id
-    at, position = 0, start
+    at = 0
+    position = start
     for number, grid in enumerate(grids):
         remaining = np.flatnonzero(placeholders[at:])
-        count = merged_tokens(grid, config.vision)
+        count = num_image_tokens(grid, config.vision)
         if not remaining.size:
-            raise ValueError(f"{len(grids)} pictures but placeholders for {number}")
+            raise ValueError(f"{len(grids)} images but placeholders for {number}")
         text = int(remaining[0])
         if not placeholders[at + text : at + text + count].all() or at + text + count > len(ids):
-            raise ValueError(f"picture {number} of grid {grid} needs {count} placeholders in a row")
+            raise ValueError(f"image {number} of grid {grid} needs {count} placeholders in a row")
         positions[:, at : at + text] = position + np.arange(text)
-        at, position = at + text, position + text
+        at += text
+        position += text
         height, width = grid[1] // merge, grid[2] // merge
-        picture = positions[:, at : at + count].reshape(3, height, width)
-        picture[0] = position
-        picture[1] = position + np.arange(height)[:, None]
-        picture[2] = position + np.arange(width)[None, :]
-        positions[:, at : at + count] = picture.reshape(3, count)
-        at, position = at + count, position + max(height, width)
+        image = positions[:, at : at + count].reshape(3, height, width)
+        image[0] = position
+        image[1] = position + np.arange(height)[:, None]
+        image[2] = position + np.arange(width)[None, :]
+        positions[:, at : at + count] = image.reshape(3, count)
+        at += count
+        position += max(height, width)
     if placeholders[at:].any():
-        raise ValueError(f"{int(placeholders[at:].sum())} image placeholders beyond the {len(grids)} pictures")
+        raise ValueError(f"{int(placeholders[at:].sum())} image placeholders beyond the {len(grids)} images")
     text = len(ids) - at
     positions[:, at:] = position + np.arange(text)
     return positions, position + text

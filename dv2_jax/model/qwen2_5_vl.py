@@ -1,4 +1,4 @@
-"""Qwen2.5-VL in Flax NNX: one forward pass for training, prefill and decoding."""
+"""Qwen2.5-VL in Flax NNX: one forward pass for training, prefill and decode."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from jaxtyping import Array, Float, Int
 
 from dv2_jax.model.layers import Init
 from dv2_jax.model.model_config import ModelConfig
-from dv2_jax.model.text import Attend, TextTower
-from dv2_jax.model.vision import Projector, VisionTower
+from dv2_jax.model.text import AttentionFn, TextTower
+from dv2_jax.model.vision import PatchMerger, VisionTower
 from dv2_jax.model.vision_inputs import VisionBatch
-from dv2_jax.ops.permute_rows import move_rows
+from dv2_jax.ops.permute_rows import permute_rows
 
 
 class Qwen2_5_VL(nnx.Module):
-    """Parameters live under ``vision.``, ``projector.`` and ``text.``; those names are what freezing refers to."""
+    """Qwen2.5-VL. Parameter names start with `vision.`, `projector.` or `text.`, the names that `model.freeze` takes."""
 
     def __init__(
         self,
@@ -32,13 +32,13 @@ class Qwen2_5_VL(nnx.Module):
         self.config = config
         self.compute_dtype = jnp.dtype(compute_dtype)
         self.vision = VisionTower(init, config.vision, remat=remat)
-        self.projector = Projector(init, config.vision, remat=remat)
+        self.projector = PatchMerger(init, config.vision, remat=remat)
         self.text = TextTower(init, config.text, remat=remat)
 
     def encode_images(self, vision: VisionBatch) -> Float[Array, "M D"]:
-        """Merged embeddings in placeholder order, picture after picture; rows beyond the last picture are zero."""
+        """Returns image embeddings in placeholder order, image after image; rows beyond the last image are zero."""
         merged = self.projector(self.vision(vision, self.compute_dtype))
-        return move_rows(merged, vision.merged_index, vision.merged_inverse)
+        return permute_rows(merged, vision.merge_index, vision.merge_index_inv)
 
     def embed(
         self,
@@ -46,26 +46,27 @@ class Qwen2_5_VL(nnx.Module):
         image_embeds: Float[Array, "M D"] | None = None,
         image_index: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Token embeddings; where ``image_index`` is not -1, that row of ``image_embeds`` instead."""
+        """Returns token embeddings; where `image_index` is not -1, that row of `image_embeds` instead."""
         text = self.text.embedding[...].astype(self.compute_dtype)[token_ids]
         if image_embeds is None or image_index is None:
             return text
-        pictures = image_embeds.astype(self.compute_dtype)[jnp.maximum(image_index, 0)]
-        return jnp.where((image_index >= 0)[..., None], pictures, text)
+        images = image_embeds.astype(self.compute_dtype)[jnp.maximum(image_index, 0)]
+        return jnp.where((image_index >= 0)[..., None], images, text)
 
     def hidden(
-        self, embeds: Float[Array, "B T D"], positions: Int[Array, "3 B T"], attend: Attend, cache: Any = None
+        self, embeds: Float[Array, "B T D"], positions: Int[Array, "3 B T"], attend: AttentionFn, cache: Any = None
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """Hidden states after the final norm, and the new cache.
+        """Returns the hidden states after the final norm, and the new cache.
 
-        ``cache`` is a pytree whose leaves lead with the layers; ``attend`` gets and returns one layer's slice.
+        `cache` is a pytree with a leading layer dimension, or a list with one entry per layer; `attend` takes and
+        returns one layer's part.
         """
         return self.text(embeds, positions, attend, cache)
 
     def head_kernel(self) -> Float[Array, "D V"]:
-        """The vocabulary projection; the embedding's transpose when tied."""
+        """Returns the vocabulary projection; the transposed embedding if weights are tied."""
         return self.text.embedding[...].T if self.text.head is None else self.text.head.kernel[...]
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """fp32 logits of every given hidden state; for many tokens use ``ops.logprobs.chunked_logprobs``."""
+        """Returns fp32 logits of every hidden state; for many tokens use `ops.logprobs.chunked_logprobs`."""
         return jnp.matmul(hidden, self.head_kernel().astype(hidden.dtype), preferred_element_type=jnp.float32)

@@ -11,18 +11,19 @@ from jaxtyping import Array, Float, Int
 
 from dv2_jax.model.layers import GatedMLP, Init, Linear, RMSNorm
 from dv2_jax.model.model_config import TextConfig
-from dv2_jax.model.rope import Turn, mrope_turn, rotate
+from dv2_jax.model.rope import RotaryEmbedding, apply_rope, mrope_cos_sin
 
 # (q [B T H hd], k [B T K hd], v [B T K hd], the layer's cache) -> (output [B T H hd], the layer's new cache).
-# Queries and keys are already turned. Train, prefill and decode differ in nothing but this function.
-Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+# RoPE is already applied to queries and keys. Training, prefill and decode differ only in this function.
+AttentionFn = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 
-# Up to this many layers the scan is unrolled: a rolled scan's backward pass costs a CPU a fifth of its time,
-# an unrolled one costs every backend compile time.
+# Scans of up to this many layers are unrolled. A rolled scan adds a fifth to the backward pass on CPU; an unrolled one
+# costs compile time on every backend.
 UNROLL_LAYERS = 8
 
 
-def unroll_of(layers: int) -> int | bool:
+def scan_unroll(layers: int) -> int | bool:
+    """Returns the `unroll` argument of `jax.lax.scan` for a tower of this many layers."""
     return True if layers <= UNROLL_LAYERS else 1
 
 
@@ -47,10 +48,10 @@ class TextLayer(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "B T D"], turn: Turn, attend: Attend, cache: Any
+        self, x: Float[Array, "B T D"], rope: RotaryEmbedding, attend: AttentionFn, cache: Any
     ) -> tuple[Float[Array, "B T D"], Any]:
-        q, k, v = self.attention_norm.into(x, self.q, self.k, self.v)
-        out, cache = attend(rotate(q, turn), rotate(k, turn), v, cache)
+        q, k, v = self.attention_norm.project(x, self.q, self.k, self.v)
+        out, cache = attend(apply_rope(q, rope), apply_rope(k, rope), v, cache)
         x = x + self.o(out)
         return x + self.mlp(x, self.mlp_norm), cache
 
@@ -68,26 +69,28 @@ class TextTower(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "3 B T"], attend: Attend, cache: Any
+        self, x: Float[Array, "B T D"], positions: Int[Array, "3 B T"], attend: AttentionFn, cache: Any
     ) -> tuple[Float[Array, "B T D"], Any]:
         config = self.config
-        turn = mrope_turn(positions, head_dim=config.head_dim, theta=config.rope_theta, sections=config.mrope_section)
+        rope = mrope_cos_sin(
+            positions, head_dim=config.head_dim, theta=config.rope_theta, sections=config.mrope_section
+        )
         graph, stacked = nnx.split(self.layers)
 
         def body(x, layer):
             params, cache = layer
-            return nnx.merge(graph, params)(x, turn, attend, cache)
+            return nnx.merge(graph, params)(x, rope, attend, cache)
 
         if self.remat:
             body = jax.checkpoint(body)
         if isinstance(cache, list):
-            # One cache per layer instead of stacked ones: a step of a decoding loop then copies none of them.
-            fresh = []
+            # One cache per layer instead of a stacked one: a scan would copy every layer's cache in each decode step.
+            new_cache = []
             for index, layer_cache in enumerate(cache):
                 x, layer_cache = body(x, (jax.tree.map(lambda leaf, i=index: leaf[i], stacked), layer_cache))
-                fresh.append(layer_cache)
-            return self.norm(x), fresh
+                new_cache.append(layer_cache)
+            return self.norm(x), new_cache
         x, cache = jax.lax.scan(
-            body, x, (stacked, cache), length=config.num_layers, unroll=unroll_of(config.num_layers)
+            body, x, (stacked, cache), length=config.num_layers, unroll=scan_unroll(config.num_layers)
         )
         return self.norm(x), cache

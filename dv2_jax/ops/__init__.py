@@ -1,1 +1,1 @@
-"""Array functions, one each, with their backends."""
+"""Array operations and their backends: attention, log-probabilities, rematerialization, permutation."""

@@ -1,11 +1,11 @@
-"""Attention within segments: packed rows of text (causal), pictures and windows (not causal).
+"""Attention within segments: packed rows of text (causal), images and windows (full).
 
 A segment id of 0 is padding; padding attends to padding, so no row of scores is ever empty.
 
-Forms of the same function, all with scores, softmax and sums in fp32:
-- ``tiled``: loops over tiles, skipping those that no segment touches (a CPU);
-- ``blocked``: unrolled blocks of queries, all rows at once (a GPU, and rows too short to tile);
-- ``splash``: the Pallas kernel (a TPU).
+Backends of the same function, all with scores, softmax and sums in fp32:
+- `tiled`: loops over tiles and skips those without a common segment (CPU);
+- `blocked`: unrolled blocks of queries, all rows at once (GPU, and rows too short to tile);
+- `splash`: the Pallas kernel (TPU).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dv2_jax.ops import attention_blocked, attention_splash, attention_tiled
-from dv2_jax.ops.attention_sharding import on_own_rows_and_heads
+from dv2_jax.ops.attention_sharding import shard_attention
 
 Backend = Literal["auto", "tiled", "blocked", "splash"]
 
@@ -32,7 +32,10 @@ def causal_segment_attention(
     *,
     backend: Backend = "auto",
 ) -> Float[Array, "B T H hd"]:
-    """Token t sees the tokens of its own segment up to itself, in row order. H is a multiple of K."""
+    """Computes causal attention within segments: token t attends to its segment's tokens up to t.
+
+    H is a multiple of K (grouped-query attention).
+    """
     return _attention(q, k, v, segment_ids, causal=True, backend=backend)
 
 
@@ -44,7 +47,7 @@ def segment_attention(
     *,
     backend: Backend = "auto",
 ) -> Float[Array, "B T H hd"]:
-    """Every token sees all tokens of its own segment."""
+    """Computes full attention within segments: every token attends to all tokens of its segment."""
     return _attention(q, k, v, segment_ids, causal=False, backend=backend)
 
 
@@ -52,20 +55,20 @@ def _attention(q, k, v, segment_ids, *, causal, backend):
     if backend == "splash" or (backend == "auto" and attention_splash.available(q.shape[1])):
         return attention_splash.attention(q, k, v, segment_ids, causal=causal)
     local = functools.partial(_local, (causal, backend))
-    return on_own_rows_and_heads(local, q, k, v, segment_ids, causal=causal)
+    return shard_attention(local, q, k, v, segment_ids, causal=causal)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _local(form: tuple[bool, Backend], q: Array, k: Array, v: Array, segments: Array) -> Array:
-    """q [B T H hd], k and v [B T K hd] -> [B T H hd], in the form for the platform it is lowered for.
+def _local(setup: tuple[bool, Backend], q: Array, k: Array, v: Array, segments: Array) -> Array:
+    """Attention of q [B T H hd], k and v [B T K hd] -> [B T H hd] on one shard, by the backend of the lowering platform.
 
-    The backward pass recomputes probabilities from the row-wise normalizer (Dao et al., arXiv:2205.14135).
+    The backward pass recomputes probabilities from the rows' log-sum-exp (FlashAttention, Dao et al., arXiv:2205.14135).
     """
-    return _forward(form, q, k, v, segments)[0]
+    return _forward(setup, q, k, v, segments)[0]
 
 
-def _choose(form: tuple[bool, Backend], name: str, tokens: int, *operands):
-    causal, backend = form
+def _dispatch(setup: tuple[bool, Backend], name: str, tokens: int, *operands):
+    causal, backend = setup
     tiled = functools.partial(getattr(attention_tiled, name), causal)
     blocked = functools.partial(getattr(attention_blocked, name), causal)
     if backend == "tiled":
@@ -75,15 +78,15 @@ def _choose(form: tuple[bool, Backend], name: str, tokens: int, *operands):
     return jax.lax.platform_dependent(*operands, cpu=tiled, default=blocked)
 
 
-def _forward(form, q, k, v, segments):
-    out, normalizer = _choose(form, "forward", q.shape[1], q, k, v, segments)
-    return out, (q, k, v, segments, out, normalizer)
+def _forward(setup, q, k, v, segments):
+    out, lse = _dispatch(setup, "forward", q.shape[1], q, k, v, segments)
+    return out, (q, k, v, segments, out, lse)
 
 
-def _backward(form, saved, gradient):
-    q, k, v, segments, out, normalizer = saved
+def _backward(setup, saved, gradient):
+    q, k, v, segments, out, lse = saved
     delta = jnp.sum(gradient.astype(jnp.float32) * out, axis=-1)
-    gradients = _choose(form, "backward", q.shape[1], q, k, v, segments, gradient, normalizer, delta)
+    gradients = _dispatch(setup, "backward", q.shape[1], q, k, v, segments, gradient, lse, delta)
     return *gradients, np.zeros(segments.shape, jax.dtypes.float0)
 
 

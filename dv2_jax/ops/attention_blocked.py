@@ -1,4 +1,4 @@
-"""Segment attention in unrolled blocks of queries, all rows at once. A causal block scores only its own prefix."""
+"""Segment attention in unrolled blocks of queries, all rows at once. A causal block scores only its prefix of keys."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from dv2_jax.ops.remat import after
+from dv2_jax.ops.remat import depend_on
 from dv2_jax.parallel.mesh import traced_platform
 
-BLOCK = 128  # queries
+BLOCK = 128  # queries per block
 MAX_BLOCKS = 32  # the loop is unrolled: more blocks cost compile time, fewer cost memory
 
 
 def _blocks(tokens: int, causal: bool) -> list[tuple[int, int, int]]:
-    """(first query, end of queries, end of keys) of every block."""
+    """Returns (first query, end of queries, end of keys) of every block."""
     size = max(BLOCK, -(-tokens // MAX_BLOCKS))
     ends = [min(start + size, tokens) for start in range(0, tokens, size)]
     return [(start, end, end if causal else tokens) for start, end in zip(range(0, tokens, size), ends, strict=True)]
@@ -23,17 +23,19 @@ def _blocks(tokens: int, causal: bool) -> list[tuple[int, int, int]]:
 def _scores(
     causal: bool, q: Float[Array, "B K G T hd"], k: Float[Array, "B K T hd"], segments: Int[Array, "B T"], block
 ) -> Float[Array, "B K G t s"]:
-    start, end, seen = block
-    allowed = segments[:, start:end, None] == segments[:, None, :seen]
+    start, end, kv_len = block
+    allowed = segments[:, start:end, None] == segments[:, None, :kv_len]
     if causal:
-        allowed &= np.arange(start, end)[:, None] >= np.arange(seen)
+        allowed &= np.arange(start, end)[:, None] >= np.arange(kv_len)
     bias = jnp.where(allowed, 0.0, jnp.finfo(jnp.float32).min)
-    scores = jnp.einsum("bkgtd,bksd->bkgts", q[:, :, :, start:end], k[:, :, :seen], preferred_element_type=jnp.float32)
+    scores = jnp.einsum(
+        "bkgtd,bksd->bkgts", q[:, :, :, start:end], k[:, :, :kv_len], preferred_element_type=jnp.float32
+    )
     return scores + bias[:, None, None]
 
 
 def _grouped(x: Shaped[Array, "B T H n"], kv_heads: int) -> Shaped[Array, "B K G T n"]:
-    """Query heads by the head of keys that they share."""
+    """Groups query heads by the key/value head that they share."""
     batch, tokens, heads, size = x.shape
     return x.reshape(batch, tokens, kv_heads, heads // kv_heads, size).transpose(0, 2, 3, 1, 4)
 
@@ -44,7 +46,7 @@ def _ungrouped(x: Shaped[Array, "B K G T n"]) -> Shaped[Array, "B T H n"]:
 
 
 def _operands(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
-    """Queries [B K G T hd], scaled, and keys and values [B K T hd]."""
+    """Returns scaled queries [B K G T hd], and keys and values [B K T hd]."""
     return _grouped(q, k.shape[2]) * q.shape[-1] ** -0.5, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
 
@@ -55,21 +57,21 @@ def forward(
     v: Float[Array, "B T K hd"],
     segments: Int[Array, "B T"],
 ) -> tuple[Float[Array, "B T H hd"], Float[Array, "B T H"]]:
-    """The output, and the log of the softmax's denominator in fp32."""
+    """Returns the output and the rows' log-sum-exp in fp32."""
     q, k, v = _operands(q, k, v)
-    outputs, normalizers = [], []
+    outputs, lses = [], []
     for block in _blocks(q.shape[3], causal):
         scores = _scores(causal, q, k, segments, block)
-        top = scores.max(-1, keepdims=True)
-        p = jnp.exp(scores - top)
-        total = p.sum(-1, keepdims=True)
+        row_max = scores.max(-1, keepdims=True)
+        p = jnp.exp(scores - row_max)
+        row_sum = p.sum(-1, keepdims=True)
         out = jnp.einsum(
             "bkgts,bksd->bkgtd", p.astype(v.dtype), v[:, :, : block[2]], preferred_element_type=jnp.float32
         )
-        outputs.append((out / total).astype(q.dtype))
-        normalizers.append(top + jnp.log(total))
-    out, normalizer = (_ungrouped(jnp.concatenate(blocks, axis=3)) for blocks in (outputs, normalizers))
-    return out, normalizer[..., 0]
+        outputs.append((out / row_sum).astype(q.dtype))
+        lses.append(row_max + jnp.log(row_sum))
+    out, lse = (_ungrouped(jnp.concatenate(blocks, axis=3)) for blocks in (outputs, lses))
+    return out, lse[..., 0]
 
 
 def backward(
@@ -79,20 +81,20 @@ def backward(
     v: Float[Array, "B T K hd"],
     segments: Int[Array, "B T"],
     gradient: Float[Array, "B T H hd"],
-    normalizer: Float[Array, "B T H"],
+    lse: Float[Array, "B T H"],
     delta: Float[Array, "B T H"],
 ) -> tuple[Float[Array, "B T H hd"], Float[Array, "B T K hd"], Float[Array, "B T K hd"]]:
-    """Gradients of q, k and v. ``delta`` is the sum over hd of gradient times output, in fp32."""
-    gradient, normalizer, delta = (_grouped(x, k.shape[2]) for x in (gradient, normalizer[..., None], delta[..., None]))
+    """Returns the gradients of q, k and v. `delta` is the sum over hd of gradient times output, in fp32."""
+    gradient, lse, delta = (_grouped(x, k.shape[2]) for x in (gradient, lse[..., None], delta[..., None]))
     q, k, v = _operands(q, k, v)
     if traced_platform() == "cpu":
-        q = after(q, gradient)  # else its compiler scores all blocks of a short row before the gradient is there
+        q = depend_on(q, gradient)  # else XLA:CPU computes all blocks' scores before the gradient exists
     dq = []
     dk, dv = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     for block in _blocks(q.shape[3], causal):
-        start, end, seen = block
-        queries, keys = np.s_[:, :, :, start:end], np.s_[:, :, :seen]
-        p = jnp.exp(_scores(causal, q, k, segments, block) - normalizer[queries])
+        start, end, kv_len = block
+        queries, keys = np.s_[:, :, :, start:end], np.s_[:, :, :kv_len]
+        p = jnp.exp(_scores(causal, q, k, segments, block) - lse[queries])
         dp = jnp.einsum("bkgtd,bksd->bkgts", gradient[queries], v[keys], preferred_element_type=jnp.float32)
         ds = (p * (dp - delta[queries])).astype(k.dtype)
         dq.append(jnp.einsum("bkgts,bksd->bkgtd", ds, k[keys]))

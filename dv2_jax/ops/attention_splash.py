@@ -1,7 +1,7 @@
-"""Segment attention by the Pallas splash kernel of JAX, for TPUs.
+"""Segment attention by JAX's Pallas splash kernel, for TPUs.
 
-It is used when the program is traced under ``jax.set_mesh`` of a TPU mesh, whether the TPUs are here or only described
-(ahead-of-time compilation), or on a single TPU without a mesh.
+It is used if the program is traced under `jax.set_mesh` of a TPU mesh, of attached or described devices (ahead-of-time
+compilation), or on a single TPU without a mesh.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jaxtyping import Array, Float, Int
 
-from dv2_jax.ops.attention_sharding import on_own_rows_and_heads
-from dv2_jax.parallel.mesh import row_axes, traced_platform
+from dv2_jax.ops.attention_sharding import shard_attention
+from dv2_jax.parallel.mesh import batch_axes, traced_platform
 
-LANES = 128  # rows shorter than this, or no multiple of it, are for the blocked form
-BLOCK = 512  # queries and keys; the kernel's own default of 128 is several times slower on long rows
+LANES = 128  # rows whose length is no multiple of this use the blocked backend
+BLOCK = 512  # queries and keys per block; the kernel's default of 128 is several times slower on long rows
 
 
 def available(tokens: int) -> bool:
-    """Whether this trace is for a TPU, and the row length one that the kernel takes.
+    """Tests if this trace is for a TPU and the kernel supports the row length.
 
-    Raises RuntimeError on several TPUs without a mesh: each would compute the attention of all.
+    Raises RuntimeError on several TPUs without a mesh, where every device would compute the attention of all rows.
     """
     if tokens % LANES:
         return False
     if traced_platform() != "tpu":
         return False
-    if row_axes() is None and jax.device_count() > 1:
+    if batch_axes() is None and jax.device_count() > 1:
         raise RuntimeError("several TPUs and no mesh: trace and run under `with jax.set_mesh(mesh):`")
     return True
 
@@ -44,8 +44,9 @@ def attention(
     causal: bool,
     interpret: bool = False,
 ) -> Float[Array, "B T H hd"]:
+    """Computes segment attention with the splash kernel; `interpret` runs it in interpret mode, for tests on CPU."""
     kernel = functools.partial(_local, causal=causal, interpret=interpret)
-    return on_own_rows_and_heads(kernel, q, k, v, segment_ids, causal=causal)
+    return shard_attention(kernel, q, k, v, segment_ids, causal=causal)
 
 
 def _local(q: Array, k: Array, v: Array, segments: Array, *, causal: bool, interpret: bool) -> Array:
@@ -69,5 +70,5 @@ def _local(q: Array, k: Array, v: Array, segments: Array, *, causal: bool, inter
         ),
         interpret=interpret,
     )
-    one = jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s)))
-    return one(q, k, v, segments.astype(jnp.int32)).swapaxes(1, 2)
+    batched = jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s)))
+    return batched(q, k, v, segments.astype(jnp.int32)).swapaxes(1, 2)

@@ -1,4 +1,4 @@
-"""Moving rows between two layouts, in which each real row stands exactly once."""
+"""Permutes rows between two padded layouts that hold each real row exactly once."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from jaxtyping import Array, Float, Int
 
 
 @jax.custom_vjp
-def move_rows(x: Float[Array, "N C"], index: Int[Array, "O"], inverse: Int[Array, "N"]) -> Float[Array, "O C"]:
-    """``out[o] = x[index[o]]``, zero where the index is N (padding).
+def permute_rows(x: Float[Array, "N C"], index: Int[Array, "O"], inverse: Int[Array, "N"]) -> Float[Array, "O C"]:
+    """Returns `out[o] = x[index[o]]`, zero where the index is N (padding).
 
-    ``inverse`` says where each input row went (O: nowhere). With it the backward pass is a gather too; the
-    scatter that differentiation of a plain gather gives is serial on a CPU and slow on a TPU.
+    `inverse` is the output row of each input row (O if there is none). With it the backward pass is a gather too;
+    differentiating a plain gather gives a scatter, which is serial on CPU and slow on TPU.
     """
     return _take(x, index)
 
@@ -28,8 +28,8 @@ def _forward(x, index, inverse):
 
 def _backward(saved, gradient):
     index, inverse = saved
-    none = lambda a: np.zeros(a.shape, jax.dtypes.float0)  # noqa: E731
-    return _take(gradient, inverse), none(index), none(inverse)
+    no_gradient = [np.zeros(x.shape, jax.dtypes.float0) for x in (index, inverse)]
+    return _take(gradient, inverse), *no_gradient
 
 
-move_rows.defvjp(_forward, _backward)
+permute_rows.defvjp(_forward, _backward)

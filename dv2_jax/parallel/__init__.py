@@ -1,1 +1,1 @@
-"""Device meshes and shardings."""
+"""Device meshes, shardings, and agreement between processes."""

@@ -1,12 +1,12 @@
-"""What a process gives back to its machine."""
+"""Returns freed memory to the operating system."""
 
 from __future__ import annotations
 
 import ctypes
 
 
-def give_back() -> None:
-    """Gives back memory that is free now, such as what compiling leaves: some hundred MiB with glibc."""
+def malloc_trim() -> None:
+    """Calls glibc's `malloc_trim`, if there is one; compilation leaves several hundred MiB of freed memory in the heap."""
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)

@@ -1,10 +1,9 @@
-"""The devices on which a host generates, and a copy of the weights there.
+"""Weight sync from the training mesh to the per-host mesh that generates.
 
-Generation needs no other host: each has an engine on its own devices, and hosts only meet to learn. It also splits
-weights otherwise than learning does: a step of learning gathers them once for thousands of tokens, a step of decoding
-would gather them for one token of every sequence. So weights may lie twice: as the mesh splits them, for learning, and
-whole on every host, heads and features spread over its devices. They go from one to the other over the devices' links,
-never through the memory of a host.
+Each host rolls out on its local devices without communicating with other hosts, and with another sharding than training:
+a training step all-gathers FSDP weights once for thousands of tokens, but a decode step would gather them for one token
+of every sequence. Weights may therefore exist twice: FSDP-sharded for training, and per host as a tensor-parallel copy
+for generation. The copy is made device to device (ICI, DCN), not through host memory.
 """
 
 from __future__ import annotations
@@ -20,39 +19,37 @@ from jaxtyping import Array
 from dv2_jax.config import ConfigError
 from dv2_jax.parallel.mesh import AXES, CONTEXT, param_shardings
 
-Params = dict[str, Array]
 
+def local_mesh(mesh: Mesh, max_tensor: int, process: int | None = None) -> Mesh:
+    """Returns the generation mesh of one process (default: this one), or `mesh` itself if it already is one.
 
-def own_mesh(mesh: Mesh, widest: int, process: int | None = None) -> Mesh:
-    """The devices of one process (default: of this one) as a mesh to generate on; `mesh` itself where that is one.
-
-    `tensor` takes as many of those along `fsdp` as it can within `widest`, what divides all that it splits
-    (`parallel.mesh.widest_tensor`); `data` takes the rest, and `fsdp` none.
-    So it does with those along `context`, which a mesh to generate on does not have.
-    Raises ConfigError where the devices of a row, those along `context` and `tensor`, belong to several processes.
+    The devices along `fsdp` and `context` are moved to `tensor`, as far as `max_tensor` allows
+    (`parallel.mesh.max_tensor_parallelism`), and the rest to `data`: a generation mesh has neither `fsdp` nor `context`.
+    Raises ConfigError if a tensor/context group spans several processes.
     """
-    owners, fsdp, tensor = owners_of_rows(mesh), mesh.shape["fsdp"], mesh.shape["tensor"]
-    spare = fsdp * mesh.shape.get(CONTEXT, 1)
+    owners = shard_owner_process(mesh)
+    tensor = mesh.shape["tensor"]
+    spare = mesh.shape["fsdp"] * mesh.shape.get(CONTEXT, 1)
     if len(set(owners)) == 1 and spare == 1:
         return mesh
-    mine = np.equal(owners, jax.process_index() if process is None else process)
-    rows = mesh.devices.reshape(len(owners), -1)[mine].reshape(-1, tensor)
-    tensor *= math.gcd(max(1, widest // tensor), math.gcd(spare, len(rows)))
+    is_local = np.equal(owners, jax.process_index() if process is None else process)
+    rows = mesh.devices.reshape(len(owners), -1)[is_local].reshape(-1, tensor)
+    tensor *= math.gcd(max(1, max_tensor // tensor), math.gcd(spare, len(rows)))
     return Mesh(rows.reshape(-1, 1, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def owners_of_rows(mesh: Mesh) -> list[int]:
-    """Which process has the devices of each data shard, in the order of a batch's rows.
+def shard_owner_process(mesh: Mesh) -> list[int]:
+    """Returns the process that owns each batch shard, in the order of the batch.
 
-    Raises ConfigError as `own_mesh`, and where processes have different numbers of shards.
+    Raises ConfigError like `local_mesh`, and if processes own different numbers of shards.
     """
     rows = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
     owners = [{device.process_index for device in row} for row in rows]
     if any(len(owner) > 1 for owner in owners):
-        written = ", ".join(f"mesh.{name}={mesh.shape[name]}" for name in mesh.axis_names[2:])
+        sizes = ", ".join(f"mesh.{name}={mesh.shape[name]}" for name in mesh.axis_names[2:])
         raise ConfigError(
-            f"{written}: some of these groups of devices belong to several hosts, but every host generates on its own"
-            " devices and packs its own rows; choose smaller ones (1 always works) and a larger mesh.fsdp"
+            f"{sizes}: some of these device groups span several hosts, but every host generates on its local devices"
+            " and packs its own rows; choose smaller sizes (1 always works) and a larger mesh.fsdp"
         )
     found = [owner.pop() for owner in owners]
     if len({found.count(process) for process in found}) > 1:
@@ -60,25 +57,30 @@ def owners_of_rows(mesh: Mesh) -> list[int]:
     return found
 
 
-def to_own_devices(
-    mesh: Mesh, widest: int, logical_axes: Mapping[str, tuple[str | None, ...]], dtype: jax.typing.DTypeLike
-) -> Callable[[Params], Params]:
-    """A function from weights on `mesh` to a copy of them on `own_mesh`. Every process calls it.
+def make_weight_sync(
+    mesh: Mesh, max_tensor: int, logical_axes: Mapping[str, tuple[str | None, ...]], dtype: jax.typing.DTypeLike
+) -> Callable[[dict[str, Array]], dict[str, Array]]:
+    """Returns a collective function that copies weights from `mesh` to every host's `local_mesh`.
 
-    The copy is of `dtype`, that of the computation: what only reads weights casts them to it anyway.
+    The copy has `dtype`, the compute dtype, to which the forward pass would cast the weights anyway.
     """
-    processes = sorted(set(owners_of_rows(mesh)))
-    hosts = Mesh(np.stack([own_mesh(mesh, widest, process).devices for process in processes]), ("host", *AXES))
-    own = own_mesh(mesh, widest)
-    here = param_shardings(own, logical_axes)
-    everywhere = {name: NamedSharding(hosts, place.spec) for name, place in here.items()}
+    processes = sorted(set(shard_owner_process(mesh)))
+    local_meshes = [local_mesh(mesh, max_tensor, process).devices for process in processes]
+    host_mesh = Mesh(np.stack(local_meshes), ("host", *AXES))
+    own_mesh = local_mesh(mesh, max_tensor)
+    local_shardings = param_shardings(own_mesh, logical_axes)
+    # Replicated over `host`: every host gets a full copy.
+    global_shardings = {name: NamedSharding(host_mesh, sharding.spec) for name, sharding in local_shardings.items()}
     cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(dtype), params))
 
-    def local(x: Array, place: Sharding) -> Array:
-        place = place if own.size > 1 else SingleDeviceSharding(own.devices.item())
-        return jax.make_array_from_single_device_arrays(x.shape, place, [shard.data for shard in x.addressable_shards])
+    def addressable(x: Array, sharding: Sharding) -> Array:
+        sharding = sharding if own_mesh.size > 1 else SingleDeviceSharding(own_mesh.devices.item())
+        return jax.make_array_from_single_device_arrays(
+            x.shape, sharding, [shard.data for shard in x.addressable_shards]
+        )
 
-    def copy(params: Params) -> Params:
-        return {name: local(x, here[name]) for name, x in jax.device_put(cast(params), everywhere).items()}
+    def weight_sync(params: dict[str, Array]) -> dict[str, Array]:
+        copies = jax.device_put(cast(params), global_shardings)
+        return {name: addressable(x, local_shardings[name]) for name, x in copies.items()}
 
-    return copy
+    return weight_sync

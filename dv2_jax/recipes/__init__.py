@@ -1,1 +1,1 @@
-"""The training loops, and what they share."""
+"""The training loops (RL, SFT) and their shared run directory, policy and checkpoint handling."""

@@ -1,4 +1,4 @@
-"""The evaluations around a training run: base, cold start, and what RL made of it."""
+"""Evaluation of the stages of a run: the base policy, the cold-start policy and the RL policy."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import replace
 from typing import Any
 
 from dv2_jax.checkpoint.policy_spec import load_weights
-from dv2_jax.evaluation.answering import answer
+from dv2_jax.evaluation.answering import answer_questions
 from dv2_jax.evaluation.summary import summarize
 from dv2_jax.model.params import Params
 from dv2_jax.parallel import distributed
-from dv2_jax.recipes.run import Policy, Run, together, write_json
-from dv2_jax.rollout.question_sources import held_out
-from dv2_jax.rollout.session import Session
+from dv2_jax.recipes.run import Policy, Run, stop_together, write_json
+from dv2_jax.rollout.question_sources import eval_questions
+from dv2_jax.rollout.session import RolloutSession
 from dv2_jax.telemetry.trajectories import TrajectoryWriter
 
 STAGES = ("base", "cold_start", "rl")
 
 
-class Stages:
-    """Evaluates the policies that `eval.stages` names, each once per run directory (`evaluations/<stage>.json`)."""
+class StageEvaluator:
+    """Evaluates the stages of `eval.stages`, each once per run directory (cached in `evaluations/<stage>.json`)."""
 
-    def __init__(self, run: Run, policy: Policy, session: Session, writer: TrajectoryWriter):
+    def __init__(self, run: Run, policy: Policy, session: RolloutSession, writer: TrajectoryWriter):
         self.run, self.policy, self.session, self.writer = run, policy, session, writer
         config = run.config
-        # A run from the base model has no cold start; what it begins with is the base.
+        # A run that starts from the base model has no cold-start stage: its initial policy is the base.
         self.initial = "base" if config.model.init == "package:base" else "cold_start"
         self.names = [
             n for n in STAGES if n in config.eval.stages and not (n == "cold_start" and self.initial == "base")
@@ -34,13 +34,14 @@ class Stages:
 
     @property
     def complete(self) -> bool:
+        """True once every stage has a result."""
         return all(name in self._results for name in self.names)
 
-    def before(self, params: Params, *, at_start: bool) -> dict[str, dict]:
-        """Results of the stages before RL. `params` are the run's, which are the initial ones only `at_start`."""
+    def evaluate_initial(self, params: Params, *, at_start: bool) -> dict[str, dict]:
+        """Evaluate the stages before RL; `params` are the current weights, which are the initial ones if `at_start`."""
         config = self.run.config
         for name in self.names:
-            if name == "rl" or self._known(name):
+            if name == "rl" or self._load_cached(name):
                 continue
             if name == self.initial:
                 source = config.model
@@ -55,32 +56,33 @@ class Stages:
             self._evaluate(name, weights, version=0)
         return dict(self._results)
 
-    def after(self, params: Params) -> dict[str, dict]:
-        """Results of the trained policy."""
-        if "rl" in self.names and not self._known("rl"):
+    def evaluate_final(self, params: Params) -> dict[str, dict]:
+        """Evaluate the trained policy; returns the results of all stages."""
+        if "rl" in self.names and not self._load_cached("rl"):
             self._evaluate("rl", params, version=self.run.config.rl.steps)
         return dict(self._results)
 
-    def _known(self, name: str) -> bool:
+    def _load_cached(self, name: str) -> bool:
+        """Load the result of a stage from the run directory; returns False if there is none. Collective."""
         if name not in self._results:
             path = self.run.directory / "evaluations" / f"{name}.json"
             written = distributed.is_main() and path.exists()
-            if found := distributed.agree(json.loads(path.read_text()) if written else None):
+            if found := distributed.broadcast_from_main(json.loads(path.read_text()) if written else None):
                 self._results[name] = found
         return name in self._results
 
     def _evaluate(self, name: str, params: Params, version: int) -> None:
         config = self.run.config
-        questions = held_out(config.task)
+        questions = eval_questions(config.task)
         self.session.set_params(params, version)
-        own = len(distributed.share(range(len(questions))))
+        own = len(distributed.shard_for_process(range(len(questions))))
         with (
-            together(),
+            stop_together(),
             self.run.display.track(f"evaluation: {name}", own) as bar,
             self.run.spans.span("evaluation"),
         ):
-            scheduler, advance = self.session.scheduler(temperature=0.0), self.run.advancing(bar)
-            answered = answer(
+            scheduler, advance = self.session.scheduler(temperature=0.0), self.run.progress_callback(bar)
+            answered = answer_questions(
                 questions, scheduler, self.policy.tokenizer, config.reward, on_progress=lambda _: advance()
             )
         result = summarize(answered)

@@ -1,4 +1,4 @@
-"""What every recipe does around its loop: the run directory, the policy, checkpoints and the numbers people see."""
+"""Setup shared by the recipes: run directory, policy, optimizer, checkpoints and telemetry."""
 
 from __future__ import annotations
 
@@ -14,113 +14,116 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from dv2_jax.checkpoint.policy_spec import Architecture, architecture, load_weights
+from dv2_jax.checkpoint.policy_spec import PolicySpec, load_policy_spec, load_weights
 from dv2_jax.checkpoint.store import CheckpointStore
 from dv2_jax.config import Config
 from dv2_jax.data.tokenizer import Tokenizer
+from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.params import GraphDef, abstract_params, build, logical_axes
 from dv2_jax.parallel import distributed
 from dv2_jax.parallel.mesh import device_mesh, param_shardings
 from dv2_jax.telemetry.interrupt import Interrupt
-from dv2_jax.telemetry.metrics_writer import Metrics
-from dv2_jax.telemetry.progress import Display, Part
+from dv2_jax.telemetry.metrics_writer import MetricsWriter
+from dv2_jax.telemetry.progress import Display, ProgressTask
 from dv2_jax.telemetry.spans import Spans
-from dv2_jax.trainer.optimizer import learning_rate, make_optimizer, trainable_names
-from dv2_jax.trainer.state import TrainState, bound, init_state, opt_shardings, split_params, step_counter
+from dv2_jax.trainer.optimizer import learning_rate_schedule, make_optimizer, trainable_names
+from dv2_jax.trainer.state import TrainState, commit, init_state, opt_state_shardings, split_params, step_counter
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Everything about the trained model that does not change."""
+    """The static parts of the trained policy: architecture, tokenizer, mesh and shardings, without weights."""
 
-    architecture: Architecture
+    spec: PolicySpec
     graphdef: GraphDef
     tokenizer: Tokenizer
-    mesh: Mesh | None  # None: one device
+    mesh: Mesh | None  # None on a single device
     shardings: dict[str, NamedSharding] | None
 
     @property
-    def config(self):
-        return self.architecture.config
+    def config(self) -> ModelConfig:
+        return self.spec.config
 
     @property
     def data_shards(self) -> int:
-        """Devices that the rows of a batch are split over."""
+        """The number of shards of the batch dimension (mesh axes `data` x `fsdp`)."""
         return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
 
 def load_policy(config: Config) -> Policy:
-    """Architecture, tokenizer and mesh of `config.model`; no weights yet."""
-    arch = architecture(config.model)
-    if arch.tokenizer_file is None:
+    """Resolve architecture, tokenizer, mesh and shardings of `config.model` without loading weights."""
+    spec = load_policy_spec(config.model)
+    if spec.tokenizer_file is None:
         raise ValueError(f"model.init = {config.model.init!r} has no tokenizer: train from hf:/path or a package model")
-    graphdef, _ = build(arch.config, compute_dtype=config.model.compute_dtype, remat=config.model.remat)
+    graphdef, _ = build(spec.config, compute_dtype=config.model.compute_dtype, remat=config.model.remat)
     mesh = device_mesh(config.mesh)
-    shardings = None if mesh is None else param_shardings(mesh, logical_axes(arch.config))
-    return Policy(arch, graphdef, Tokenizer.from_file(arch.tokenizer_file), mesh, shardings)
+    shardings = None if mesh is None else param_shardings(mesh, logical_axes(spec.config))
+    return Policy(spec, graphdef, Tokenizer.from_file(spec.tokenizer_file), mesh, shardings)
 
 
 @dataclass(frozen=True)
-class Learning:
-    """The optimizer of a run."""
+class OptimizerBundle:
+    """The optimizer of a run, its learning-rate schedule and the names of the trainable parameters."""
 
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     trainable: tuple[str, ...]
 
 
-def make_learning(config: Config, policy: Policy, total_steps: int) -> Learning:
-    return Learning(
+def make_optimizer_bundle(config: Config, policy: Policy, total_steps: int) -> OptimizerBundle:
+    """Build the optimizer for `total_steps` optimizer steps."""
+    return OptimizerBundle(
         make_optimizer(config.optim, total_steps),
-        learning_rate(config.optim, total_steps),
+        learning_rate_schedule(config.optim, total_steps),
         trainable_names(logical_axes(policy.config), config.model.freeze),
     )
 
 
-class Stopped(Exception):
-    """A signal asked the run to stop."""
+class Interrupted(Exception):
+    """Raised when SIGINT or SIGTERM asked the run to stop."""
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Around work between steps that a signal may end on one host: after it, all hosts go on, or all raise Stopped."""
+def stop_together() -> Iterator[None]:
+    """Agree over all hosts on an interrupt: if the block raised Interrupted on one host, all raise it at its end."""
     stopped = False
     try:
         yield
-    except Stopped:
+    except Interrupted:
         stopped = True
     if distributed.any_process(stopped):
-        raise Stopped
+        raise Interrupted
 
 
 @dataclass
 class Run:
-    """An open run directory."""
+    """An open run directory with its checkpoint store, metrics and signal handler."""
 
     config: Config
     directory: Path
     store: CheckpointStore
     display: Display
-    metrics: Metrics
+    metrics: MetricsWriter
     spans: Spans
     interrupt: Interrupt
-    start: int  # steps that an earlier run of this directory has done
+    start: int  # step of the newest checkpoint; 0 for a new run
 
     def stop_requested(self) -> bool:
+        """Return True on every host once a signal has reached any host. Collective."""
         return distributed.any_process(self.interrupt.requested)
 
-    def advancing(self, part: Part) -> Callable[..., None]:
-        """`part.advance` for long work between steps, within `together`: raises Stopped once a signal came."""
+    def progress_callback(self, part: ProgressTask) -> Callable[..., None]:
+        """Wrap `part.advance` for long work inside `stop_together`: it raises Interrupted once a signal has arrived."""
 
         def advance(count: int = 1) -> None:
             part.advance(count)
             if self.interrupt.requested:
-                raise Stopped
+                raise Interrupted
 
         return advance
 
     def save(self, step: int, state: TrainState, extra: dict[str, Any]) -> None:
-        """Checkpoint `step` of the recipe, unless that is on disk already."""
+        """Save a checkpoint of `step` unless it exists already."""
         if step not in self.store.steps():
             with self.spans.span("checkpoint", step=step):
                 self.store.save(step, state.params, state.opt_state, extra | {"optimizer_steps": int(state.step)})
@@ -128,9 +131,10 @@ class Run:
 
 @contextmanager
 def open_run(config: Config) -> Iterator[Run]:
-    """Open `root/name`: writes `config.json` and keeps metrics, spans and checkpoints until the block ends.
+    """Open the run directory `root/name`: writes `config.json` and opens metrics, spans and the checkpoint store.
 
-    Raises FileExistsError when the directory holds checkpoints and `run.resume` is off.
+    Raises:
+        FileExistsError: the directory holds checkpoints and `run.resume` is off.
     """
     directory = Path(config.run.root) / config.run.name
     with ExitStack() as stack:
@@ -147,7 +151,7 @@ def open_run(config: Config) -> Iterator[Run]:
         yield Run(
             config, directory, store, Display(enabled=main),
             stack.enter_context(
-                Metrics(directory, first_step=start + 1, tensorboard=config.run.tensorboard, enabled=main,
+                MetricsWriter(directory, first_step=start + 1, tensorboard=config.run.tensorboard, enabled=main,
                         wandb_project=config.run.wandb_project, run_name=config.run.name, config=config.to_dict())
             ),
             stack.enter_context(Spans(directory / "timeline.json" if main else None, process=jax.process_index())),
@@ -156,38 +160,38 @@ def open_run(config: Config) -> Iterator[Run]:
         )  # fmt: skip
 
 
-def begin(run: Run, policy: Policy, learning: Learning) -> tuple[TrainState, dict[str, Any]]:
-    """The newest checkpoint's state and extra, or a fresh state from `config.model` and an empty extra."""
+def init_or_restore(run: Run, policy: Policy, optimizer_bundle: OptimizerBundle) -> tuple[TrainState, dict[str, Any]]:
+    """Restore the newest checkpoint (state, extra), or initialize the state from `config.model` with an empty extra."""
     config = run.config
     if not run.start:
         if distributed.is_main():
-            policy.architecture.save(run.directory)
+            policy.spec.save(run.directory)
         params = load_weights(config.model, policy.config, mesh=policy.mesh, seed=config.run.seed)
-        return init_state(params, learning.optimizer, learning.trainable), {}
-    abstract = abstract_state(policy, learning)
+        return init_state(params, optimizer_bundle.optimizer, optimizer_bundle.trainable), {}
+    abstract = abstract_state(policy, optimizer_bundle)
     restored = run.store.restore(abstract.params, abstract.opt_state)
-    run.display.line(f"continuing {run.directory} after step {restored.step}")
+    run.display.line(f"resuming {run.directory} after step {restored.step}")
     extra = restored.extra
     steps = extra["optimizer_steps"] if "optimizer_steps" in extra else extra["optimiser_steps"]  # key before 0.2
     step = step_counter(steps, restored.params)
-    return TrainState(bound(restored.params), bound(restored.opt_state), step), restored.extra
+    return TrainState(commit(restored.params), commit(restored.opt_state), step), restored.extra
 
 
-def abstract_state(policy: Policy, learning: Learning) -> TrainState:
-    """Shapes, types and shardings of a run's state, without arrays."""
+def abstract_state(policy: Policy, optimizer_bundle: OptimizerBundle) -> TrainState:
+    """Build the abstract training state: shapes, dtypes and shardings of every array."""
     params = abstract_params(policy.config)
     if policy.shardings is not None:
         params = {n: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=policy.shardings[n]) for n, p in params.items()}
-    learn, _ = split_params(params, learning.trainable)
-    opt_state = jax.eval_shape(learning.optimizer.init, learn)
+    trainable_params, _ = split_params(params, optimizer_bundle.trainable)
+    opt_state = jax.eval_shape(optimizer_bundle.optimizer.init, trainable_params)
     if policy.shardings is not None:
-        places = opt_shardings(opt_state, policy.shardings)
-        opt_state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), opt_state, places)
+        shardings = opt_state_shardings(opt_state, policy.shardings)
+        opt_state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), opt_state, shardings)
     return TrainState(params, opt_state, jax.ShapeDtypeStruct((), "int32"))
 
 
 def write_json(path: Path, document: dict) -> None:
-    """Write `path` so that a reader finds the old file or the new one, never half of it."""
+    """Write a JSON file atomically (temporary file and rename)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -1,9 +1,9 @@
-"""Supervised fine-tuning: packed conversations, one optimizer step after another.
+"""Supervised fine-tuning on packed conversations. One step:
 
     examples (shuffled, encoded and packed in the background) -> gradient of every microbatch -> AdamW -> metrics
 
-What `sft.data` names decides where examples come from; all of them train the assistant's own tokens alone. A killed run
-continues with the next step, bit for bit: a checkpoint holds weights, moments and the position in the data.
+`sft.data` selects the source of examples; the loss covers the assistant's tokens only. A killed run resumes
+bit-identically: a checkpoint holds weights, optimizer moments and the state of the data iterator.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import grain
 import jax
 import numpy as np
 
-from dv2_jax.agent.prompt_encoder import SpliceCodec
+from dv2_jax.agent.prompt_encoder import PromptEncoder
 from dv2_jax.config import Config, ConfigError
 from dv2_jax.data import loader
 from dv2_jax.data.chat_encoder import ChatEncoder
@@ -32,25 +32,36 @@ from dv2_jax.data.packing import PackedBatch, PackSpec
 from dv2_jax.data.rows import read_conversations
 from dv2_jax.parallel import distributed
 from dv2_jax.recipes import sft_data
-from dv2_jax.recipes.run import Policy, Run, Stopped, begin, load_policy, make_learning, open_run, together, write_json
+from dv2_jax.recipes.run import (
+    Interrupted,
+    Policy,
+    Run,
+    init_or_restore,
+    load_policy,
+    make_optimizer_bundle,
+    open_run,
+    stop_together,
+    write_json,
+)
 from dv2_jax.telemetry.recompilation import RecompilationCounter
 from dv2_jax.toy import tasks
 from dv2_jax.trainer.sft_step import make_sft_step, sft_loop
 from dv2_jax.trainer.state import TrainState
 
-DATA_SEED = 1  # added to task.seed: the cold start's questions are not those that RL draws
+DATA_SEED = 1  # added to task.seed, so that cold start and RL draw different questions
 
 
 def run_sft(config: Config) -> dict[str, Any]:
-    """Train `config.sft.steps` optimizer steps; returns and writes `summary.json`.
+    """Train `config.sft.steps` optimizer steps; writes and returns `summary.json`.
 
-    Ctrl-C ends after a step with a checkpoint (`summary["interrupted"]`); the same command continues.
+    Ctrl-C ends the run after the current step with a checkpoint (`summary["interrupted"]` is True); the same command
+    resumes it.
     """
     policy = load_policy(config)
     with open_run(config) as run:
         try:
             summary = train(run, policy)
-        except Stopped:  # while the data was made
+        except Interrupted:  # raised while the training data was generated
             summary = {"steps": run.start}
         summary["interrupted"] = summary["steps"] < config.sft.steps
         if distributed.is_main():
@@ -58,30 +69,30 @@ def run_sft(config: Config) -> dict[str, Any]:
             if not summary["interrupted"]:
                 write_json(run.directory / "training.json", provenance(config, summary))
         if summary["interrupted"]:
-            run.display.line(f"stopped after step {summary['steps']}; the same command continues")
+            run.display.line(f"stopped after step {summary['steps']}; the same command resumes")
     return summary
 
 
 def train(run: Run, policy: Policy) -> dict[str, Any]:
-    """The steps that are left; returns what the summary tells about them."""
+    """Run the remaining steps; returns their entries of the summary."""
     config, sft = run.config, run.config.sft
-    started = time.monotonic()  # what makes the data counts
-    learning = make_learning(config, policy, sft.steps)
+    started = time.monotonic()  # includes data generation
+    optimizer_bundle = make_optimizer_bundle(config, policy, sft.steps)
     step = make_sft_step(
         policy.graphdef,
-        learning.optimizer,
-        learning.trainable,
-        schedule=learning.schedule,
+        optimizer_bundle.optimizer,
+        optimizer_bundle.trainable,
+        schedule=optimizer_bundle.schedule,
         param_shardings=policy.shardings,
     )
     spec = pack_spec(config, policy)
     with closing(open_data(run, policy, spec)) as iterator, run.display.track("SFT", sft.steps, done=run.start) as bar:
-        state, extra = begin(run, policy, learning)
+        state, extra = init_or_restore(run, policy, optimizer_bundle)
         if extra:
             iterator.set_state(extra["data"])
         recompilations = RecompilationCounter()
         before, last = extra.get("seconds", 0.0), {}
-        consumed = Consumed(iterator, extra.get("data_sha256", ""))
+        consumed = HashingIterator(iterator, extra.get("data_sha256", ""))
         clock = time.monotonic()
 
         def on_step(number: int, metrics: dict[str, float], state: TrainState) -> bool:
@@ -99,8 +110,8 @@ def train(run: Run, policy: Policy) -> dict[str, Any]:
             return stop or number == sft.steps
 
         if run.start < sft.steps:
-            step.prepare(state.params, spec, policy.mesh)
-            state = sft_loop(state, consumed, step, on_step, mesh=policy.mesh, ahead=0)
+            step.warmup(state.params, spec, policy.mesh)
+            state = sft_loop(state, consumed, step, on_step, mesh=policy.mesh, prefetch=0)
         return {
             "steps": int(state.step),
             "loss": last.get("loss"),
@@ -111,8 +122,8 @@ def train(run: Run, policy: Policy) -> dict[str, Any]:
         }
 
 
-class Consumed(Iterator[list[PackedBatch]]):
-    """The steps of `source`, and a hash of all that was trained on, the steps before a restart included."""
+class HashingIterator(Iterator[list[PackedBatch]]):
+    """Iterates the steps of `source` and hashes all training data, including that of the steps before a restart."""
 
     def __init__(self, source: grain.DatasetIterator, digest: str):
         self._source, self.digest = source, digest
@@ -127,12 +138,12 @@ class Consumed(Iterator[list[PackedBatch]]):
         return step
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, to continue with the very next step."""
+        """Return the checkpoint state, from which iteration resumes with the next step."""
         return {"data": self._source.get_state(), "data_sha256": self.digest}
 
 
 def provenance(config: Config, summary: dict[str, Any]) -> dict[str, Any]:
-    """What made the weights: ships beside them (`training.json`), so that anybody can make them again."""
+    """Describe how the weights were trained (`training.json`): command, seed, data hash, machine and versions."""
     return {
         "command": "python -m dv2_jax.train " + shlex.join(sys.argv[1:]),
         "seed": config.run.seed,
@@ -146,7 +157,11 @@ def provenance(config: Config, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def pack_spec(config: Config, policy: Policy) -> PackSpec:
-    """Shapes of a microbatch. Raises ConfigError when rows do not divide evenly."""
+    """Return the shapes of a microbatch.
+
+    Raises:
+        ConfigError: the rows do not divide evenly over microbatches and data shards.
+    """
     sft, shards = config.sft, policy.data_shards
     if sft.batch_rows % (sft.microbatches * shards):
         raise ConfigError(
@@ -164,49 +179,53 @@ def pack_spec(config: Config, policy: Policy) -> PackSpec:
 
 
 def open_data(run: Run, policy: Policy, spec: PackSpec) -> grain.DatasetIterator:
-    """The iterator over steps that `sft.data` names."""
+    """Open the iterator over steps for the data source `sft.data`."""
     config, sft = run.config, run.config.sft
     encoder = ChatEncoder(policy.tokenizer, config.image)
-    stepwise = functools.partial(loader.batches, spec=spec, seed=config.run.seed, microbatches=sft.microbatches)
+    stepwise = functools.partial(loader.packed_batches, spec=spec, seed=config.run.seed, microbatches=sft.microbatches)
     if sft.data == "pretrain":
         from dv2_jax.toy.pretraining import Curriculum
 
-        return loader.batches_of_stream(
+        return loader.stream_batches(
             lambda: Curriculum(encoder, config.agent, config.run.seed), spec, microbatches=sft.microbatches
         )
     if sft.data == "cold_start":
         return stepwise(_cold_start(run, policy), sft_data.from_trajectory(encoder))
-    left_out: set[str] = set()
+    skipped: set[str] = set()
 
-    def tell(example_id: str, tokens: int) -> None:
-        if example_id not in left_out:
-            left_out.add(example_id)
+    def log_skipped(example_id: str, tokens: int) -> None:
+        if example_id not in skipped:
+            skipped.add(example_id)
             run.display.line(
-                f"left out: {example_id} has {tokens:,} tokens, more than sft.row_tokens={sft.row_tokens:,}"
+                f"skipped: {example_id} has {tokens:,} tokens, more than sft.row_tokens={sft.row_tokens:,}"
             )
 
-    return stepwise(list(read_conversations(sft.data)), sft_data.from_conversation(encoder, sft.row_tokens, tell))
+    return stepwise(
+        list(read_conversations(sft.data)), sft_data.from_conversation(encoder, sft.row_tokens, log_skipped)
+    )
 
 
 def _cold_start(run: Run, policy: Policy) -> list[sft_data.StoredTrajectory]:
-    """Trajectories of the scripted solver, made through the real tools once per run directory."""
+    """Generate the trajectories of the scripted solver with the real tools, once per run directory, and load them."""
     from dv2_jax.rollout.tools_client import open_tools
-    from dv2_jax.toy.teacher import solve_all
+    from dv2_jax.toy.teacher import correct_demonstrations
 
     config, directory = run.config, run.directory / "data"
-    with together(), ExitStack() as stack:
+    with stop_together(), ExitStack() as stack:
         if distributed.is_main():
-            questions = tasks.generate("train", config.sft.examples, config.task.seed + DATA_SEED, config.task.skills)
-            codec = SpliceCodec(policy.tokenizer, config.image, config.agent)
+            questions = tasks.make_questions(
+                "train", config.sft.examples, config.task.seed + DATA_SEED, config.task.skills
+            )
+            prompt_encoder = PromptEncoder(policy.tokenizer, config.image, config.agent)
             bar = stack.enter_context(run.display.track("cold-start trajectories", len(questions), unit="questions"))
             stack.enter_context(run.spans.span("data"))
             tools = stack.enter_context(open_tools(config, run.directory))
             sft_data.generate_trajectories(
-                lambda part, seed: solve_all(part, tools, codec, seed),
+                lambda part, seed: correct_demonstrations(part, tools, prompt_encoder, seed),
                 questions,
                 directory,
                 policy.tokenizer,
                 seed=config.run.seed,
-                advance=run.advancing(bar),
+                advance=run.progress_callback(bar),
             )
     return sft_data.stored_trajectories(directory)

@@ -1,4 +1,4 @@
-"""``python -m dv2_jax.report RUN_DIR`` writes the page of a run."""
+"""`python -m dv2_jax.report RUN_DIR` writes the report page of a run."""
 
 from dv2_jax.report.page import main
 

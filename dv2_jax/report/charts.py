@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, colored by the page's style sheet (classes ``s0`` ... ``s5``)."""
+"""Draws line charts as inline SVG, colored by the page's style sheet (classes `s0` ... `s5`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 28
 
 @dataclass(frozen=True)
 class Series:
-    """One line: ``x`` and ``y`` of equal length; values that are not finite leave a gap."""
+    """One line of a chart: `x` and `y` of equal length; points that are not finite are left out."""
 
     label: str
     x: Sequence[float]
@@ -21,11 +21,11 @@ class Series:
 
 
 def line_chart(title: str, series: Sequence[Series], *, percent: bool = False, note: str = "") -> str:
-    """A ``<figure>`` with the raw points faint, a running mean on top, and each point's value as its tooltip."""
+    """Returns a `<figure>` with the raw points faint, a running mean on top, and a tooltip for each point."""
     finite = [(x, y) for line in series for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
     if not finite:
         return ""
-    x_ticks = ticks(min(x for x, _ in finite), max(x for x, _ in finite), whole=True)
+    x_ticks = ticks(min(x for x, _ in finite), max(x for x, _ in finite), integers=True)
     y_ticks = ticks(min(y for _, y in finite), max(y for _, y in finite))
     to_x = _scale(x_ticks, [x for x, _ in finite], LEFT, WIDTH - RIGHT)
     to_y = _scale(y_ticks, [y for _, y in finite], HEIGHT - BOTTOM, TOP)
@@ -42,7 +42,7 @@ def line_chart(title: str, series: Sequence[Series], *, percent: bool = False, n
         faint = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in points)
         means = running_mean([y for _, y in points])
         bold = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for (x, _), y in zip(points, means, strict=True))
-        if len(series) <= 3:  # more would hide the means
+        if len(series) <= 3:  # more raw lines would hide the means
             parts.append(f'<polyline class="raw s{index % 6}" points="{faint}"/>')
         parts.append(f'<polyline class="mean s{index % 6}" points="{bold}"/>')
         for x, y in points:
@@ -57,15 +57,15 @@ def line_chart(title: str, series: Sequence[Series], *, percent: bool = False, n
     return f'<figure class="chart">{heading}{"".join(parts)}</figure>'
 
 
-def ticks(low: float, high: float, *, whole: bool = False, wanted: int = 5) -> list[float]:
-    """About ``wanted`` round numbers that cover [low, high]; with ``whole``, only whole numbers inside it."""
+def ticks(low: float, high: float, *, integers: bool = False, wanted: int = 5) -> list[float]:
+    """Returns about `wanted` round numbers that cover [low, high]; with `integers`, only integers inside it."""
     if low == high:
         half = 0.5 * abs(low) if low else 0.5
-        low, high = (low, low + 1) if whole else (low - half, high + half)
+        low, high = (low, low + 1) if integers else (low - half, high + half)
     rough = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
-    if whole:
+    if integers:
         step = max(1.0, math.ceil(step))
         first, last = math.ceil(low / step), math.floor(high / step)
     else:
@@ -80,7 +80,7 @@ def _scale(ticks_: Sequence[float], values: Sequence[float], start: float, end: 
 
 
 def running_mean(values: Sequence[float], half_life: float = 3.0) -> list[float]:
-    """Exponentially weighted mean with weights that sum to one from the first value on (half-life in points)."""
+    """Computes the bias-corrected exponential moving average; `half_life` is in points."""
     decay = 0.5 ** (1 / half_life)
     total = weight = 0.0
     means = []

@@ -1,7 +1,7 @@
-"""One self-contained page about a run: results, curves, and real trajectories that a person can read.
+"""Generates one self-contained HTML page about a run: results, curves and sampled trajectories.
 
-``python -m dv2_jax.report RUN_DIR`` writes ``RUN_DIR/report/index.html`` from the files of the run
-directory alone (``summary.json`` or ``results.json``, ``metrics.jsonl``, ``config.json``, ``trajectories/``).
+`python -m dv2_jax.report RUN_DIR` writes `RUN_DIR/report/index.html` from the files of the run
+directory alone (`summary.json` or `results.json`, `metrics.jsonl`, `config.json`, `trajectories/`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ from PIL import Image
 from dv2_jax.report import sections
 from dv2_jax.report.selection import select
 from dv2_jax.report.trajectory_html import card, stage_title
-from dv2_jax.telemetry.trajectories import PICTURE_FOLDER
+from dv2_jax.telemetry.trajectories import IMAGE_FOLDER
 
-LONG_SIDE = 640  # pixels; larger pictures are embedded smaller
+LONG_SIDE = 640  # pixels; larger images are scaled down
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write the page and return its path. Whatever the run has not written yet is left out."""
+    """Writes the page and returns its path. Sections without data are left out.
+
+    Raises:
+        FileNotFoundError: if there is no such run directory.
+    """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise FileNotFoundError(f"{run_dir}: no such run directory")
@@ -43,13 +47,13 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def render(run_dir: Path) -> str:
-    """The page as a string."""
+    """Returns the page as HTML."""
     config, summary = _json(run_dir / "config.json"), load_summary(run_dir)
     parts = {name: part for name, part in summary.items() if isinstance(part, Mapping)}
     stages = {name: part for name, part in parts.items() if isinstance(part.get("overall"), Mapping)}
-    pictures = Pictures(run_dir / "trajectories" / PICTURE_FOLDER)
+    images = EmbeddedImages(run_dir / "trajectories" / IMAGE_FOLDER)
     cards = select(run_dir / "trajectories")
-    shown = [card(record, pictures.show) for record in cards]
+    shown = [card(record, images.figure_html) for record in cards]
     assets = files("dv2_jax.report") / "assets"
     return Template((assets / "page.html").read_text()).substitute(
         title=escape(config.get("run", {}).get("name") or run_dir.resolve().name),
@@ -61,55 +65,56 @@ def render(run_dir: Path) -> str:
         curves=sections.curves(run_dir / "metrics.jsonl", stages),
         mix=sections.mix(stages),
         trajectories=_filters(cards) + "\n".join(shown) if cards else '<p class="hint">None were stored.</p>',
-        pictures=pictures.as_json(),
+        images=images.as_json(),
         footer=f"Written {time.strftime('%Y-%m-%d %H:%M')} from the files of this run; needs nothing else.",
     )
 
 
 def load_summary(run_dir: Path) -> dict:
-    """``summary.json`` of a training run, else ``results.json`` of an evaluation, else nothing."""
+    """Reads `summary.json` of a training run or `results.json` of an evaluation; empty if there is neither."""
     return _json(run_dir / "summary.json") or _json(run_dir / "results.json")
 
 
-class Pictures:
-    """The pictures that the page shows, each embedded once and referred to by its file name."""
+class EmbeddedImages:
+    """Collects the images of the page; each is embedded once and referenced by its file name."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._embedded: dict[str, tuple[str, tuple[int, int]]] = {}
 
-    def show(self, name: str, caption: str) -> str:
-        """A ``<figure>`` whose picture the page's script puts in place."""
+    def figure_html(self, name: str, caption: str) -> str:
+        """Returns a `<figure>` whose image source is set by the page's script."""
         if name not in self._embedded:
             path = self.folder / name
             if not path.exists():
-                return '<span class="missing">picture not stored</span>'
-            self._embedded[name] = embed(path.read_bytes())
+                return '<span class="missing">image not stored</span>'
+            self._embedded[name] = to_data_uri(path.read_bytes())
         width, height = self._embedded[name][1]
         small = " small" if max(width, height) < 160 else ""
         text = caption.replace("{size}", f"{width} × {height} px")
         shown = f"width:{3 * width}px" if small else ""
         return (
-            f'<figure class="shot{small}"><img data-picture="{name}" alt="{escape(text)}" style="{shown}">'
+            f'<figure class="shot{small}"><img data-image="{name}" alt="{escape(text)}" style="{shown}">'
             f"<figcaption>{escape(text)}</figcaption></figure>"
         )
 
     def as_json(self) -> str:
+        """Returns the data URIs by file name, as JSON."""
         return json.dumps({name: data for name, (data, _) in self._embedded.items()})
 
 
-def embed(data: bytes) -> tuple[str, tuple[int, int]]:
-    """Data URI of a picture, scaled down to :data:`LONG_SIDE`, and its original (width, height)."""
-    with Image.open(io.BytesIO(data)) as picture:
-        size = picture.size
-        picture = picture.convert("RGB")
-        picture.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
+def to_data_uri(data: bytes) -> tuple[str, tuple[int, int]]:
+    """Encodes an image, scaled down to `LONG_SIDE`, as a data URI; also returns its original (width, height)."""
+    with Image.open(io.BytesIO(data)) as image:
+        size = image.size
+        image = image.convert("RGB")
+        image.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
         out = io.BytesIO()
-        if max(size) < 160:  # lossless where single pixels count
-            picture.save(out, "PNG", optimize=True)
+        if max(size) < 160:  # lossless: single pixels of small images matter
+            image.save(out, "PNG", optimize=True)
             kind = "png"
         else:
-            picture.save(out, "JPEG", quality=82, optimize=True)
+            image.save(out, "JPEG", quality=82, optimize=True)
             kind = "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}", size
 
@@ -134,8 +139,8 @@ def _filters(records: list[dict]) -> str:
     found = list(dict.fromkeys(stage_title(record) for record in records))
     skills = list(dict.fromkeys(record["question"]["skill"] for record in records))
     return (
-        '<p class="hint">The transcript is exact. Coloured text was written by the policy, and is what training trains '
-        'on; grey text came from outside and is masked. <span class="swatch"></span> The darker a token, the less '
+        '<p class="hint">The transcript is exact. Colored text was written by the policy, and is what training trains '
+        'on; gray text came from outside and is masked. <span class="swatch"></span> The darker a token, the less '
         "likely it was; point at it for its log-prob. Of the trajectories of RL steps, green ones were reinforced and "
         "red ones discouraged.</p>"
         f'<div class="filters">{choice("stage", "stage", found)}{choice("skill", "skill", skills)}'

@@ -1,4 +1,4 @@
-"""The upper half of the report page: numbers, table, curves."""
+"""Renders the sections of the report page above the trajectories: numbers, table, curves."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...], bool], ...] = (
 
 
 def tiles(summary: Mapping, stages: Mapping[str, Mapping]) -> str:
-    """The run in a few large numbers."""
+    """Renders the main numbers of the run as tiles."""
     tiles = []
     accuracies = [(name, part["overall"]["accuracy"]) for name, part in stages.items()]
     if accuracies:
@@ -64,7 +64,7 @@ def tiles(summary: Mapping, stages: Mapping[str, Mapping]) -> str:
 
 
 def results(stages: Mapping[str, Mapping]) -> str:
-    """The table of skills by stages."""
+    """Renders the table of results per skill and stage."""
     if not stages:
         return ""
     skills = list(dict.fromkeys(skill for part in stages.values() for skill in part if skill != "overall"))
@@ -106,7 +106,7 @@ def _cell(row: Mapping | None, key: str, percent: bool) -> str:
 
 
 def curves(path: Path, stages: Mapping[str, Mapping]) -> str:
-    """Charts of what ``metrics.jsonl`` holds; skills in the table's order, so that their colors agree."""
+    """Renders charts of `metrics.jsonl`; skills keep the order of the results table, so that their colors agree."""
     skills = [skill for part in stages.values() for skill in part if skill != "overall"]
     rows = _metric_rows(path)
     figures = []
@@ -122,7 +122,7 @@ def curves(path: Path, stages: Mapping[str, Mapping]) -> str:
 
 
 def _expand(lines: tuple[tuple[str, str], ...], rows: list[dict], order: list[str]) -> Iterator[tuple[str, str]]:
-    """``accuracy/*`` as one line per metric of that prefix, those of ``order`` first, then by name."""
+    """Expands `accuracy/*` to one line per metric with that prefix, those of `order` first, then by name."""
     known = {key for row in rows for key in row}
     for key, label in lines:
         prefix = key.removesuffix("*")
@@ -135,13 +135,13 @@ def _expand(lines: tuple[tuple[str, str], ...], rows: list[dict], order: list[st
 
 
 def _metric_rows(path: Path) -> list[dict]:
-    """Lines of metrics.jsonl by step; the newest wins where a resumed run wrote a step twice."""
+    """Reads metrics.jsonl, one row per step; of rows with the same step (a resumed run), later values win."""
     rows: dict[int, dict] = {}
     if path.exists():
         for line in path.read_text().splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:  # torn by a kill
+            except ValueError:  # incomplete line of a killed run
                 continue
             if isinstance(row, dict) and isinstance(row.get("step"), int):
                 rows[row["step"]] = rows.get(row["step"], {}) | row
@@ -149,7 +149,7 @@ def _metric_rows(path: Path) -> list[dict]:
 
 
 def mix(stages: Mapping[str, Mapping]) -> str:
-    """What the tools were used for, a bar per stage."""
+    """Renders the distribution of tool uses, one bar per stage."""
     rows = []
     for name, part in stages.items():
         kinds = part["overall"].get("tool_kinds")

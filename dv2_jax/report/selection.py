@@ -1,4 +1,4 @@
-"""Which trajectories the report page shows: enough to understand a run, few enough to load at once."""
+"""Selects the trajectories of the report page, few enough to embed in one file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GROUPS_PER_STEP = 2  # groups (all samples of one question) per shown training s
 
 
 def select(directory: Path) -> list[dict]:
-    """Records for the page: some of each skill and outcome per evaluation, whole groups of some training steps."""
+    """Returns some records of each skill and outcome per evaluation, and entire groups of some training steps."""
     if not directory.is_dir():
         return []
     names = sorted(stages(directory), key=lambda name: STAGE_ORDER.index(name) if name in STAGE_ORDER else 99)
@@ -27,24 +27,24 @@ def select(directory: Path) -> list[dict]:
 
 
 def _evaluation(records: Iterable[dict]) -> list[dict]:
-    """The first few of each (skill, outcome), varied in the tools that they use, skill by skill."""
-    shelves: dict[tuple[str, str], list[dict]] = {}
+    """Returns the first records of each (skill, outcome), with different tool sets, ordered by skill."""
+    buckets: dict[tuple[str, str], list[dict]] = {}
     for record in records:
-        shelf = shelves.setdefault((record["question"]["skill"], outcome(record)), [])
-        known = {tuple(tools_of(other)) for other in shelf}
-        if len(shelf) < PER_KIND or (len(shelf) < 2 * PER_KIND and tuple(tools_of(record)) not in known):
-            shelf.append(record)
-    skills = list(dict.fromkeys(skill for skill, _ in shelves))
+        bucket = buckets.setdefault((record["question"]["skill"], outcome(record)), [])
+        known = {tuple(tools_of(other)) for other in bucket}
+        if len(bucket) < PER_KIND or (len(bucket) < 2 * PER_KIND and tuple(tools_of(record)) not in known):
+            bucket.append(record)
+    skills = list(dict.fromkeys(skill for skill, _ in buckets))
     return [
         record
         for skill in skills
         for result in ("right", "wrong", "lost")
-        for record in shelves.get((skill, result), [])
+        for record in buckets.get((skill, result), [])
     ]
 
 
 def _training(records: Iterable[dict]) -> list[dict]:
-    """Of the first, middle and last stored step, the groups whose rewards differ most: there the gradient was."""
+    """Returns the groups with the widest reward spread (the largest gradients) of the first, middle and last step."""
     steps: dict[int, dict[str, list[dict]]] = {}
     for record in records:
         steps.setdefault(record["step"] or 0, {}).setdefault(record["question"]["id"], []).append(record)
@@ -53,13 +53,13 @@ def _training(records: Iterable[dict]) -> list[dict]:
     return [
         record
         for step in shown
-        for group in _telling(list(steps[step].values()))
+        for group in _highest_variance_groups(list(steps[step].values()))
         for record in sorted(group, key=lambda record: -(record["reward"] or 0.0))
     ]
 
 
-def _telling(groups: list[list[dict]]) -> list[list[dict]]:
-    """The groups of widest spread, of different skills as far as there are."""
+def _highest_variance_groups(groups: list[list[dict]]) -> list[list[dict]]:
+    """Returns the `GROUPS_PER_STEP` groups with the widest reward spread, preferring different skills."""
     groups = sorted(groups, key=_spread, reverse=True)
     skills = [group[0]["question"]["skill"] for group in groups]
     first = [i for i, skill in enumerate(skills) if skill not in skills[:i]]

@@ -1,4 +1,4 @@
-"""One trajectory record as HTML: a card that a person can read from question to reward."""
+"""Renders one trajectory record as an HTML card, from question to reward."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from html import escape
 from pygments.lexers import PythonLexer
 from pygments.token import Comment, Keyword, Name, Number, Operator, String, _TokenType
 
-from dv2_jax.telemetry.trajectories import PICTURE
+from dv2_jax.telemetry.trajectories import IMAGE_MARK
 
 _CODE = re.compile(r"(?<=```python\n)(.*?)(?=\n?```|\Z)", re.DOTALL)
 _MARKER = re.compile(r"<\|[a-z_]+\|>|</?(?:think|code|tool_call|answer|tool_response)>|```(?:python)?")
 _ESCAPED_MARKER = re.compile(_MARKER.pattern.replace("<", "&lt;").replace(">", "&gt;"))
-_LINK = re.compile(r"\[([^\]\n]+)\] ?\((https?://[^)\s\"'<>]*)\)")  # a result's address may be hostile: only the web's
+_LINK = re.compile(
+    r"\[([^\]\n]+)\] ?\((https?://[^)\s\"'<>]*)\)"
+)  # search results are untrusted: link only http(s) URLs
 _COLORS: tuple[tuple[_TokenType, str], ...] = (
     (Comment, "c"), (String, "s"), (Number, "m"), (Keyword, "k"), (Operator.Word, "k"),
     (Name.Builtin, "b"), (Name.Function, "f"), (Name.Class, "f"),
@@ -24,27 +26,28 @@ STAGE_TITLES = {"base": "base", "cold_start": "cold start", "rl": "after RL", "t
 
 
 def stage_title(record: dict) -> str:
+    """Returns the title of a record's stage, with the step of training records."""
     title = STAGE_TITLES.get(record["stage"], record["stage"].replace("_", " "))
     return title if record.get("step") is None else f"{title}, step {record['step']}"
 
 
 def outcome(record: dict) -> str:
-    """``right``, ``wrong``, or ``lost`` where infrastructure failed."""
+    """Classifies a record as `right`, `wrong`, or `lost` (dropped after an infrastructure failure)."""
     if record["dropped"]:
         return "lost"
     return "right" if record["reward_parts"].get("accuracy", 0) > 0.5 else "wrong"
 
 
 def tools_of(record: dict) -> list[str]:
-    """Which tools it called: of ``code``, ``search``, ``image_search``, in this order; ``none`` if it called none."""
+    """Returns the tools that a record called, of `code`, `search`, `image_search`, in this order, or `none`."""
     used = {turn["kind"] for turn in record["turns"]}
     return [tool for tool in ("code", "search", "image_search") if tool in used] or ["none"]
 
 
-def card(record: dict, picture: Callable[[str, str], str]) -> str:
-    """A folded ``<details>``; ``picture(file name, caption)`` gives the HTML that shows a stored picture.
+def card(record: dict, image: Callable[[str, str], str]) -> str:
+    """Renders a record as a collapsed `<details>` element.
 
-    A caption may name the picture's size: ``{size}``.
+    `image(file name, caption)` returns the HTML of a stored image; `{size}` in a caption is replaced by its size.
     """
     question, result = record["question"], outcome(record)
     sign = _sign(record.get("advantage"))
@@ -61,17 +64,17 @@ def card(record: dict, picture: Callable[[str, str], str]) -> str:
         f' data-skill="{escape(question["skill"])}" data-tools="{" ".join(tools_of(record))}">'
         f'<summary><span class="mark {result}">{mark}</span><span class="skill">{escape(question["skill"])}</span>'
         f'<span class="ask">{escape(_one_line(question["text"]))}</span><span class="facts">{"".join(facts)}</span>'
-        f'</summary><div class="body">{_question(record, picture)}{_transcript(record, picture)}</div></details>'
+        f'</summary><div class="body">{_question(record, image)}{_transcript(record, image)}</div></details>'
     )
 
 
-def _question(record: dict, picture: Callable[[str, str], str]) -> str:
+def _question(record: dict, image: Callable[[str, str], str]) -> str:
     question = record["question"]
     views = record["views"]
-    pictures = []
+    images = []
     for index, name in enumerate(question["pictures"]):
         seen = f"; the model saw {_view_size(views[index])}" if index < len(views) else ""
-        pictures.append(picture(name, f"image_{index + 1}, {{size}}{seen}"))
+        images.append(image(name, f"image_{index + 1}, {{size}}{seen}"))
     rows = [("expected", question["answer"]), ("answered", _final_answer(record) or "–")]
     reward_parts = {name: value for name, value in record["reward_parts"].items() if name != "total"}
     rows += [(name.replace("_", " "), _number(value)) for name, value in reward_parts.items()]
@@ -85,16 +88,16 @@ def _question(record: dict, picture: Callable[[str, str], str]) -> str:
         rows.append(("policy version", str(low) if low == high else f"{low}–{high}"))
     table = "".join(f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in rows)
     return (
-        f'<aside><p class="question">{escape(question["text"])}</p>{"".join(pictures)}'
+        f'<aside><p class="question">{escape(question["text"])}</p>{"".join(images)}'
         f'<table class="parts">{table}</table></aside>'
     )
 
 
-def _transcript(record: dict, picture: Callable[[str, str], str]) -> str:
+def _transcript(record: dict, image: Callable[[str, str], str]) -> str:
     names = iter(record["question"]["pictures"] + [name for turn in record["turns"] for name in turn["pictures"]])
     logprobs, versions = iter(record["logprobs"]), iter(record["versions"])
     parts, turn_number = [], 0
-    trained = record.get("advantage") is not None  # else an evaluation
+    trained = record.get("advantage") is not None  # records of evaluations have no advantage
     for piece in record["segments"]:
         count = piece["end"] - piece["start"]
         if piece["role"] == "model":
@@ -104,7 +107,7 @@ def _transcript(record: dict, picture: Callable[[str, str], str]) -> str:
             label = f"turn {turn_number} · {_kind(turn)} · {count} tokens{', trained on' * trained}"
             parts.append(f'<section class="model"><h4>{label}</h4><pre>{_tokens(piece, scores)}</pre></section>')
         else:
-            shown, inline = _context(piece["text"], names, picture)
+            shown, inline = _context(piece["text"], names, image)
             label = f"{count} tokens{', not trained on' * trained}"
             if piece["role"] == "prompt":
                 parts.append(f'<details class="context"><summary>prompt · {label}</summary>{shown}</details>')
@@ -112,13 +115,13 @@ def _transcript(record: dict, picture: Callable[[str, str], str]) -> str:
                 turn = record["turns"][turn_number - 1] if 0 < turn_number <= len(record["turns"]) else None
                 parts.append(
                     f'<section class="context"><h4>{_observation_label(turn)} · {label}</h4>'
-                    f'<div class="beside">{shown}{inline}</div></section>'
+                    f'<div class="side-by-side">{shown}{inline}</div></section>'
                 )
     return f'<div class="transcript">{"".join(parts)}</div>'
 
 
 def _tokens(piece: dict, scores: list[tuple[float, int]]) -> str:
-    """The text of a model piece, one element per token, cut again where the syntax coloring changes."""
+    """Renders the text of a model segment, one element per token, split further where the syntax color changes."""
     text, out, start = piece["text"], [], 0
     colors = _coloring(text)
     borders = [begin for begin, _ in colors]
@@ -138,7 +141,7 @@ def _tokens(piece: dict, scores: list[tuple[float, int]]) -> str:
 
 
 def _coloring(text: str) -> list[tuple[int, str]]:
-    """Where each color starts: [(offset, class or "")], ascending, from offset 0."""
+    """Returns the start of each syntax color as ascending [(offset, CSS class or "")], beginning at offset 0."""
     marks: list[tuple[int, str]] = [(0, "")]
     for match in _MARKER.finditer(text):
         marks += [(match.start(), "tag"), (match.end(), "")]
@@ -152,16 +155,16 @@ def _coloring(text: str) -> list[tuple[int, str]]:
     return sorted(dict(marks).items())
 
 
-def _context(text: str, names: Iterator[str], picture: Callable[[str, str], str]) -> tuple[str, str]:
-    """A prompt's or observation's text, and the pictures that stand in it."""
+def _context(text: str, names: Iterator[str], image: Callable[[str, str], str]) -> tuple[str, str]:
+    """Renders the text of a prompt or observation, and its images."""
     shown = []
-    for _ in range(text.count(PICTURE)):
+    for _ in range(text.count(IMAGE_MARK)):
         name = next(names, None)
-        shown.append(picture(name, "{size}") if name else '<span class="missing">picture not stored</span>')
+        shown.append(image(name, "{size}") if name else '<span class="missing">image not stored</span>')
     body = escape(text, quote=False)
     body = _LINK.sub(r'<a href="\2" rel="noreferrer">\1</a>', body) if "tool_response" in text else body
     body = _ESCAPED_MARKER.sub(r'<b class="tag">\g<0></b>', body)
-    body = body.replace(PICTURE, '<b class="tag">⟨picture⟩</b>')
+    body = body.replace(IMAGE_MARK, '<b class="tag">⟨image⟩</b>')
     return f"<pre>{body}</pre>", f'<div class="shots">{"".join(shown)}</div>' if shown else ""
 
 

@@ -1,12 +1,11 @@
-"""Rewards: the released arithmetic over a verdict by rules or by a judge.
+"""Rewards: a verdict on each answer (rules, then a judge), and the weighted sum of registered reward terms.
 
-``reward`` scores one trajectory; ``assign`` scores many, in place, and keeps the infrastructure's failures out
-of the loss.
+`trajectory_reward` scores one trajectory; `compute_rewards` scores many, in place, and keeps failures of the
+infrastructure out of the loss.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,78 +13,75 @@ from concurrent.futures import ThreadPoolExecutor
 from dv2_jax.agent.trajectory import Finish, Trajectory
 from dv2_jax.config import RewardConfig
 from dv2_jax.data.tokenizer import Tokenizer
-from dv2_jax.rewards.judge import Judge, JudgeUnavailable
-from dv2_jax.rewards.matching import equivalent
-from dv2_jax.rewards.rules import RewardParts, final_answer, score, too_long, well_formed
+from dv2_jax.rewards.judge import Judge, JudgeOutage, JudgeUnavailable
+from dv2_jax.rewards.matching import answers_match, answers_match_batch
+from dv2_jax.rewards.reward_registry import FinalAnswer, Response, reward, verdict_source
+from dv2_jax.rewards.rules import RewardParts, check_terms, final_answer, is_well_formed, score_response
+from dv2_jax.rewards.verdicts import is_correct, probe_judge, verdict_sources
 
 __all__ = [
-    "Judge", "JudgeUnavailable", "RewardParts", "answer_ok", "assign", "equivalent", "final_answer", "reward",
-    "score", "well_formed",
+    "FinalAnswer", "Judge", "JudgeOutage", "JudgeUnavailable", "Response", "RewardParts", "answers_match",
+    "answers_match_batch", "compute_rewards", "final_answer", "is_correct", "is_well_formed", "prepare_rewards",
+    "reward", "score_response", "trajectory_reward", "verdict_source",
 ]  # fmt: skip
 
-_JUDGE_THREADS = 32  # as released
+_THREADS = 32  # as released
 _log = logging.getLogger(__name__)
 
 
-@functools.cache
-def _judge(base_url: str, model: str) -> Judge:
-    return Judge(base_url, model)
-
-
-def answer_ok(trajectory: Trajectory, text: str, config: RewardConfig) -> bool:
-    """Whether the final answer is right: by the rules, or else by the judge where one is configured.
-
-    The rules are strict, so what they accept needs no judge; numbers they reject are wrong, too. A missing
-    perception or search answer is put to the judge as "None", as released.
+def prepare_rewards(config: RewardConfig) -> None:
+    """Checks at the start of a run that all reward terms and verdict sources exist and that the judge answers.
 
     Raises:
-        JudgeUnavailable: when the judge cannot be reached.
+        ConfigError: one does not; the message names the key and the fix.
     """
-    question, prediction = trajectory.question, final_answer(text)
-    if too_long(prediction, question.data_source, config):
-        return False
-    if equivalent(prediction, question.answer, question.verifier, question.meta):
-        return True
-    if not config.judge_base_url or question.verifier == "number":
-        return False
-    judge = _judge(config.judge_base_url, config.judge_model)
-    if question.data_source == "reason":
-        return bool(prediction) and judge.same_mathematics(question.text, question.answer, prediction)
-    return judge.consistent(question.text, question.answer, str(prediction))
+    check_terms(config)
+    verdict_sources(config)
+    probe_judge(config)
 
 
-def reward(trajectory: Trajectory, tokenizer: Tokenizer, config: RewardConfig) -> RewardParts:
-    """The reward of a finished trajectory.
+def trajectory_reward(trajectory: Trajectory, tokenizer: Tokenizer, config: RewardConfig) -> RewardParts:
+    """Returns the reward of a finished trajectory.
 
     Raises:
-        JudgeUnavailable: when the judge cannot be reached.
-        ValueError: for a trajectory that the infrastructure lost; it has no reward.
+        JudgeUnavailable: the judge gave no verdict.
+        ValueError: the infrastructure lost the trajectory, so it has no reward; or its reference is unusable.
     """
     if trajectory.finish is Finish.LOST:
         raise ValueError(f"trajectory {trajectory.id!r} was lost; it has no reward")
     text = trajectory.response_text(tokenizer)
-    return score(text, answer_ok(trajectory, text, config), trajectory.question.data_source, config)
+    correct = is_correct(trajectory.question, text, config)
+    return score_response(text, correct, trajectory.question.data_source, config, trajectory)
 
 
-def assign(trajectories: Iterable[Trajectory], tokenizer: Tokenizer, config: RewardConfig) -> None:
-    """Fills ``reward`` and ``reward_parts`` of every trajectory that was not lost.
+def compute_rewards(trajectories: Iterable[Trajectory], tokenizer: Tokenizer, config: RewardConfig) -> None:
+    """Sets `reward` and `reward_parts` of every trajectory that was not lost, judging them in parallel.
 
-    Where the judge stays silent the trajectory is ``dropped``: no verdict is not a wrong answer.
+    A trajectory without a verdict (the judge failed, or the question's reference is unusable) is `dropped` with a
+    warning: no verdict is not a wrong answer.
+
+    Raises:
+        JudgeOutage: the judge has given no verdict for `config.judge_outage_s`.
     """
+    check_terms(config)
+    verdict_sources(config)
 
-    def fill(trajectory: Trajectory) -> None:
+    def score(trajectory: Trajectory) -> None:
+        text = trajectory.response_text(tokenizer)
+        question = trajectory.question
         try:
-            parts = reward(trajectory, tokenizer, config)
-        except JudgeUnavailable as error:
-            _log.warning("trajectory %s dropped: %s", trajectory.id, error)
+            correct = is_correct(question, text, config)
+        except (JudgeUnavailable, ValueError) as error:
+            _log.warning("trajectory %s of question %s dropped: %s", trajectory.id, question.id, error)
             trajectory.dropped = True
             return
+        parts = score_response(text, correct, question.data_source, config, trajectory)
         trajectory.reward, trajectory.reward_parts = parts.total, parts.to_dict()
 
     kept = [trajectory for trajectory in trajectories if trajectory.finish is not Finish.LOST]
-    if not config.judge_base_url:
-        for trajectory in kept:
-            fill(trajectory)
-        return
-    with ThreadPoolExecutor(_JUDGE_THREADS) as pool:
-        list(pool.map(fill, kept))
+    threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="rewards")
+    try:
+        for _ in threads.map(score, kept):
+            pass
+    finally:
+        threads.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Group-relative advantages, on the host in float64."""
+"""Group-relative (GRPO) advantages, computed on the host in float64."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ def group_advantages(
     valid: Bool[np.ndarray, " N"] | None = None,
     normalize_std: bool = True,
 ) -> Float[np.ndarray, " N"]:
-    """Reward minus its group's mean, over the group's unbiased deviation where `normalize_std` (DeepEyesV2 spec 6.2).
+    """Compute the group-relative advantage of every trajectory: its reward minus the mean reward of its group.
 
-    Trajectories that are not `valid` (lost to the infrastructure) get 0 and count in no mean. A group with fewer than
-    two valid members says nothing about what is better, so it gets 0 as well. Raises ValueError on a valid reward
-    that is not finite.
+    With `normalize_std` it is divided by the group's unbiased standard deviation plus `STD_EPSILON` (DeepEyesV2 spec
+    6.2). Trajectories that are not `valid` (lost to infrastructure errors) get advantage 0 and are excluded from the
+    group statistics. A group with fewer than two valid members has no baseline, so its advantages are 0.
+
+    Raises:
+        ValueError: a valid reward is not finite.
     """
     rewards = np.asarray(rewards, np.float64)
     valid = np.ones(len(rewards), bool) if valid is None else np.asarray(valid, bool)
@@ -32,22 +35,23 @@ def group_advantages(
         if len(members) < 2:
             continue
         centered = rewards[members] - rewards[members].mean()
-        # Equal rewards must give exactly 0: the rounding of a mean, divided by epsilon, would not.
+        # Equal rewards must give exactly 0; the rounding error of the mean divided by epsilon would not.
         if np.ptp(rewards[members]) == 0.0:
             continue
         advantages[members] = centered / (rewards[members].std(ddof=1) + STD_EPSILON) if normalize_std else centered
     return advantages
 
 
-def informative_groups(
+def groups_with_reward_variance(
     rewards: Float[np.ndarray, " N"], group_ids: Int[np.ndarray, " N"], valid: Bool[np.ndarray, " N"] | None = None
 ) -> set[int]:
-    """Groups whose valid rewards differ: the only ones with a gradient, and what dynamic sampling keeps."""
+    """Return the ids of groups with nonzero reward variance: only these have a gradient; dynamic sampling keeps them."""
     rewards = np.asarray(rewards, np.float64)
     valid = np.ones(len(rewards), bool) if valid is None else np.asarray(valid, bool)
     return {int(group_ids[m[0]]) for m in _groups(group_ids, valid) if np.ptp(rewards[m]) > 0.0}
 
 
 def _groups(group_ids, valid) -> list[np.ndarray]:
+    """Return the indices of the valid members of each group."""
     group_ids = np.asarray(group_ids)
     return [np.flatnonzero((group_ids == g) & valid) for g in np.unique(group_ids[valid])]

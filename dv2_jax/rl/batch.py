@@ -1,4 +1,4 @@
-"""From scored trajectories to what an optimizer step trains on."""
+"""Conversion of scored trajectories into the minibatches of an RL step: loss weights and denominators."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dv2_jax.data.packing import Example
 
 @dataclass(frozen=True)
 class Minibatch:
-    """The examples of one optimizer step; their losses are divided by `denominator`."""
+    """The examples of one optimizer step and the denominator of their loss."""
 
     examples: tuple[Example, ...]
     denominator: float
 
 
 def loss_tokens(trajectory: Trajectory) -> int:
-    """Its sampled tokens; 0 where it does not count, because the infrastructure lost it."""
+    """Count the tokens of a trajectory that enter the loss; 0 if it was lost to an infrastructure error."""
     return 0 if trajectory.dropped else trajectory.sampled_tokens
 
 
@@ -31,15 +31,21 @@ def make_minibatches(
     config: RLConfig,
     tokens: Sequence[int] | None = None,
 ) -> list[Minibatch]:
-    """Split the trajectories of one step, in order, into `config.minibatches` parts of equal numbers of groups.
+    """Split the trajectories of one step, in order, into `config.minibatches` minibatches with equally many groups.
 
-    Trajectories come group after group. Weights and denominators follow `config.loss_aggregation`: 1 for each sampled
-    token and their number in the part (`token_mean`), or 1 over the trajectory's sampled tokens and the number of
-    trajectories (`sequence_mean`). A trajectory whose advantage is 0 has no gradient, so it is not computed, but it
-    does count in the denominator; without a KL term that is exactly the loss of the whole part.
+    Trajectories are ordered by group. Token weights and denominators follow `config.loss_aggregation`:
 
-    A trajectory that another host has is None: it counts like the others, and that host computes it. `tokens` says how
-    many of each one's tokens are in the loss (default: their `loss_tokens`).
+    - `token_mean`: weight 1 per sampled token; the denominator is the number of sampled tokens in the minibatch.
+    - `sequence_mean`: weight 1 / (sampled tokens of the trajectory); the denominator is the number of trajectories.
+
+    A trajectory with advantage 0 has no gradient and is left out of the computation, but it counts in the denominator.
+    Without a KL term this leaves the loss of the minibatch unchanged.
+
+    On several hosts `trajectories` is None at the indices of other hosts: those count in the denominator and are
+    computed by their host. `tokens` is the number of loss tokens of every trajectory (default: `loss_tokens` of each).
+
+    Raises:
+        ValueError: the lists differ in length, or the trajectories do not divide evenly into minibatches.
     """
     tokens = [loss_tokens(t) for t in trajectories] if tokens is None else tokens
     if len(trajectories) != len(advantages):
@@ -63,9 +69,11 @@ def make_minibatches(
 
 
 def to_example(trajectory: Trajectory, advantage: float, weight: float) -> Example:
-    """A trajectory for packing.
+    """Convert a trajectory into an `Example` with per-token loss weight `weight` on its sampled tokens.
 
-    Raises ValueError when its lists differ in length or a sampled token has no log-prob.
+    Raises:
+        ValueError: its lists differ in length, its first token is marked as sampled, or a sampled token has no valid
+            log-probability.
     """
     lengths = {name: len(getattr(trajectory, name)) for name in ("token_ids", "loss_mask", "logprobs", "versions")}
     if len(set(lengths.values())) != 1:
@@ -79,4 +87,4 @@ def to_example(trajectory: Trajectory, advantage: float, weight: float) -> Examp
         raise ValueError(
             f"trajectory {trajectory.id!r}: the behavior log-prob of a sampled token is no finite number <= 0"
         )
-    return Example(trajectory.token_ids, mask * weight, tuple(trajectory.pictures), logprobs, advantage)
+    return Example(trajectory.token_ids, mask * weight, tuple(trajectory.images), logprobs, advantage)

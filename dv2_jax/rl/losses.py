@@ -1,4 +1,4 @@
-"""The clipped policy-gradient loss and the presets that name its variants."""
+"""The clipped policy-gradient loss (PPO clip with dual clip and optional KL term) and its named presets."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from jaxtyping import Array, Bool, Float
 
 from dv2_jax.config import RLConfig
 
-MAX_LOG_RATIO = 20.0  # as released: exp stays finite for any two policies
+MAX_LOG_RATIO = 20.0  # as released: keeps exp finite for any pair of policies
 
-# What each algorithm means; a field that the user set to something else than the default of RLConfig stays his.
+# Values that each algorithm sets; a field whose value differs from the default of RLConfig is kept.
 ALGORITHMS = {
     "dapo": {},  # the defaults: token mean over the global batch, clip 0.2/0.3 (paper 5.1)
     "released": {
@@ -24,8 +24,8 @@ ALGORITHMS = {
 }
 
 
-def with_algorithm(config: RLConfig) -> RLConfig:
-    """`config` with the values that its algorithm stands for, in every field left at its default."""
+def resolve_algorithm(config: RLConfig) -> RLConfig:
+    """Return `config` with the values of its algorithm in every field that has its default."""
     defaults = RLConfig()
     chosen = ALGORITHMS[config.algorithm]
     return dataclasses.replace(
@@ -42,32 +42,37 @@ def policy_loss(
     denominator: Float[Array, ""],
     reference_logprobs: Float[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Bool[Array, "B T"]]]:
-    """Clipped surrogate, summed with `weight` and divided by `denominator`; and which tokens were clipped.
+    """Compute the clipped surrogate loss, summed with `weight` and divided by `denominator`.
 
     Per token, with r = exp(clamp(logp - old, -20, 20)): l = max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)); where
-    A < 0 and dual_clip c > 0, l = min(l, -c A) (DeepEyesV2 spec 6.2). With `reference_logprobs` the k3 estimate of the
-    divergence from the reference is added, times `kl_coefficient`.
+    A < 0 and dual_clip c > 0, l = min(l, -c A) (DeepEyesV2 spec 6.2). With `reference_logprobs`, `kl_coefficient` times
+    the k3 estimate of KL(policy || reference) is added.
 
-    The aggregation is in `weight` and `denominator`, so that microbatch losses add (see `rl.batch`): mask and number of
-    masked tokens of the whole step for the token mean; mask over the length of its own sequence, and number of
-    sequences, for the sequence mean.
+    `weight` and `denominator` carry the aggregation, so that microbatch losses and gradients add (see `rl.batch`). For
+    the token mean they are the response mask and the number of response tokens of the step; for the sequence mean the
+    response mask divided by the response length, and the number of sequences.
+
+    Returns:
+        The loss and the masks of the tokens at which each clip is active: `clipped_high`, `clipped_low` and, with dual
+        clip, `dual_clipped`.
     """
-    # Padding holds arbitrary log-probs; inf or nan there must not reach the gradient through 0 * nan.
-    used = weight > 0
-    log_ratio = jnp.clip(jnp.where(used, logprobs - old_logprobs, 0.0), -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    # The log-probs of padding are arbitrary; the mask is applied before exp so that no 0 * nan reaches the gradient.
+    response_mask = weight > 0
+    log_ratio = jnp.clip(jnp.where(response_mask, logprobs - old_logprobs, 0.0), -MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio = jnp.exp(log_ratio)
-    plain = -advantages * ratio
-    clipped = -advantages * jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high)
-    loss = jnp.maximum(plain, clipped)
-    at_clip = {
-        "clipped_high": used & (advantages > 0) & (ratio > 1.0 + config.clip_high),
-        "clipped_low": used & (advantages < 0) & (ratio < 1.0 - config.clip_low),
+    unclipped_loss = -advantages * ratio
+    clipped_loss = -advantages * jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high)
+    loss = jnp.maximum(unclipped_loss, clipped_loss)
+    clip_masks = {
+        "clipped_high": response_mask & (advantages > 0) & (ratio > 1.0 + config.clip_high),
+        "clipped_low": response_mask & (advantages < 0) & (ratio < 1.0 - config.clip_low),
     }
     if config.dual_clip > 0:
-        ceiling = -config.dual_clip * advantages
-        at_clip["dual_clipped"] = used & (advantages < 0) & (loss > ceiling)
-        loss = jnp.where(advantages < 0, jnp.minimum(loss, ceiling), loss)
+        max_loss = -config.dual_clip * advantages
+        clip_masks["dual_clipped"] = response_mask & (advantages < 0) & (loss > max_loss)
+        loss = jnp.where(advantages < 0, jnp.minimum(loss, max_loss), loss)
     if reference_logprobs is not None:
-        away = jnp.clip(jnp.where(used, reference_logprobs - logprobs, 0.0), -MAX_LOG_RATIO, MAX_LOG_RATIO)
-        loss = loss + config.kl_coefficient * (jnp.exp(away) - away - 1.0)
-    return jnp.sum(jnp.where(used, loss * weight, 0.0)) / denominator, at_clip
+        reference_gap = jnp.where(response_mask, reference_logprobs - logprobs, 0.0)
+        log_ratio_ref = jnp.clip(reference_gap, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+        loss = loss + config.kl_coefficient * (jnp.exp(log_ratio_ref) - log_ratio_ref - 1.0)
+    return jnp.sum(jnp.where(response_mask, loss * weight, 0.0)) / denominator, clip_masks

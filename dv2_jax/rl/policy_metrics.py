@@ -1,4 +1,4 @@
-"""What is logged of an RL update: sums over tokens on the device, means of a whole step on the host."""
+"""Metrics of an RL step: token sums per microbatch on the device, token means of the step on the host."""
 
 from __future__ import annotations
 
@@ -8,46 +8,46 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-def mismatch(
-    logprobs: Float[Array, "B T"], behavior_logprobs: Float[Array, "B T"], used: Bool[Array, "B T"]
+def rollout_mismatch_metrics(
+    logprobs: Float[Array, "B T"], behavior_logprobs: Float[Array, "B T"], response_mask: Bool[Array, "B T"]
 ) -> dict[str, Float[Array, ""]]:
-    """Sums of the gap between trainer (pi) and sampler (mu) over the used tokens, and its largest value.
+    """Sum the log-prob gap between trainer (pi) and sampler (mu) over the response tokens, and take its maximum.
 
-    k1 = log mu - log pi and k3 = pi/mu - 1 - log(pi/mu) both estimate KL(mu || pi) from mu's samples; k3 is never
-    negative.
+    k1 = log mu - log pi and k3 = pi/mu - 1 - log(pi/mu) both estimate KL(mu || pi) from samples of mu; k3 is never
+    negative (Schulman, "Approximating KL Divergence").
     """
-    gap = jnp.where(used, logprobs - behavior_logprobs, 0.0)
+    gap = jnp.where(response_mask, logprobs - behavior_logprobs, 0.0)
     return {
-        "gap_k1": -jnp.sum(gap),
-        "gap_k3": jnp.sum(jnp.expm1(gap) - gap),
-        "gap_abs": jnp.sum(jnp.abs(gap)),
-        "ratio": jnp.sum(jnp.where(used, jnp.exp(gap), 0.0)),
-        "gap_max": jnp.max(jnp.abs(gap)),
+        "logprob_gap_k1": -jnp.sum(gap),
+        "logprob_gap_k3": jnp.sum(jnp.expm1(gap) - gap),
+        "logprob_gap_abs": jnp.sum(jnp.abs(gap)),
+        "ratio": jnp.sum(jnp.where(response_mask, jnp.exp(gap), 0.0)),
+        "logprob_gap_max": jnp.max(jnp.abs(gap)),
     }
 
 
-def token_sums(
-    used: Bool[Array, "B T"],
+def token_metric_sums(
+    response_mask: Bool[Array, "B T"],
     advantages: Float[Array, "B T"],
     entropy: Float[Array, "B T"],
-    at_clip: Mapping[str, Bool[Array, "B T"]],
+    clip_masks: Mapping[str, Bool[Array, "B T"]],
 ) -> dict[str, Float[Array, ""]]:
-    """Additive token statistics of a microbatch; `token_means` turns a step's sums into fractions."""
+    """Sum the token metrics of a microbatch; sums add over microbatches, see `token_metric_means`."""
 
-    def count(x):
-        return jnp.sum(x).astype(jnp.float32)
+    def count(mask):
+        return jnp.sum(mask).astype(jnp.float32)
 
-    sums = {name: count(x) for name, x in at_clip.items()}
-    sums["nonzero_advantage"] = count(used & (advantages != 0))
-    sums["entropy"] = jnp.sum(jnp.where(used, entropy, 0.0))
-    sums["loss_tokens"] = count(used)
+    sums = {name: count(mask) for name, mask in clip_masks.items()}
+    sums["nonzero_advantage"] = count(response_mask & (advantages != 0))
+    sums["entropy"] = jnp.sum(jnp.where(response_mask, entropy, 0.0))
+    sums["loss_tokens"] = count(response_mask)
     return sums
 
 
-MEANS = (
-    "gap_k1",
-    "gap_k3",
-    "gap_abs",
+TOKEN_MEAN_METRICS = (
+    "logprob_gap_k1",
+    "logprob_gap_k3",
+    "logprob_gap_abs",
     "ratio",
     "clipped_high",
     "clipped_low",
@@ -57,7 +57,7 @@ MEANS = (
 )
 
 
-def token_means(combined: Mapping[str, float]) -> dict[str, float]:
-    """Divide the token sums of a step by its number of loss tokens; everything else passes through."""
-    tokens = max(combined["loss_tokens"], 1.0)
-    return {name: value / tokens if name in MEANS else value for name, value in combined.items()}
+def token_metric_means(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Divide the token sums of a step by its number of loss tokens; other metrics are returned unchanged."""
+    tokens = max(metrics["loss_tokens"], 1.0)
+    return {name: value / tokens if name in TOKEN_MEAN_METRICS else value for name, value in metrics.items()}

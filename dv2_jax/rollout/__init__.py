@@ -1,1 +1,1 @@
-"""Trajectories: the scheduler that feeds the engine and the tools."""
+"""Rollouts: schedules trajectories between the inference engine and the tools."""

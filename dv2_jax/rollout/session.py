@@ -1,6 +1,6 @@
-"""Everything that turns a question into a trajectory, assembled from a configuration in one place.
+"""Assembles policy, engine, prompt encoder and tools from a configuration, for RL, `evaluate` and `chat`.
 
-Policy, engine, protocol and tools, as the RL recipe, ``evaluate`` and ``chat`` alike use them::
+::
 
     with open_session(config, run_dir) as session:
         session.load_params()
@@ -19,67 +19,67 @@ from jax.sharding import Mesh
 from jaxtyping import Bool
 
 from dv2_jax.agent.parser import STOP_STRINGS
-from dv2_jax.agent.prompt_encoder import SpliceCodec
-from dv2_jax.checkpoint.policy_spec import Architecture, architecture, load_weights
+from dv2_jax.agent.prompt_encoder import PromptEncoder
+from dv2_jax.checkpoint.policy_spec import PolicySpec, load_policy_spec, load_weights
 from dv2_jax.config import Config, ConfigError
 from dv2_jax.data.loader import image_buckets
 from dv2_jax.data.tokenizer import Tokenizer
-from dv2_jax.engine.buckets import of_one_host
+from dv2_jax.engine.buckets import per_host
 from dv2_jax.engine.engine import Engine
 from dv2_jax.engine.sampling import forbidden_ids
 from dv2_jax.engine.stop_strings import StopAutomaton
 from dv2_jax.model.params import GraphDef, Params, abstract_params, build, logical_axes
 from dv2_jax.parallel import distributed, malloc
-from dv2_jax.parallel.mesh import widest_tensor
-from dv2_jax.parallel.weight_sync import own_mesh, to_own_devices
+from dv2_jax.parallel.mesh import max_tensor_parallelism
+from dv2_jax.parallel.weight_sync import local_mesh, make_weight_sync
 from dv2_jax.rollout.scheduler import RolloutScheduler
 from dv2_jax.rollout.tools_client import open_tools
 from tools_service.client import ToolsClient
 
 
 @dataclass(frozen=True)
-class Session:
-    """An engine with its tools. ``forbidden`` are the ids it never samples; the trainer masks the same."""
+class RolloutSession:
+    """An engine with its tools. `forbidden` masks the ids that it never samples; the trainer applies the same mask."""
 
     config: Config
-    architecture: Architecture
+    spec: PolicySpec
     graphdef: GraphDef
     tokenizer: Tokenizer
-    codec: SpliceCodec
+    prompt_encoder: PromptEncoder
     engine: Engine
     tools: ToolsClient
     forbidden: Bool[np.ndarray, "V"]
-    mesh: Mesh | None  # of all hosts' devices, where the policy's weights lie; None: one device
-    to_engine: Callable[[Params], Params] | None = None  # copies weights to the engine's places; None: it shares them
+    mesh: Mesh | None  # mesh of the policy's weights over all hosts; None for a single device
+    weight_sync: Callable[[Params], Params] | None = None  # makes the engine's copy of the weights; None: shared
 
     def set_params(self, params: Params, version: int) -> None:
-        """New weights; compiles what is not compiled yet when they are the first. Every host calls it."""
-        self._give(params, version)
+        """Sets the engine's weights and compiles its programs on the first call. Every host calls it."""
+        self._sync_weights(params, version)
         if not self.engine.compiled_programs():
             self.engine.warmup()
-            malloc.give_back()
+            malloc.malloc_trim()
 
-    def _give(self, params: Params, version: int) -> None:
-        self.release()  # the old copy goes before the new one comes
-        self.engine.set_params(params if self.to_engine is None else self.to_engine(params), version)
+    def _sync_weights(self, params: Params, version: int) -> None:
+        self.drop_engine_weights()  # free the old copy before the new one is allocated
+        self.engine.set_params(params if self.weight_sync is None else self.weight_sync(params), version)
 
-    def release(self) -> None:
-        """Drops the engine's copy of the weights, where it has one: their room is for learning until new ones come."""
-        if self.to_engine is not None:
+    def drop_engine_weights(self) -> None:
+        """Frees the engine's copy of the weights, if it has one, so that a training step can use the memory."""
+        if self.weight_sync is not None:
             self.engine.set_params(None, self.engine.version)
 
     def load_params(self, *, warmup: bool = True) -> None:
-        """The weights of ``model.init``, as version 0. Without ``warmup`` a shape is compiled when it first comes."""
-        params = load_weights(self.config.model, self.architecture.config, mesh=self.mesh, seed=self.config.run.seed)
+        """Loads the weights of `model.init` as version 0. Without `warmup`, programs are compiled on first use."""
+        params = load_weights(self.config.model, self.spec.config, mesh=self.mesh, seed=self.config.run.seed)
         if warmup:
             self.set_params(params, 0)
         else:
-            self._give(params, 0)
+            self._sync_weights(params, 0)
 
     def scheduler(self, *, temperature: float | None = None, tools: ToolsClient | None = None) -> RolloutScheduler:
-        """A scheduler on this engine; by default at the configured temperature and with this session's tools.
+        """Returns a scheduler on this engine, by default with the configured temperature and this session's tools.
 
-        Any number may be made (sampling and greedy, say); one of them runs at a time.
+        Several schedulers may exist, for example a sampling and a greedy one, but only one may run at a time.
         """
         sampling = self.config.sampling
         if temperature is not None:
@@ -87,7 +87,7 @@ class Session:
         return RolloutScheduler(
             self.engine,
             tools or self.tools,
-            self.codec,
+            self.prompt_encoder,
             self.tokenizer,
             self.config.agent,
             self.config.tools,
@@ -95,52 +95,57 @@ class Session:
         )
 
     def recompilations(self) -> int:
-        """Programs that the engine compiled after its warm-up."""
+        """Returns the number of programs that the engine compiled after its warm-up."""
         return self.engine.recompilations
 
 
 @contextmanager
-def open_session(config: Config, run_dir: str | Path, *, mesh: Mesh | None = None) -> Iterator[Session]:
-    """Assemble policy (without weights), engine and tools for ``config``; the tools end with the block.
+def open_session(config: Config, run_dir: str | Path, *, mesh: Mesh | None = None) -> Iterator[RolloutSession]:
+    """Builds policy (without weights), engine and tools for `config`; closes the tools when the block ends.
 
-    Of several hosts each has an engine on its own devices, and tools of its own where ``tools.address`` is empty. What
-    `mesh.fsdp` splits for learning, the engine has split by heads and features: a copy of the weights.
+    Each host has an engine on its local devices and, if `tools.address` is empty, its own tools service. If the mesh
+    has an `fsdp` axis or several hosts, the engine holds a tensor-parallel copy of the weights.
+
+    Raises:
+        ConfigError: if the policy has no tokenizer.
     """
-    described = architecture(config.model)
-    if described.tokenizer_file is None:
+    spec = load_policy_spec(config.model)
+    if spec.tokenizer_file is None:
         raise ConfigError(f"model.init = {config.model.init!r} has no tokenizer: it cannot answer questions")
-    tokenizer = Tokenizer.from_file(described.tokenizer_file)
-    graphdef, _ = build(described.config, compute_dtype=config.model.compute_dtype)
-    own, to_engine = mesh, None
+    tokenizer = Tokenizer.from_file(spec.tokenizer_file)
+    graphdef, _ = build(spec.config, compute_dtype=config.model.compute_dtype)
+    own, weight_sync = mesh, None
     if mesh is not None:
-        axes = logical_axes(described.config)
-        widest = widest_tensor(abstract_params(described.config), axes)
-        own = own_mesh(mesh, widest)
+        axes = logical_axes(spec.config)
+        widest = max_tensor_parallelism(abstract_params(spec.config), axes)
+        own = local_mesh(mesh, widest)
         if own is not mesh:
-            to_engine = to_own_devices(mesh, widest, axes, config.model.compute_dtype)
-        config = replace(config, engine=of_one_host(config.engine, distributed.process_count()))
-    engine, forbidden = make_engine(config, described, graphdef, tokenizer, own)
-    codec = SpliceCodec(tokenizer, config.image, config.agent)
+            weight_sync = make_weight_sync(mesh, widest, axes, config.model.compute_dtype)
+        config = replace(config, engine=per_host(config.engine, distributed.process_count()))
+    engine, forbidden = make_engine(config, spec, graphdef, tokenizer, own)
+    prompt_encoder = PromptEncoder(tokenizer, config.image, config.agent)
     with open_tools(config, run_dir) as tools:
-        yield Session(config, described, graphdef, tokenizer, codec, engine, tools, forbidden, mesh, to_engine)
+        yield RolloutSession(
+            config, spec, graphdef, tokenizer, prompt_encoder, engine, tools, forbidden, mesh, weight_sync
+        )
 
 
 def make_engine(
-    config: Config, described: Architecture, graphdef: GraphDef, tokenizer: Tokenizer, mesh: Mesh | None = None
+    config: Config, spec: PolicySpec, graphdef: GraphDef, tokenizer: Tokenizer, mesh: Mesh | None = None
 ) -> tuple[Engine, Bool[np.ndarray, "V"]]:
-    """The engine of a policy, and the ids that it never samples."""
-    eos = frozenset({described.config.eos_token_id})
-    forbidden = forbidden_ids(tokenizer, described.config.text.vocab_size, eos)
+    """Returns the engine of a policy and the mask of ids that it never samples."""
+    eos = frozenset({spec.config.eos_token_id})
+    forbidden = forbidden_ids(tokenizer, spec.config.text.vocab_size, eos)
     buckets = image_buckets(
         config.image,
         config.agent,
-        described.config,
+        spec.config,
         rows=1,
         row_tokens=config.agent.max_total_tokens,
     )
     engine = Engine(
         graphdef,
-        described.config,
+        spec.config,
         config.engine,
         buckets,
         stop=StopAutomaton(tokenizer, STOP_STRINGS, eos),

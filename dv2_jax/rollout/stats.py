@@ -1,4 +1,4 @@
-"""Counters of one rollout, for telemetry."""
+"""Counters and latencies of one rollout, for telemetry."""
 
 from __future__ import annotations
 
@@ -12,37 +12,41 @@ from dv2_jax.engine.engine import EngineStats
 
 @dataclass
 class RolloutStats:
-    """Counts since the rollout began; `summary` flattens them."""
+    """Counters since the rollout started; `summary` flattens them for the metrics."""
 
     trajectories: int = 0
-    at_start: EngineStats = field(default_factory=EngineStats)
+    engine_at_start: EngineStats = field(default_factory=EngineStats)
     turns: int = 0
     requests: int = 0
-    retries: int = 0  # attempts begun afresh after an infrastructure failure
-    dropped: int = 0  # trajectories out of the loss
-    expired: int = 0  # requests that got no result in time
-    latency_s: list[float] = field(default_factory=list)  # from submission to result: the time a slot is parked
-    tool_ms: list[float] = field(default_factory=list)  # in the tool itself
-    outcomes: Counter[str] = field(default_factory=Counter)
+    retries: int = 0  # attempts restarted after an infrastructure failure
+    dropped: int = 0  # trajectories dropped from the loss
+    expired: int = 0  # tool requests that timed out
+    latency_s: list[float] = field(
+        default_factory=list
+    )  # seconds from submission to result, while the sequence is parked
+    tool_ms: list[float] = field(default_factory=list)  # milliseconds in the tool itself
+    statuses: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     _engine: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.at_start = dataclasses.replace(self.at_start)
+        self.engine_at_start = dataclasses.replace(self.engine_at_start)
         self._began = time.perf_counter()
 
-    def answered(self, kind: str, status: str, latency_s: float, tool_ms: float) -> None:
+    def record_tool_result(self, kind: str, status: str, latency_s: float, tool_ms: float) -> None:
+        """Counts a tool result by kind and status, and records its latency (seconds) and tool time (milliseconds)."""
         self.latency_s.append(latency_s)
         self.tool_ms.append(tool_ms)
-        self.outcomes[f"{kind}_{status.lower()}"] += 1
+        self.statuses[f"{kind}_{status.lower()}"] += 1
 
-    def end(self, engine: EngineStats) -> None:
+    def finish(self, engine: EngineStats) -> None:
+        """Ends the rollout: stores its duration and the engine's counters since its start."""
         self.seconds = time.perf_counter() - self._began
-        now, before = dataclasses.asdict(engine), dataclasses.asdict(self.at_start)
+        now, before = dataclasses.asdict(engine), dataclasses.asdict(self.engine_at_start)
         self._engine = {name: now[name] - before[name] for name in now}
 
     def summary(self) -> dict[str, float]:
-        """Flat numbers: seconds, milliseconds, counts, tokens per second."""
+        """Returns all numbers in one flat dictionary: counts, seconds, milliseconds, tokens per second."""
         latencies = sorted(self.latency_s)
         sampled = self._engine.get("sampled_tokens", 0)
         return {
@@ -60,5 +64,5 @@ class RolloutStats:
             "seconds": self.seconds,
             "tokens_per_s": sampled / self.seconds if self.seconds else 0.0,
             **self._engine,
-            **{f"tool_{name}": count for name, count in sorted(self.outcomes.items())},
+            **{f"tool_{name}": count for name, count in sorted(self.statuses.items())},
         }

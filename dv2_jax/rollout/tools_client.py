@@ -1,4 +1,4 @@
-"""The tools that a run uses: a service somewhere, or one of our own on this machine."""
+"""Connects a run to its tools: to a remote service, or to one that it starts on this machine."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ from dv2_jax.parallel import distributed
 from dv2_jax.toy import tasks
 from tools_service.client import Tls, ToolsClient, start_local_service
 
-LOG = "tools_service.log"  # of our own service, in the run directory; of other hosts' own: tools_service.1.log, ...
+LOG = "tools_service.log"  # log of the local service, in the run directory; tools_service.N.log on host N > 0
 
 
 @contextlib.contextmanager
 def open_tools(config: Config, run_dir: str | Path) -> Iterator[ToolsClient]:
-    """A client of the replicas at ``tools.address``, or of a service that is started here and ends with the block.
+    """Connects to the replicas at `tools.address`, or starts a local service that stops when the block ends.
 
-    Our own service searches ``tools.text_index`` and ``tools.image_index``; where they are empty, the facts and
-    pictures of the embedded tasks.
+    The local service searches `tools.text_index` and `tools.image_index` or, where these are empty, the facts and
+    images of the toy tasks.
+
+    Raises:
+        ConfigError: if the address, the token file or a TLS file cannot be used.
     """
     tools = config.tools
     if tools.address:
@@ -77,24 +80,24 @@ def _token(path: str) -> str | None:
 
 
 def embedded_index(kind: Literal["text", "image"]) -> Path:
-    """The index of what the embedded tasks' search tools know, built on first use (a dozen seconds).
+    """Returns the path of the toy tasks' search index, which is built on first use (about 12 seconds).
 
-    It lies in the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``), under a name that changes with the code and
-    the packages that the facts and pictures come from.
+    It is stored in the user's cache (`$XDG_CACHE_HOME` or `~/.cache`), under a name that contains a hash of the code
+    and package versions that the facts and images come from.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dv2_jax"
     folder = cache / f"embedded-{_fingerprint()}"
     index = folder / kind
     if not index.exists():
-        text, pictures = tasks.write_corpus(folder / "corpus")
+        texts, images = tasks.write_corpus(folder / "corpus")
         with tempfile.TemporaryDirectory(dir=folder) as partial:
-            command = [sys.executable, "-m", "tools_service.cli.index", kind, text if kind == "text" else pictures]
+            command = [sys.executable, "-m", "tools_service.cli.index", kind, texts if kind == "text" else images]
             done = subprocess.run(
                 [*map(str, command), "--output", f"{partial}/{kind}"], capture_output=True, text=True, check=False
             )
             if done.returncode:
                 raise RuntimeError(f"indexing the {kind} corpus in {folder} failed:\n{done.stderr.strip()}")
-            with contextlib.suppress(OSError):  # another process was first; its index is as good
+            with contextlib.suppress(OSError):  # another process has built the same index first
                 os.rename(f"{partial}/{kind}", index)
     return index
 

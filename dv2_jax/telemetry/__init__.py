@@ -1,1 +1,1 @@
-"""What a run tells: metrics, progress, spans, trajectories and the report page."""
+"""Telemetry of a run: metrics, progress, trace spans, trajectory records, recompilations and interrupts."""

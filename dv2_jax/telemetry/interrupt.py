@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks for a checkpoint at the end of the step, the second stops at once."""
+"""Handles SIGINT and SIGTERM: the first signal requests a checkpoint after the step, the second stops at once."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """``with Interrupt() as interrupt: ... if interrupt.requested: save and leave``. Main thread only.
+    """Context manager that records signals: `if interrupt.requested:` save and return. Main thread only.
 
-    The second signal raises KeyboardInterrupt in the main thread, so ``with`` and ``finally`` blocks still end the
-    processes that were started; from then on the signals have the meaning they had before, so a third one kills.
-    On several hosts decide by ``parallel.distributed.any_process(interrupt.requested)``: a signal may reach only one.
+    The second signal raises KeyboardInterrupt in the main thread, so `with` and `finally` blocks still stop child
+    processes; it also restores the previous handlers, so a third signal kills. On several hosts, decide by
+    `parallel.distributed.any_process(interrupt.requested)`: a signal may reach only one.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Numbers per step: ``metrics.jsonl`` always, TensorBoard event files and Weights & Biases when asked for."""
+"""Writes metrics per step to `metrics.jsonl` and, optionally, TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 FILE = "metrics.jsonl"
 
 
-class Metrics:
-    """Writes one line per call of ``write``; on process 0 alone, the others pass ``enabled=False``.
+class MetricsWriter:
+    """Writes one JSON line per call of `write`, on process 0 only; the others pass `enabled=False`.
 
-    ``first_step`` is the step that a continued run does next: what an earlier run wrote at or after it was lost with
-    that run's state, will be done again, and is removed first. Each line is flushed, so a killed run keeps it.
+    `first_step` is the next step of a resumed run: rows of an earlier run at or after it are removed first, because
+    those steps are repeated. Each line is flushed, so that a killed run keeps it.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Metrics:
             return
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        _forget_from(directory / FILE, first_step)
+        _drop_rows_from(directory / FILE, first_step)
         self._file = open(directory / FILE, "a", encoding="utf-8")
         if tensorboard:
             from tensorboardX import SummaryWriter
@@ -47,10 +47,12 @@ class Metrics:
             self._wandb = _start_wandb(wandb_project, run_name or directory.name, config, directory)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """One row: plain numbers, strings, or scalar arrays of any library (fetched here, so pass finished ones).
+        """Writes one row of numbers, strings or scalar arrays (fetching a device array blocks until it is computed).
 
-        A number that is not finite is written as null, since JSON has no word for it, and named in ``not_finite``.
-        Raises TypeError for a value that is no scalar.
+        A number that is not finite is written as null, which JSON requires, and its name is added to `not_finite`.
+
+        Raises:
+            TypeError: if a value is not a scalar.
         """
         if self._file is None:
             return
@@ -61,12 +63,12 @@ class Metrics:
             line["not_finite"] = broken
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()
-        figures = {name: value for name, value in row.items() if not isinstance(value, str)}
+        scalars = {name: value for name, value in row.items() if not isinstance(value, str)}
         if self._board is not None:
-            for name, value in figures.items():
+            for name, value in scalars.items():
                 self._board.add_scalar(name, value, step)
         if self._wandb is not None:
-            self._wandb.log(figures, step=step)
+            self._wandb.log(scalars, step=step)
 
     def close(self) -> None:
         for sink in (self._file, self._board):
@@ -76,7 +78,7 @@ class Metrics:
             self._wandb.finish()
         self._file = self._board = self._wandb = None
 
-    def __enter__(self) -> Metrics:
+    def __enter__(self) -> MetricsWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,7 +86,7 @@ class Metrics:
 
 
 def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run, oldest first; a line that a kill tore is left out."""
+    """Reads the rows of a run, oldest first; skips the incomplete line of a killed run."""
     path = Path(directory) / FILE
     if not path.exists():
         return []
@@ -110,7 +112,7 @@ def _plain(name: str, value: Any) -> float | int | str:
     raise TypeError(f"metric {name!r} is a {type(value).__name__}, not a number or a string")
 
 
-def _forget_from(path: Path, first_step: int) -> None:
+def _drop_rows_from(path: Path, first_step: int) -> None:
     if not path.exists():
         return
     kept = [row for row in read_metrics(path.parent) if row.get("step", -1) < first_step]

@@ -1,4 +1,4 @@
-"""What a person sees while a run works: bars with the time left on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: bars with the time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def duration(seconds: float) -> str:
-    """``4.2 s``, ``3:07`` (minutes:seconds) or ``2:03:07``."""
+    """Formats a duration as `4.2 s`, `3:07` (minutes:seconds) or `2:03:07`."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -21,8 +21,8 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def figure(value: float | int | str) -> str:
-    """A number as it is read: ``12,345``, ``0.713``, ``1.2e-05``; text as it is."""
+def format_number(value: float | int | str) -> str:
+    """Formats a number for people: `12,345`, `0.713`, `1.2e-05`; returns text unchanged."""
     if isinstance(value, str):
         return value
     if isinstance(value, int) or abs(value) >= 1000:
@@ -31,10 +31,10 @@ def figure(value: float | int | str) -> str:
 
 
 class Display:
-    """The run's one place for output to people; ``enabled=False`` on processes other than 0.
+    """Prints the run's progress and messages; `enabled=False` on processes other than 0.
 
-    On a terminal it draws rich bars and prints lines above them. Anywhere else (a file, a pipe, CI) it prints lines:
-    one per step, and one per ``interval_s`` seconds of a long part.
+    On a terminal it draws rich bars and prints lines above them. Elsewhere (a file, a pipe, CI) it prints lines: one
+    per step, and one per `interval_s` seconds of a long task.
     """
 
     def __init__(self, stream: TextIO | None = None, *, enabled: bool = True, interval_s: float = 15.0):
@@ -59,7 +59,7 @@ class Display:
             )
 
     def line(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line that is not overwritten by the bars."""
         if not self._enabled:
             return
         if self._bars is not None:
@@ -68,9 +68,9 @@ class Display:
             print(text, file=self._stream, flush=True)
 
     @contextmanager
-    def track(self, title: str, total: int, *, done: int = 0, unit: str = "") -> Iterator[Part]:
-        """A bar from ``done`` to ``total`` for the block. Parts may lie within parts."""
-        part = Part(self, title, total, done, unit)
+    def track(self, title: str, total: int, *, done: int = 0, unit: str = "") -> Iterator[ProgressTask]:
+        """Shows a bar from `done` to `total` for the duration of the block. Tasks may be nested."""
+        part = ProgressTask(self, title, total, done, unit)
         if self._bars is not None:
             if self._depth == 0:
                 self._bars.start()
@@ -85,47 +85,48 @@ class Display:
                 if self._depth == 0:
                     self._bars.stop()
 
-    def _moved(self, part: Part) -> None:
+    def _moved(self, part: ProgressTask) -> None:
         if self._bars is not None:
             self._bars.update(part.task, completed=part.done)
-        elif self._enabled and time.monotonic() - part.told >= self._interval_s:
-            part.told = time.monotonic()
+        elif self._enabled and time.monotonic() - part.last_printed >= self._interval_s:
+            part.last_printed = time.monotonic()
             self.line(f"{part.title}: {part.done:,}/{part.total:,} {part.unit}".rstrip() + f", {part.time_left()} left")
 
 
-class Part:
-    """Work that is counted; made by ``Display.track``."""
+class ProgressTask:
+    """A task with a known amount of work; created by `Display.track`."""
 
     def __init__(self, display: Display, title: str, total: int, done: int, unit: str):
         self.title, self.total, self.done, self.unit = title, total, done, unit
         self.task = None
-        self.told = self._started = time.monotonic()
-        self._first = done  # what an earlier run did says nothing about this one's speed
+        self.last_printed = self._started = time.monotonic()
+        self._first = done  # work of an earlier run does not count for the speed
         self._display = display
 
     def advance(self, count: int = 1) -> None:
+        """Counts `count` more units of work as done."""
         self.done += count
         self._display._moved(self)
 
     def step(self, values: Mapping[str, float | int | str]) -> None:
-        """One step is done: advances, and prints its line, ``RL 7/40  reward 0.61  ...  3:10 left``.
+        """Advances by one step and prints its line, `RL 7/40  reward 0.61  ...  3:10 left`.
 
-        A name may carry its unit behind a comma: ``{"speed, tokens/s": 1234.0}`` reads ``speed 1,234 tokens/s``.
+        A name may end with a comma and a unit: `{"speed, tokens/s": 1234.0}` prints `speed 1,234 tokens/s`.
         """
         self.done += 1
         shown = []
         for name, value in values.items():
             label, _, unit = name.partition(", ")
-            shown.append(f"{label} {figure(value)}{' ' + unit if unit else ''}")
+            shown.append(f"{label} {format_number(value)}{' ' + unit if unit else ''}")
         width = len(str(self.total))
         self._display.line(
             "  ".join([f"{self.title} {self.done:>{width}}/{self.total}", *shown, f"{self.time_left()} left"])
         )
-        self.told = time.monotonic()
+        self.last_printed = time.monotonic()
         self._display._moved(self)
 
     def time_left(self) -> str:
-        """From this run's mean speed; ``?`` before the first unit of work."""
+        """Estimates the time left from this run's mean speed; `?` before the first unit of work."""
         if self.done <= self._first:
             return "?"
         spent = time.monotonic() - self._started

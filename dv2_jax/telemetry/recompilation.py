@@ -1,7 +1,7 @@
-"""Counts the programs that this process compiles, by listening to JAX's own monitoring events.
+"""Counts the programs that this process compiles, by listening to JAX's monitoring events.
 
-A fixed set of shapes means that nothing compiles after the warm-up; a program that does is named here. One that the
-persistent cache answers counts as well: in the next process it would have been compiled.
+With a fixed set of shapes nothing compiles after the warm-up; the counter names every program that does. Programs
+loaded from the persistent compilation cache count as well, so that the count does not depend on the cache's content.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
-@functools.cache  # a listener cannot be taken off again, so there is one per process
+@functools.cache  # listeners cannot be removed, so there is one per process
 def _programs() -> list[str]:
     names: list[str] = []
 
@@ -26,19 +26,19 @@ def _programs() -> list[str]:
 
 
 class RecompilationCounter:
-    """Programs compiled since it was made, or since ``reset``."""
+    """Counts programs compiled since its creation or the last `reset`."""
 
     def __init__(self) -> None:
         self._all = _programs()
         self.reset()
 
     def reset(self) -> None:
-        """Starts again from zero; call it at the end of the warm-up."""
+        """Resets the count to zero; to be called at the end of the warm-up."""
         self._start = len(self._all)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The compiled functions' names, such as ``jit(train_step)``, in order."""
+        """Names of the compiled functions, such as `jit(train_step)`, in order."""
         return tuple(self._all[self._start :])
 
     @property

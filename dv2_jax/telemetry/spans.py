@@ -1,7 +1,7 @@
-"""Where the time goes: named spans on lanes, written as a Chrome/Perfetto trace (``timeline.json``).
+"""Records named time spans on lanes as a Chrome/Perfetto trace (`timeline.json`).
 
-Open the file at ui.perfetto.dev or chrome://tracing. It grows by appending, so a killed run leaves a trace that both
-viewers still open (they do not need the closing bracket), and a continued run goes on in the same file.
+Open the file at ui.perfetto.dev or chrome://tracing. Events are appended, so a killed run leaves a trace that both
+viewers still open (they do not need the closing bracket), and a resumed run appends to the same file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _OPENING, _CLOSING = "[\n", "\n]\n"
 
 
 class Spans:
-    """Records spans from any thread. ``path=None`` only keeps the totals (processes other than 0)."""
+    """Records spans from any thread. With `path=None` it only keeps the totals (processes other than 0)."""
 
     def __init__(self, path: str | Path | None, *, process: int = 0):
         self._lock = threading.Lock()
@@ -31,7 +31,7 @@ class Spans:
 
     @contextmanager
     def span(self, name: str, lane: str = "trainer", **details: Any) -> Iterator[None]:
-        """Times the block. ``details`` appear beside the span in the viewer: step, tokens, rows ..."""
+        """Times the block. The viewer shows `details` (step, tokens, rows ...) with the span."""
         start = time.time()
         try:
             yield
@@ -39,24 +39,24 @@ class Spans:
             self.add(name, start, time.time(), lane, **details)
 
     def add(self, name: str, start: float, end: float, lane: str = "trainer", **details: Any) -> None:
-        """A span that was timed elsewhere, e.g. by the tools service. Seconds since the epoch."""
+        """Adds a span that was timed elsewhere, e.g. by the tools service; `start` and `end` in seconds since the epoch."""
         event = {"ph": "X", "name": name, "cat": lane, "ts": _micro(start), "dur": _micro(end - start)}
         with self._lock:
             self._totals[name] = self._totals.get(name, 0.0) + end - start
             self._write(event, lane, details)
 
     def instant(self, name: str, lane: str = "trainer", **details: Any) -> None:
-        """A moment: an interrupt, a recompilation, a restarted service."""
+        """Adds an instant event: an interrupt, a recompilation, a restarted service."""
         with self._lock:
             self._write({"ph": "i", "s": "g", "name": name, "cat": lane, "ts": _micro(time.time())}, lane, details)
 
     def value(self, name: str, number: float) -> None:
-        """A curve below the lanes, such as slots in use."""
+        """Adds a point to a counter track, such as slots in use."""
         with self._lock:
             self._write({"ph": "C", "name": name, "ts": _micro(time.time())}, "", {"value": number})
 
     def take_totals(self) -> dict[str, float]:
-        """Seconds per span name since the last call: the step's share of each, for the metrics."""
+        """Returns the seconds per span name since the last call, for the metrics of a step."""
         with self._lock:
             totals, self._totals = self._totals, {}
         return totals
@@ -66,7 +66,7 @@ class Spans:
             self._file.flush()
 
     def close(self) -> None:
-        """Makes the file whole JSON. Later spans only count for the totals."""
+        """Writes the closing bracket and closes the file. Later spans only count for the totals."""
         with self._lock:
             if self._file:
                 self._file.write(_CLOSING.encode())
@@ -95,7 +95,7 @@ class Spans:
 
 
 def read_timeline(path: str | Path) -> list[dict[str, Any]]:
-    """The events of a trace (one a line), also of one whose run was killed: a torn last line is left out."""
+    """Reads the events of a trace (one per line); stops at the incomplete last line of a killed run."""
     events = []
     for line in Path(path).read_text(errors="replace").splitlines():
         if line in ("[", "]", ""):
@@ -112,7 +112,7 @@ def _micro(seconds: float) -> int:
 
 
 def _open_for_append(path: Path) -> Any:
-    """The trace opened behind its last whole event."""
+    """Opens the trace for appending after its last complete event."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.stat().st_size < len(_OPENING):
         path.write_text(_OPENING)

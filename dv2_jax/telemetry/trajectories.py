@@ -1,12 +1,12 @@
-"""Trajectory records: what happened in a rollout, on disk, readable without the code that made it.
+"""Writes and reads trajectory records: rollouts as JSON lines, readable without this code.
 
-A directory ``trajectories/`` holds one ``<stage>.jsonl`` per stage (``train``, ``base``, ``cold_start``, ``rl``,
-``evaluate``), a line per trajectory, and ``pictures/`` with every picture once, named by the digest of its
-bytes. A line is the whole truth of the trajectory: ids, which of them were trained on, their behavior
-log-probs and policy versions, plus the same as text.
+A directory `trajectories/` holds one `<stage>.jsonl` per stage (`train`, `base`, `cold_start`, `rl`,
+`evaluate`), a line per trajectory, and `pictures/` with every image once, named by the digest of its
+bytes. A line contains the complete trajectory: token ids, loss mask, behavior log-probs and policy versions, and the
+decoded text.
 
-Files are only ever appended to, one whole line per write. A writer killed mid-line leaves a torn last line: the
-next writer starts on a fresh line, and the reader steps over what does not parse and says how much that was.
+Files are append-only, one complete line per write. A writer killed mid-line leaves an incomplete last line: the next
+writer starts on a new line, and the reader skips incomplete lines with a warning that counts them.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
-PICTURE = "\ufffc"  # stands in a segment's text for one picture (a whole run of image placeholder ids)
-PICTURE_FOLDER = "pictures"
+IMAGE_MARK = "\ufffc"  # replaces one image (a run of image placeholder ids) in a segment's text
+IMAGE_FOLDER = "pictures"
 _IMAGE_PAD = "<|image_pad|>"
 
 
-def picture_name(data: bytes) -> str:
-    """File name of an encoded picture: digest of its bytes plus the suffix its first bytes tell."""
+def image_file_name(data: bytes) -> str:
+    """Returns the file name of an encoded image: a digest of its bytes plus the suffix of its format."""
     if data.startswith(b"\x89PNG"):
         suffix = ".png"
     elif data.startswith(b"\xff\xd8"):
@@ -43,11 +43,11 @@ def picture_name(data: bytes) -> str:
 
 
 def segments(token_ids: Sequence[int], loss_mask: Sequence[int], tokenizer: Any) -> list[dict]:
-    """Cut a trajectory where its mask changes: prompt, then model and observation in turn.
+    """Splits a trajectory where its loss mask changes: the prompt, then alternating model turns and observations.
 
-    Each piece is ``{"role", "start", "end", "text"}``; a model piece also has ``"ends"``: for each of its tokens the
-    offset in ``text`` at which the token's characters end. A token that completes no character (the first bytes of
-    a multi-byte one) ends where its predecessor does.
+    Each segment is `{"role", "start", "end", "text"}`; a model segment also has `"ends"`: for each of its tokens the
+    offset in `text` at which its characters end. A token that completes no character (the first bytes of a multi-byte
+    one) has the offset of its predecessor.
     """
     if len(token_ids) != len(loss_mask):
         raise ValueError(f"{len(token_ids)} token ids but {len(loss_mask)} mask entries")
@@ -74,7 +74,7 @@ def _decode(ids: Sequence[int], tokenizer: Any, image_pad: int) -> tuple[str, li
         if token == image_pad:
             text += decoder.decode(b"", final=True)
             if previous != image_pad:
-                text += PICTURE
+                text += IMAGE_MARK
             decoder.reset()
         else:
             text += decoder.decode(tokenizer.token_bytes(token))
@@ -87,7 +87,7 @@ def _decode(ids: Sequence[int], tokenizer: Any, image_pad: int) -> tuple[str, li
 
 
 def loss_mask(record: dict) -> list[int]:
-    """The loss mask of a record, one 0 or 1 per token id."""
+    """Returns the loss mask of a record, one 0 or 1 per token id."""
     mask = [0] * len(record["token_ids"])
     for piece in record["segments"]:
         if piece["role"] == "model":
@@ -96,9 +96,9 @@ def loss_mask(record: dict) -> list[int]:
 
 
 class TrajectoryWriter:
-    """Appends trajectories to ``directory`` (created on first use); see the module's docstring for the layout.
+    """Appends trajectories to `directory` (created on first use); see the module's docstring for the layout.
 
-    Process 0 writes those it has; the others pass ``enabled=False``.
+    Only process 0 writes; the others pass `enabled=False`.
     """
 
     def __init__(self, directory: str | Path, tokenizer: Any, *, enabled: bool = True):
@@ -106,7 +106,7 @@ class TrajectoryWriter:
         self.tokenizer = tokenizer
         self._enabled = enabled
         self._files: dict[str, Any] = {}
-        self._known_pictures: set[str] = set()
+        self._known_images: set[str] = set()
 
     def write(
         self,
@@ -116,9 +116,12 @@ class TrajectoryWriter:
         step: int | None = None,
         advantages: Sequence[float] | None = None,
     ) -> None:
-        """Append ``trajectories`` under ``stage``; ``advantages`` has one number per trajectory.
+        """Appends `trajectories` to the file of `stage`; `advantages` has one number per trajectory.
 
-        The lines are on their way to the disk when this returns (flushed, not synced).
+        The lines are flushed, but not synced to disk, when this returns.
+
+        Raises:
+            ValueError: if the numbers of trajectories and advantages differ, or `stage` is not a valid file name.
         """
         batch = list(trajectories)
         if advantages is not None and len(advantages) != len(batch):
@@ -135,16 +138,16 @@ class TrajectoryWriter:
         file.flush()
 
     def record(self, trajectory: Any) -> dict:
-        """One trajectory as plain JSON types; its pictures are written to the picture folder on the way."""
+        """Converts a trajectory to JSON types and writes its images to the image folder."""
         question = trajectory.question
         sampled = [i for i, trained in enumerate(trajectory.loss_mask) if trained]
-        inputs = [self._picture(data) for data in question.images]
+        inputs = [self._store_image(data) for data in question.images]
         turns = [
             {
                 "kind": _name(turn.kind),
                 "text": turn.text,
                 "observation": turn.observation,
-                "pictures": [self._picture(data) for data in turn.images],
+                "pictures": [self._store_image(data) for data in turn.images],
                 "status": str(_name(turn.status)).lower(),
                 "wall_ms": turn.wall_ms,
             }
@@ -167,7 +170,7 @@ class TrajectoryWriter:
             # 9 significant digits round-trip a float32 exactly
             "logprobs": [float(f"{float(trajectory.logprobs[i]):.9g}") for i in sampled],
             "versions": [int(trajectory.versions[i]) for i in sampled],
-            "views": [{"digest": view.digest, "grid": [int(n) for n in view.grid]} for view in trajectory.pictures],
+            "views": [{"digest": view.digest, "grid": [int(n) for n in view.grid]} for view in trajectory.images],
             "turns": turns,
             "finish": _name(trajectory.finish),
             "dropped": bool(trajectory.dropped),
@@ -202,36 +205,36 @@ class TrajectoryWriter:
             self._files[stage] = file
         return self._files[stage]
 
-    def _picture(self, data: bytes) -> str:
-        name = picture_name(data)
-        if name not in self._known_pictures:
-            folder = self.directory / PICTURE_FOLDER
+    def _store_image(self, data: bytes) -> str:
+        name = image_file_name(data)
+        if name not in self._known_images:
+            folder = self.directory / IMAGE_FOLDER
             path = folder / name
             if not path.exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 partial = folder / f".{name}.{os.getpid()}"
                 partial.write_bytes(data)
                 os.replace(partial, path)
-            self._known_pictures.add(name)
+            self._known_images.add(name)
         return name
 
 
 def _name(value: Any) -> Any:
-    """An enum member by its name in lower case; anything else as it is."""
+    """Returns the lower-case name of an enum member; any other value unchanged."""
     name = getattr(value, "name", None)
     return name.lower() if isinstance(name, str) else value
 
 
 def stages(directory: str | Path) -> list[str]:
-    """Names of the stages that have records."""
+    """Returns the names of the stages that have records."""
     return sorted(path.stem for path in Path(directory).glob("*.jsonl"))
 
 
 def read_trajectories(directory: str | Path, stage: str) -> Iterator[dict]:
-    """The records of one stage, in order of first appearance; the newest wins where (step, id) repeats.
+    """Reads the records of one stage, in order of first appearance; of equal (step, id) the newest wins.
 
-    A step repeats when a run is killed after it wrote trajectories and before its checkpoint. Torn lines are
-    skipped, with a warning that counts them: one for each time a writer was killed mid-line.
+    A step is repeated if a run was killed between writing its trajectories and its checkpoint. Incomplete lines
+    (one for each time a writer was killed mid-line) are skipped with a warning that counts them.
     """
     path = Path(directory) / f"{stage}.jsonl"
     newest: dict[tuple, int] = {}
@@ -249,7 +252,7 @@ def read_trajectories(directory: str | Path, stage: str) -> Iterator[dict]:
                 newest[key] = offset
             offset += len(line)
         if torn:
-            warnings.warn(f"{path}: {torn} lines are not whole and were left out", stacklevel=2)
+            warnings.warn(f"{path}: {torn} incomplete lines were skipped", stacklevel=2)
         for key in order:
             file.seek(newest[key])
             yield json.loads(file.readline())

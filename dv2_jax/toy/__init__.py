@@ -1,1 +1,1 @@
-"""Difficulty filters and trajectory synthesis: where training data comes from."""
+"""The toy world of the default run: its tasks, scripted teacher, pre-training corpus, vocabulary and tiny weights."""

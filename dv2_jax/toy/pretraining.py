@@ -1,7 +1,8 @@
-"""What the base model is trained on, from nothing: captions, plain questions, notes to read, snippets of code.
+"""Generates the pre-training corpus of the base model: captions, plain questions, notes to read, snippets of code.
 
-It learns to see digits and colours, to copy, to read notes and to write small programs. No document holds a
-dialogue with a tool. Endless and deterministic in its seed; only training-split material is used.
+The base model learns to recognize digits and colors, to copy, to read notes and to write small programs. No document
+contains a dialogue with a tool. The stream is endless and deterministic in its seed; only data of the training split
+is used.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
-from dv2_jax.agent.prompts import messages
+from dv2_jax.agent.prompts import build_messages
 from dv2_jax.config import AgentConfig
-from dv2_jax.data.chat_encoder import ChatEncoder, PictureInput
+from dv2_jax.data.chat_encoder import ChatEncoder, ImageInput
 from dv2_jax.data.packing import Example
 from dv2_jax.data.question import Question
 from dv2_jax.toy.styles import LOOSE, TIGHT
 from dv2_jax.toy.tasks import drawing, facts, lookup, plain, reasoning
+from dv2_jax.toy.tasks.perception import PLAIN_PLATE
 
-# First to see, then to copy and to read: (examples, shares of document kinds); the last phase has no end.
+# Phases as (number of examples, shares of document kinds): recognition first, then copying and reading. The last
+# phase is endless.
 PHASES = (
     (
         20_000,
@@ -48,19 +51,20 @@ PHASES = (
         },
     ),
 )
-GALLERY_POOL = 3000  # pictures kept per kind and drawn again; each is shown in many contexts
-WRAPPINGS = (" {}", '"{}"', "[{}]", "({})", "<answer>{}</answer>")  # a copy begins with another token in each
+GALLERY_POOL = 3000  # images cached per kind and reused in many contexts
+WRAPPINGS = (" {}", '"{}"', "[{}]", "({})", "<answer>{}</answer>")  # in each, the copy starts with a different token
 _SYLLABLES = [c + v + e for c in "bdfgklmnprstvz" for v in "aeiou" for e in ("", "n", "r", "s", "l")]
 
 
 class Curriculum:
-    """An endless stream of pre-training examples."""
+    """Yields an endless stream of pre-training examples."""
 
     def __init__(self, encoder: ChatEncoder, agent: AgentConfig, seed: int, phases=PHASES):
-        self.encoder, self.agent = encoder, agent
+        self.encoder = encoder
+        self.agent = agent
         self.rng = np.random.default_rng([seed, 7])
         self.phases = phases
-        self._pool: dict[str, list[tuple[PictureInput, str]]] = {"tight": [], "wide": [], "plate": []}
+        self._pool: dict[str, list[tuple[ImageInput, str]]] = {"tight": [], "wide": [], "plate": []}
         self._facts = [fact for fact in facts.facts_of("train") if len(fact.value) < 24]
         self._names = sorted({fact.entity for fact in self._facts})
         pieces = (encoder.tokenizer.decode([i]) for i in range(encoder.tokenizer.vocab_size))
@@ -76,60 +80,60 @@ class Curriculum:
             for _ in itertools.count() if count is None else range(count):
                 yield makers[int(self.rng.choice(len(names), p=weights / weights.sum()))]()
 
-    def _example(self, parts: list[tuple[list[int], float]], seen: tuple[PictureInput, ...] = ()) -> Example:
+    def _example(self, parts: list[tuple[list[int], float]], images: tuple[ImageInput, ...] = ()) -> Example:
+        """Joins parts of (ids, loss weight of each id)."""
         ids = [id_ for part, _ in parts for id_ in part]
         weight = [w for part, w in parts for _ in part]
-        return Example(ids, weight, seen)
+        return Example(ids, weight, images)
 
     def _text(self, text: str) -> list[int]:
         return self.encoder.tokenizer.encode(text)
 
-    # Pictures.
-
-    def picture(self, kind: str) -> tuple[PictureInput, str]:
-        """A picture of the kind and its caption, often one that was shown before."""
+    def captioned_image(self, kind: str) -> tuple[ImageInput, str]:
+        """Returns an image of the kind and its caption: once the pool is full, mostly one that was used before."""
         pool = self._pool[kind]
         if len(pool) < GALLERY_POOL or self.rng.random() < 0.1:
-            image, caption = draw_picture(self.rng, kind)
-            made = (self.encoder.picture(drawing.encode(image)), caption)
+            image, caption = draw_captioned_image(self.rng, kind)
+            pair = (self.encoder.encode_image(drawing.encode(image)), caption)
             if len(pool) < GALLERY_POOL:
-                pool.append(made)
+                pool.append(pair)
             else:
-                pool[int(self.rng.integers(len(pool)))] = made
-            return made
+                pool[int(self.rng.integers(len(pool)))] = pair
+            return pair
         return pool[int(self.rng.integers(len(pool)))]
 
     def _gallery(self) -> Example:
-        """Pictures with captions, one after another."""
+        """Makes a sequence of images, each followed by its caption."""
         kind = str(self.rng.choice(("tight", "wide", "plate"), p=(0.5, 0.3, 0.2)))
-        parts, seen = [], []
+        parts: list[tuple[list[int], float]] = []
+        images: list[ImageInput] = []
         for _ in range(int(self.rng.integers(6, 20)) if kind == "tight" else int(self.rng.integers(3, 8))):
-            picture, caption = self.picture(kind)
-            if picture.digest in {other.digest for other in seen}:
+            image, caption = self.captioned_image(kind)
+            if image.digest in {other.digest for other in images}:
                 continue
-            seen.append(picture)
-            parts += [(self.encoder.body("<image>", [picture], trusted=True), 0.0), (self._text(f"{caption}\n"), 1.0)]
-        return self._example(parts, tuple(seen))
+            images.append(image)
+            parts.append((self.encoder.encode_content("<image>", [image], trusted=True), 0.0))
+            parts.append((self._text(f"{caption}\n"), 1.0))
+        return self._example(parts, tuple(images))
 
     def _plain_chat(self) -> Example:
-        """A question that can be answered at sight, in the form of the agent's dialogue."""
-        picture, caption = self.picture("plate")
-        digit, colour = caption.split()
-        wanted = self.rng.random() < 0.5
-        text = str(self.rng.choice(plain.DIGIT_PHRASES if wanted else plain.COLOUR_PHRASES))
-        return self._chat(text, digit if wanted else colour, (picture,))
+        """Makes a question that needs no tool, in the format of the agent's dialogue."""
+        image, caption = self.captioned_image("plate")
+        digit, color = caption.split()
+        asks_digit = self.rng.random() < 0.5
+        text = str(self.rng.choice(plain.DIGIT_PHRASES if asks_digit else plain.COLOR_PHRASES))
+        return self._chat(text, digit if asks_digit else color, (image,))
 
-    def _chat(self, text: str, answer: str, seen: tuple[PictureInput, ...] = ()) -> Example:
-        question = Question("pretraining", "plain", "perception", text, (b"",) * len(seen), answer)
-        prompt = self.encoder.prompt(messages(question, self.agent.system_prompt), seen)
-        thought = str(self.rng.choice(("I can see it.", "That is plain to see.") if seen else ("I have it.", "Done.")))
+    def _chat(self, text: str, answer: str, images: tuple[ImageInput, ...] = ()) -> Example:
+        question = Question("pretraining", "plain", "perception", text, (b"",) * len(images), answer)
+        prompt = self.encoder.encode_prompt(build_messages(question, self.agent.system_prompt), images)
+        thoughts = ("I can see it.", "That is plain to see.") if images else ("I have it.", "Done.")
+        thought = str(self.rng.choice(thoughts))
         turn = self._text(f"<think>{thought}</think>\n<answer>{answer}</answer>")
-        return self._example([(list(prompt.token_ids), 0.0), ([*turn, self.encoder.im_end], 1.0)], seen)
-
-    # Text.
+        return self._example([(list(prompt.token_ids), 0.0), ([*turn, self.encoder.im_end], 1.0)], images)
 
     def _word(self) -> str:
-        """A name, mostly made up of syllables or of any pieces: copying must not depend on having seen it."""
+        """Draws a name, mostly composed of random syllables or tokens, so that copying does not rely on known names."""
         draw = self.rng.random()
         if draw < 0.2:
             return self._names[int(self.rng.integers(len(self._names)))]
@@ -146,13 +150,13 @@ class Curriculum:
         return f"{text}.{self.rng.integers(0, 10**4)}" if self.rng.random() < 0.15 else text
 
     def _repeats(self) -> Example:
-        """Names and numbers without meaning, twice: what teaches a small transformer to copy at all."""
+        """Makes a random sequence of names and numbers, twice: it trains copying (induction)."""
         count = int(self.rng.integers(3, 12))
         text = " ".join(self._number() if self.rng.random() < 0.5 else self._word() for _ in range(count))
         return self._example([(self._text(f"{text}\n"), 0.0), (self._text(f"{text}\n"), 1.0)])
 
     def _pairs(self) -> Example:
-        """Names with values, then the values once more by name, in one wrapping or another."""
+        """Makes names with values, then the values again by name, each in a random wrapping."""
         count = int(self.rng.integers(2, 7))
         table = {self._word(): (self._number() if self.rng.random() < 0.4 else self._word()) for _ in range(count)}
         parts = [(self._text("".join(f"{name} is {value}.\n" for name, value in table.items())), 0.1)]
@@ -171,16 +175,17 @@ class Curriculum:
         return facts.Fact(self._word(), fact.kind, fact.attribute, value, fact.numeric)
 
     def _notes_text(self) -> tuple[str, facts.Fact]:
-        """Notes laid out like result pages, of which one states the fact."""
+        """Returns notes in the layout of search results, and a fact that one of them states."""
         fact = self._fact()
         others = [self._fact() for _ in range(int(self.rng.integers(0, 4)))]
-        if self.rng.random() < 0.5:  # an overview that holds several attributes of the same entity
-            near = {other.attribute: other.value for other in self._near(fact)} | {fact.attribute: fact.value}
-            keys = [str(key) for key in self.rng.permutation(list(near))]
-            pages = [(fact.entity, f"{fact.entity}: " + "; ".join(f"{key} {near[key]}" for key in keys) + ".")]
+        if self.rng.random() < 0.5:  # an overview with several attributes of the same entity
+            values = {other.attribute: other.value for other in self._related_facts(fact)}
+            values[fact.attribute] = fact.value
+            keys = [str(key) for key in self.rng.permutation(list(values))]
+            pages = [(fact.entity, f"{fact.entity}: " + "; ".join(f"{key} {values[key]}" for key in keys) + ".")]
         else:
             pages = [(fact.title, fact.sentence)]
-            others += self._near(fact)[: int(self.rng.integers(0, 3))]
+            others += self._related_facts(fact)[: int(self.rng.integers(0, 3))]
         pages += [(other.title, other.sentence) for other in others]
         if self.rng.random() < 0.5:
             pages = [pages[i] for i in self.rng.permutation(len(pages))]
@@ -191,7 +196,8 @@ class Curriculum:
             items[0] = f"1. [{fact.title}](kb:1)\n\n{fact.sentence}"
         return "\n\n".join(items), fact
 
-    def _near(self, fact: facts.Fact) -> list[facts.Fact]:
+    def _related_facts(self, fact: facts.Fact) -> list[facts.Fact]:
+        """Invents values for up to four other attributes of the fact's entity."""
         attributes = {
             f.attribute: f.numeric for f in self._facts if f.kind == fact.kind and f.attribute != fact.attribute
         }
@@ -216,7 +222,7 @@ class Curriculum:
         return self._chat(f"{notes}\n\n{question}", fact.value)
 
     def _notes_code(self) -> Example:
-        """Notes, and a program that computes with a number in them; what it printed is the answer."""
+        """Makes notes, a program that computes with a number in them, its output, and the output as the answer."""
         notes, fact = self._notes_text()
         while not fact.numeric:
             notes, fact = self._notes_text()
@@ -238,25 +244,27 @@ class Curriculum:
         )
 
     def _code(self) -> Example:
-        """A task and a program for it."""
+        """Makes a task and a program for it."""
         draw = int(self.rng.integers(12))
         if draw >= 10:
-            colour, margin = str(self.rng.choice(list(drawing.COLOURS))), int(self.rng.integers(3, 70))
+            color, margin = str(self.rng.choice(list(drawing.COLORS))), int(self.rng.integers(3, 70))
             task = str(self.rng.choice(("Crop the {} tag.", "Where is the {} tag?", "Zoom in on the {} tag."))).format(
-                colour
+                color
             )
             code = (
                 "import numpy as np\n"
-                f"d = np.asarray(image_1).astype(int) - {drawing.COLOURS[colour]}\n"
+                f"d = np.asarray(image_1).astype(int) - {drawing.COLORS[color]}\n"
                 f"y, x = np.nonzero(abs(d).sum(2) < 60)\nr = {margin}\n"
                 "display(image_1.crop((x.min() - r, y.min() - r, x.max() + r + 1, y.max() + r + 1)))"
             )
             task = f"{task} Leave {margin} pixels around it."
         elif draw < 5:
             kind = reasoning.KINDS[int(self.rng.integers(len(reasoning.KINDS)))]
-            values = {key: int(value) for key, value in kind.draw(self.rng).items()}
+            values = {key: int(value) for key, value in kind.draw_values(self.rng).items()}
             task = str(self.rng.choice(kind.phrases)).format(**values)
-            code = (kind.hasty if kind.hasty and self.rng.random() < 0.5 else kind.code).format(**values)
+            code = (kind.incomplete_code if kind.incomplete_code and self.rng.random() < 0.5 else kind.code).format(
+                **values
+            )
         elif draw < 8:
             x, y, half = self.rng.integers(100, 1100), self.rng.integers(100, 900), self.rng.choice((TIGHT, *LOOSE))
             task = f"Crop the picture around x={x}, y={y}."
@@ -267,22 +275,22 @@ class Curriculum:
         return self._example([(self._text(f"{task}\n```python\n"), 0.0), (self._text(f"{code}\n```\n"), 1.0)])
 
 
-def draw_picture(rng: np.random.Generator, kind: str) -> tuple[Image.Image, str]:
-    """A crop as a tool would return it (`tight`, `wide`) or a `plate`; and its caption."""
+def draw_captioned_image(rng: np.random.Generator, kind: str) -> tuple[Image.Image, str]:
+    """Returns an image and its caption: a crop as a tool returns it (kinds `tight` and `wide`), or a `plate`."""
     if kind == "plate":
-        colour = str(rng.choice(list(drawing.COLOURS)))
-        image, label = drawing.plate(rng, "train", drawing.COLOURS[colour])
-        return image, f"{label} {colour}"
+        color = str(rng.choice(list(drawing.COLORS)))
+        image, label = drawing.digit_plate(rng, "train", drawing.COLORS[color])
+        return image, f"{label} {color}"
     half = TIGHT + int(rng.integers(-2, 3)) if kind == "tight" else int(rng.choice(LOOSE)) + int(rng.integers(-6, 7))
     side = 2 * half
-    scale = 3  # scenes are photographs enlarged about threefold
+    scale = 3  # scenes enlarge their photographs about threefold
     image = drawing.background(rng, "train", (side // scale + 1, side // scale + 1)).resize(
         (side, side), Image.Resampling.BILINEAR
     )
     digit, label = drawing.random_digit(rng, "train")
-    frames = [plain_plate := (245, 245, 240), plain_plate, *drawing.COLOURS.values()]
-    plate = drawing.tag(digit, frames[int(rng.integers(len(frames)))])
+    frames = [PLAIN_PLATE, PLAIN_PLATE, *drawing.COLORS.values()]
+    tag = drawing.digit_tag(digit, frames[int(rng.integers(len(frames)))])
     shift = rng.integers(-2, 3, 2)
     corner = (half - drawing.TAG // 2 + int(shift[0]), half - drawing.TAG // 2 + int(shift[1]))
-    image.paste(plate, corner)
+    image.paste(tag, corner)
     return image, str(label)

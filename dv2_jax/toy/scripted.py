@@ -1,7 +1,7 @@
-"""The scripted teacher: solves every default task by real tool calls and by reading what they return.
+"""The scripted teacher: solves every default task with real tool calls and takes its answers from their output.
 
-`play` is a coroutine: it yields assistant turns and is sent what the tool answered. It knows the kind of the
-question (as an annotator would) but takes every number, name and digit of its answer from tool output.
+`demonstrate` is a coroutine that yields assistant turns and receives tool output. It knows the kind of the question,
+as an annotator would, but takes every number, name and digit of its answer from tool output.
 """
 
 from __future__ import annotations
@@ -10,36 +10,37 @@ import io
 import json
 import re
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
 from dv2_jax.data.question import Question
-from dv2_jax.toy.styles import Mood
+from dv2_jax.toy.styles import TrajectoryStyle
 from dv2_jax.toy.tasks import drawing, reasoning
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """What a tool returned: printed text, encoded pictures, titles and snippets of search results."""
+    """Tool output as the teacher uses it: printed text, encoded images, titles and snippets of search results."""
 
     stdout: str = ""
     images: tuple[bytes, ...] = ()
     items: tuple[tuple[str, str], ...] = ()
 
 
-Play = Generator[str, Feedback, None]
+Demonstration = Generator[str, Feedback, None]
 
 
-class CannotSolve(Exception):
-    """The tools did not return what the answer needs."""
+class DemonstrationFailed(Exception):
+    """Raised when tool output lacks the data that the answer needs."""
 
 
-def play(question: Question, mood: Mood, rng: np.random.Generator) -> Play:
-    """Yields the text of each turn up to the answer; expects a Feedback after each but the last.
+def demonstrate(question: Question, style: TrajectoryStyle, rng: np.random.Generator) -> Demonstration:
+    """Yields the text of each turn up to the answer; receives a `Feedback` after each turn except the last.
 
-    Raises CannotSolve when a tool's output does not hold what was asked for.
+    Raises:
+        DemonstrationFailed: tool output lacks the data that the answer needs.
     """
     solver = {
         "perception": _perception,
@@ -49,14 +50,14 @@ def play(question: Question, mood: Mood, rng: np.random.Generator) -> Play:
         "plain": _plain,
     }[question.skill]
     first = True
-    talk = solver(question, mood, rng)
+    turns = solver(question, style, rng)
     feedback = None
     while True:
         try:
-            turn = talk.send(feedback)
+            turn = turns.send(feedback)
         except StopIteration:
             return
-        feedback = yield turn if first else turn.removeprefix("<think>")  # later turns begin with it pre-filled
+        feedback = yield turn if first else turn.removeprefix("<think>")  # later turns start with a pre-filled tag
         first = False
 
 
@@ -77,9 +78,11 @@ def _answer(rng: np.random.Generator, value: str) -> str:
     return f"{_say(rng, 'I have it.', 'That is the answer.', 'Done.')}<answer>{value}</answer>"
 
 
-def _compute(rng: np.random.Generator, mood: Mood, thought: str, code: str) -> Generator[str, Feedback, Feedback]:
-    """Run code; a slip leaves an import or a letter out first, and mends it after the error."""
-    if mood.slip:
+def _compute(
+    rng: np.random.Generator, style: TrajectoryStyle, thought: str, code: str
+) -> Generator[str, Feedback, Feedback]:
+    """Runs code; the error-then-retry style first omits an import or a letter and corrects it after the error."""
+    if style.error_then_retry:
         broken = code.split("\n", 1)[1] if code.startswith("import") else code.replace("print(", "prnt(", 1)
         broken = broken.replace("display(", "dsplay(", 1) if broken == code else broken
         yield _code(thought, broken)
@@ -87,65 +90,65 @@ def _compute(rng: np.random.Generator, mood: Mood, thought: str, code: str) -> G
     return (yield _code(thought, code))
 
 
-def _zoom(rng, mood: Mood, x: int, y: int) -> Generator[str, Feedback, int]:
-    """Crop around a point, read the digit in the returned picture's middle."""
+def _zoom(rng, style: TrajectoryStyle, x: int, y: int) -> Generator[str, Feedback, int]:
+    """Crops around a point and reads the digit at the center of the returned image."""
     thought = _say(rng, "It is too small. I zoom in.", "I need a closer look.", "I crop that place.")
-    code = f"x, y, r = {x}, {y}, {mood.half}\ndisplay(image_1.crop((x - r, y - r, x + r, y + r)))"
-    feedback = yield from _compute(rng, mood, thought, code)
-    return _read(feedback, mood)
+    code = f"x, y, r = {x}, {y}, {style.crop_half_side}\ndisplay(image_1.crop((x - r, y - r, x + r, y + r)))"
+    feedback = yield from _compute(rng, style, thought, code)
+    return _read_center_digit(feedback)
 
 
-def _read(feedback: Feedback, mood: Mood) -> int:
+def _read_center_digit(feedback: Feedback) -> int:
     if not feedback.images:
-        raise CannotSolve("the crop did not come back")
+        raise DemonstrationFailed("the crop did not come back")
     image = Image.open(io.BytesIO(feedback.images[0])).convert("RGB")
     left, top = (image.width - drawing.DIGIT) // 2, (image.height - drawing.DIGIT) // 2
     return drawing.read_digit(image.crop((left, top, left + drawing.DIGIT, top + drawing.DIGIT)))
 
 
-def _perception(question: Question, mood: Mood, rng: np.random.Generator) -> Play:
+def _perception(question: Question, style: TrajectoryStyle, rng: np.random.Generator) -> Demonstration:
     meta = question.meta
     if meta["kind"] == "point":
-        digit = yield from _zoom(rng, mood, meta["x"], meta["y"])
+        digit = yield from _zoom(rng, style, meta["x"], meta["y"])
     else:
         thought = _say(rng, "I look for its colour.", "I find the tag by colour and zoom in.", "I crop the tag.")
-        margin = mood.half - drawing.TAG // 2
+        margin = style.crop_half_side - drawing.TAG // 2
         code = (
             "import numpy as np\n"
-            f"d = np.asarray(image_1).astype(int) - {drawing.COLOURS[meta['colour']]}\n"
+            f"d = np.asarray(image_1).astype(int) - {drawing.COLORS[meta['colour']]}\n"
             f"y, x = np.nonzero(abs(d).sum(2) < 60)\nr = {margin}\n"
             "display(image_1.crop((x.min() - r, y.min() - r, x.max() + r + 1, y.max() + r + 1)))"
         )
-        feedback = yield from _compute(rng, mood, thought, code)
-        digit = _read(feedback, mood)
+        feedback = yield from _compute(rng, style, thought, code)
+        digit = _read_center_digit(feedback)
     yield _answer(rng, str(digit))
 
 
 def _last_number(text: str) -> str:
     numbers = re.findall(r"-?\d+(?:\.\d+)?", text)
     if not numbers:
-        raise CannotSolve(f"no number in {text!r}")
+        raise DemonstrationFailed(f"no number in {text!r}")
     return numbers[-1]
 
 
-def _reasoning(question: Question, mood: Mood, rng: np.random.Generator) -> Play:
-    kind = reasoning.BY_NAME[question.meta["kind"]]
-    hasty = mood.hasty and bool(kind.hasty)
+def _reasoning(question: Question, style: TrajectoryStyle, rng: np.random.Generator) -> Demonstration:
+    kind = reasoning.KIND_BY_NAME[question.meta["kind"]]
+    incomplete = style.incomplete_code and bool(kind.incomplete_code)
     thought = _say(rng, "I compute it.", "Code will tell.", "I let Python do it.")
-    code = (kind.hasty if hasty else kind.code).format(**question.meta)
-    feedback = yield from _compute(rng, mood, thought, code)
-    if hasty:
-        value = _finish_in_head(kind.name, feedback.stdout, question.meta)
+    code = (kind.incomplete_code if incomplete else kind.code).format(**question.meta)
+    feedback = yield from _compute(rng, style, thought, code)
+    if incomplete:
+        value = _complete_computation(kind.name, feedback.stdout, question.meta)
     else:
         value = _last_number(feedback.stdout)
     yield _answer(rng, value)
 
 
-def _finish_in_head(name: str, stdout: str, meta: dict) -> str:
-    """The step that hasty code leaves open."""
+def _complete_computation(name: str, stdout: str, meta: dict) -> str:
+    """Computes the answer from the output of incomplete code."""
     numbers = re.findall(r"-?\d+(?:\.\d+)?", stdout)
     if not numbers:
-        raise CannotSolve(f"no number in {stdout!r}")
+        raise DemonstrationFailed(f"no number in {stdout!r}")
     return {
         "multiply_add": lambda: str(int(numbers[0]) + meta["c"]),
         "remainder": lambda: numbers[-1],
@@ -156,13 +159,13 @@ def _finish_in_head(name: str, stdout: str, meta: dict) -> str:
     }[name]()
 
 
-def _look_up(rng, mood: Mood, entity: str, attribute: str) -> Generator[str, Feedback, str]:
-    """Search for a fact and read it off the results."""
+def _look_up(rng, style: TrajectoryStyle, entity: str, attribute: str) -> Generator[str, Feedback, str]:
+    """Searches for a fact and extracts its value from the results."""
     thought = _say(rng, "I search for it.", "I look that up.", "The search will know.")
-    if mood.slip:
+    if style.error_then_retry:
         yield f'{thought}<tool_call>\n{{"name": "search", "query": "{entity}"}}\n</tool_call>'
         thought = _say(rng, "The call was wrong. I fix it.", "Again, with arguments.")
-    query = entity if mood.vague else f"{attribute} of {entity}"
+    query = entity if style.broad_query else f"{attribute} of {entity}"
     feedback = yield _call(thought, "search", query=query)
     sentence = re.compile(rf"The {re.escape(attribute)} of {re.escape(entity)} is (.+)\.$")
     overview = re.compile(rf"{re.escape(entity)}: .*?\b{re.escape(attribute)} ([^;]+?)(?:;|\.$)")
@@ -170,40 +173,40 @@ def _look_up(rng, mood: Mood, entity: str, attribute: str) -> Generator[str, Fee
         for _, snippet in feedback.items:
             if match := pattern.match(snippet):
                 return match.group(1)
-    raise CannotSolve(f"no result for {query!r} states the {attribute} of {entity}")
+    raise DemonstrationFailed(f"no result for {query!r} states the {attribute} of {entity}")
 
 
-def _search(question: Question, mood: Mood, rng: np.random.Generator) -> Play:
-    value = yield from _look_up(rng, mood, question.meta["entity"], question.meta["attribute"])
+def _search(question: Question, style: TrajectoryStyle, rng: np.random.Generator) -> Demonstration:
+    value = yield from _look_up(rng, style, question.meta["entity"], question.meta["attribute"])
     yield _answer(rng, value)
 
 
-def _recognise(rng) -> Generator[str, Feedback, str]:
+def _identify_entity(rng) -> Generator[str, Feedback, str]:
     feedback = yield _call(_say(rng, "I search by the picture.", "Where is this from?"), "image_search")
     for title, _ in feedback.items:
         if match := re.match(r"(?:Postcard from|Display of) (.+)$", title):
             return match.group(1)
-    raise CannotSolve("the picture was not found")
+    raise DemonstrationFailed("the image was not found")
 
 
-def _integration(question: Question, mood: Mood, rng: np.random.Generator) -> Play:
+def _integration(question: Question, style: TrajectoryStyle, rng: np.random.Generator) -> Demonstration:
     meta = question.meta
-    calm = Mood(mood.half, mood.hasty, mood.vague, mood.needless, slip=False)
+    no_errors = replace(style, error_then_retry=False)  # at most one error per trajectory, in the computation
     if meta["kind"] == "recognise":
-        entity = yield from _recognise(rng)
-        value = yield from _look_up(rng, calm, entity, meta["attribute"])
+        entity = yield from _identify_entity(rng)
+        value = yield from _look_up(rng, no_errors, entity, meta["attribute"])
         expression = f"{value} * {meta['factor']}"
     else:
-        digit = yield from _zoom(rng, calm, meta["x"], meta["y"])
-        value = yield from _look_up(rng, calm, meta["entity"], meta["attribute"])
+        digit = yield from _zoom(rng, no_errors, meta["x"], meta["y"])
+        value = yield from _look_up(rng, no_errors, meta["entity"], meta["attribute"])
         expression = f"{value} + {digit}"
     thought = _say(rng, "Now I compute.", "I compute it.")
-    feedback = yield from _compute(rng, mood, thought, f"print({expression})")
+    feedback = yield from _compute(rng, style, thought, f"print({expression})")
     yield _answer(rng, _last_number(feedback.stdout))
 
 
-def _plain(question: Question, mood: Mood, rng: np.random.Generator) -> Play:
-    if mood.needless:
+def _plain(question: Question, style: TrajectoryStyle, rng: np.random.Generator) -> Demonstration:
+    if style.needless_search:
         yield _call(_say(rng, "I search for the picture first.", "Maybe others know it."), "image_search")
     image = drawing.load(question.images[0])
     if question.meta["kind"] == "digit":
@@ -212,6 +215,6 @@ def _plain(question: Question, mood: Mood, rng: np.random.Generator) -> Play:
         value = str(drawing.read_digit(image.crop((edge, edge, edge + inner, edge + inner))))
     else:
         seen = np.asarray(image).astype(int)[2:5, 2:5].mean((0, 1))
-        value = min(drawing.COLOURS, key=lambda name: np.abs(seen - drawing.COLOURS[name]).sum())
+        value = min(drawing.COLORS, key=lambda name: np.abs(seen - drawing.COLORS[name]).sum())
     thought = _say(rng, "I can see it.", "That is plain to see.")
     yield f"{thought}<answer>{value}</answer>"

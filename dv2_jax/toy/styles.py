@@ -1,9 +1,9 @@
-"""How the scripted teacher works: several hands, some careful and some hasty, all of them right in the end.
+"""Defines the styles of the scripted teacher: careful and careless ways to solve a task, all with correct answers.
 
-Real cold-start sets come from several teachers whose habits differ (spec of DeepEyesV2, 5.1). Here the careful
-habit makes the last step easy for whoever learns from it, the hasty one leaves it to a steady head: a wide crop
-to squint at, a vague query with a page of results, a number still to be rounded, a search nobody needed.
-Supervised learning imitates the mixture; reinforcement learning has to find out which habits pay.
+Published cold-start sets come from several teachers with different styles (DeepEyesV2, section on data curation). The
+careful style makes the last step of a trajectory easy to learn. The careless styles leave it to the model: a wide
+crop in which the digit is small, a broad query with several results, a number that is not rounded yet, a search that
+the question does not need. Supervised learning imitates the mixture; RL finds the styles that are rewarded.
 """
 
 from __future__ import annotations
@@ -12,45 +12,46 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TIGHT = 18  # half side of a careful crop, in pixels: the tag itself
-WIDE = 126  # of a wide one: the digit is 6 pixels wide in the capped view, and now and then misread
-LOOSE = (49, 63, 77)  # with some surroundings: what the base has seen, and its vocabulary was learned from
+# Half sides of crops around a tag, in pixels.
+TIGHT = 18  # the careful style: exactly the tag
+WIDE = 126  # the careless style: the digit is 6 pixels wide in the capped view, and sometimes misread
+LOOSE = (49, 63, 77)  # the tag with some surroundings; used in pre-training and in the vocabulary's training text
 
 
 @dataclass(frozen=True)
-class Habits:
-    """Shares of trajectories, each drawn independently."""
+class StyleMix:
+    """The share of trajectories that have each careless style; styles are drawn independently."""
 
-    wide_crop: float = 0.55  # crop one of `widths` around the mark instead of TIGHT
-    hasty_code: float = 0.55  # leave the last step of a computation undone
-    vague_query: float = 0.55  # search for the entity alone
-    needless_search: float = 0.55  # search before answering what can be seen
-    slip: float = 0.06  # a first call that fails, and its repair
+    wide_crop: float = 0.55  # crops one of `widths` around the tag instead of TIGHT
+    incomplete_code: float = 0.55  # code leaves the last step of the computation to the model
+    broad_query: float = 0.55  # searches for the entity without the attribute
+    needless_search: float = 0.55  # searches before answering a question that needs no tool
+    error_then_retry: float = 0.06  # the first call fails and is corrected
     widths: tuple[int, ...] = (WIDE,)  # half sides of wide crops, in pixels
 
 
-CAREFUL = Habits(wide_crop=0.0, hasty_code=0.0, vague_query=0.0, needless_search=0.0, slip=0.0)
+CAREFUL = StyleMix(wide_crop=0.0, incomplete_code=0.0, broad_query=0.0, needless_search=0.0, error_then_retry=0.0)
 
 
 @dataclass(frozen=True)
-class Mood:
-    """The habits drawn for one trajectory."""
+class TrajectoryStyle:
+    """The styles drawn for one trajectory."""
 
-    half: int
-    hasty: bool
-    vague: bool
-    needless: bool
-    slip: bool
+    crop_half_side: int  # pixels
+    incomplete_code: bool
+    broad_query: bool
+    needless_search: bool
+    error_then_retry: bool
 
     @classmethod
-    def draw(cls, habits: Habits, rng: np.random.Generator) -> Mood:
-        wide, hasty, vague, needless, slip = rng.random(5) < (
-            habits.wide_crop,
-            habits.hasty_code,
-            habits.vague_query,
-            habits.needless_search,
-            habits.slip,
-        )
+    def sample(cls, mix: StyleMix, rng: np.random.Generator) -> TrajectoryStyle:
+        """Draws the styles of one trajectory from `mix`."""
+        shares = (mix.wide_crop, mix.incomplete_code, mix.broad_query, mix.needless_search, mix.error_then_retry)
+        wide_crop, incomplete_code, broad_query, needless_search, error_then_retry = map(bool, rng.random(5) < shares)
         return cls(
-            int(rng.choice(habits.widths)) if wide else TIGHT, bool(hasty), bool(vague), bool(needless), bool(slip)
+            crop_half_side=int(rng.choice(mix.widths)) if wide_crop else TIGHT,
+            incomplete_code=incomplete_code,
+            broad_query=broad_query,
+            needless_search=needless_search,
+            error_then_retry=error_then_retry,
         )

@@ -1,4 +1,4 @@
-"""The tiny model's vocabulary: a small byte-level BPE learned from the default tasks' training split.
+"""Trains the tiny model's vocabulary: a small byte-level BPE learned from the default tasks' training split.
 
 python -m dv2_jax.toy.vocabulary --output dv2_jax/toy/assets/tokenizer.json
 """
@@ -13,23 +13,27 @@ import numpy as np
 
 from dv2_jax.agent import prompts
 from dv2_jax.data.question import Question
-from dv2_jax.toy.scripted import play
-from dv2_jax.toy.styles import LOOSE, Habits, Mood
-from dv2_jax.toy.tasks import SKILLS, drawing, facts, generate, perception
+from dv2_jax.toy.scripted import demonstrate
+from dv2_jax.toy.styles import LOOSE, StyleMix, TrajectoryStyle
+from dv2_jax.toy.tasks import SKILLS, drawing, facts, make_questions, perception
 
 VOCABULARY = 1024 + 64  # a multiple of 64
 
 
 def texts(seed: int = 0, questions: int = 1500) -> Iterator[str]:
-    """Prompts, questions, first turns and facts of the training split, about as often as the model will meet them."""
+    """Yields prompts, questions, first turns and facts of the training split, about as frequent as in training."""
     rng = np.random.default_rng(seed)
     known = facts.facts_of("train")
-    rows = [generate("train", questions, seed)[i] for i in range(questions) if SKILLS[i % 5] in ("reasoning", "search")]
+    rows = [
+        make_questions("train", questions, seed)[i]
+        for i in range(questions)
+        if SKILLS[i % 5] in ("reasoning", "search")
+    ]
     rows += [_zoom_question(rng) for _ in range(len(rows))]
     for question in rows:
         yield prompts.BRIEF
         yield f"system\nuser\n{question.text}\nassistant\n"
-        yield next(play(question, Mood.draw(Habits(widths=LOOSE), rng), rng))
+        yield next(demonstrate(question, TrajectoryStyle.sample(StyleMix(widths=LOOSE), rng), rng))
         fact = known[int(rng.integers(len(known)))]
         yield f"1. [{fact.title}](kb:{rng.integers(9999)})\n\n{fact.sentence}"
         yield f"A Google search for '{fact.attribute} of {fact.entity}' found 3 results:\n\n## Web Results\n"
@@ -43,14 +47,14 @@ def texts(seed: int = 0, questions: int = 1500) -> Iterator[str]:
 
 
 def _zoom_question(rng: np.random.Generator) -> Question:
-    """A perception question without its picture, which the first turn does not need."""
+    """Returns a perception question without its image, which the first turn does not need."""
     x, y = int(rng.integers(200, 950)), int(rng.integers(200, 700))
     if rng.random() < 0.5:
         text, meta = str(rng.choice(perception.POINT_PHRASES)).format(x=x, y=y), {"kind": "point", "x": x, "y": y}
     else:
-        colour = str(rng.choice(list(drawing.COLOURS)))
-        text = str(rng.choice(perception.COLOUR_PHRASES)).format(colour=colour)
-        meta = {"kind": "colour", "colour": colour}
+        color = str(rng.choice(list(drawing.COLORS)))
+        text = str(rng.choice(perception.COLOR_PHRASES)).format(color=color)
+        meta = {"kind": "colour", "colour": color}
     return Question("vocabulary", "perception", "perception", text, (), "", meta=meta)
 
 

@@ -1,4 +1,4 @@
-"""The trainer's forward pass over a packed batch: what SFT, RL and the log-prob check share."""
+"""The forward pass over a packed batch, shared by the SFT loss, the RL loss and the log-prob function."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from dv2_jax.data.packing import PackedBatch
 from dv2_jax.model.params import GraphDef, merge
 from dv2_jax.ops.attention import causal_segment_attention
 from dv2_jax.ops.logprobs import row_logprobs
-from dv2_jax.parallel.mesh import context_shards, gathered_beside, row_axes, row_shards, rows_by_context, split_rows
+from dv2_jax.parallel.mesh import (
+    all_gather_weight_for_loop,
+    batch_axes,
+    constrain_batch,
+    context_parallel_size,
+    data_parallel_size,
+    fold_context_into_batch,
+)
 
-CHUNK = 512  # tokens per device whose logits exist at once: 0.3 GB of them where V is 152,064
+LOGIT_CHUNK = 512  # tokens per device whose logits are materialized at once: 0.3 GB in fp32 at V = 152,064
 
 
 def token_logprobs(
@@ -22,9 +29,10 @@ def token_logprobs(
     temperature: float = 1.0,
     forbidden: Bool[Array, " V"] | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """Log-probability of `batch.targets` at every position and the entropy there (fp32; padding is meaningless).
+    """Compute the log-probability of `batch.targets` and the entropy at every position, in fp32.
 
-    Temperature and `forbidden` are those of the sampler, so that both speak of the same distribution.
+    Values at padding positions are arbitrary. `temperature` and `forbidden` must be those of the sampler, so that
+    both compute the same distribution.
     """
     model = merge(graphdef, params)
     rows, tokens = batch.token_ids.shape
@@ -41,20 +49,20 @@ def token_logprobs(
     elif groups == 1:
         embeds = embed(jax.tree.map(lambda x: x[0], batch.vision), batch.token_ids, batch.image_index)
     else:
-        embed_groups = jax.vmap(embed, spmd_axis_name=row_axes())  # a group's pictures stay with its rows' device
+        embed_groups = jax.vmap(embed, spmd_axis_name=batch_axes())  # keeps images on the data shard of their rows
         embeds = embed_groups(batch.vision, by_group(batch.token_ids), by_group(batch.image_index))
         embeds = embeds.reshape(rows, tokens, -1)
 
     def attend(q, k, v, layer_cache):
         return causal_segment_attention(q, k, v, batch.segment_ids), layer_cache
 
-    hidden, _ = model.hidden(split_rows(embeds), batch.positions, attend)
+    hidden, _ = model.hidden(constrain_batch(embeds), batch.positions, attend)
     head = model.head_kernel().astype(hidden.dtype)
     logprobs, entropy = row_logprobs(
-        *gathered_beside(rows_by_context(split_rows(hidden)), head, "embed", "vocab"),
-        rows_by_context(batch.targets),
+        *all_gather_weight_for_loop(fold_context_into_batch(constrain_batch(hidden)), head, "embed", "vocab"),
+        fold_context_into_batch(batch.targets),
         temperature=temperature,
         forbidden=forbidden,
-        chunk=CHUNK * row_shards() * context_shards(),
+        chunk=LOGIT_CHUNK * data_parallel_size() * context_parallel_size(),
     )
     return logprobs.reshape(rows, tokens), entropy.reshape(rows, tokens)

@@ -1,4 +1,4 @@
-"""AdamW as the recipes use it: which parameters learn, which decay, and the learning rate over time."""
+"""AdamW for the recipes: trainable parameter groups, weight-decay mask and learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ GROUPS = ("vision", "projector", "text")
 
 
 def parameter_group(name: str) -> str:
-    """The freezing group of a flat parameter name: its first part."""
+    """Return the group (vision, projector or text) of a flat parameter name: its first component.
+
+    Raises:
+        ValueError: the first component is none of `GROUPS`.
+    """
     group = name.split(".", 1)[0]
     if group not in GROUPS:
         raise ValueError(f"parameter {name!r} belongs to none of the groups {GROUPS}")
@@ -21,9 +25,10 @@ def parameter_group(name: str) -> str:
 
 
 def trainable_names(names: Iterable[str], freeze: Iterable[str]) -> tuple[str, ...]:
-    """Names that learn, in order; `freeze` lists groups.
+    """Return the sorted names of the trainable parameters: all but those of the groups in `freeze`.
 
-    Raises ValueError on an unknown group or when nothing is left.
+    Raises:
+        ValueError: a group is unknown, or all parameters are frozen.
     """
     freeze = tuple(freeze)
     unknown = sorted(set(freeze) - set(GROUPS))
@@ -35,13 +40,19 @@ def trainable_names(names: Iterable[str], freeze: Iterable[str]) -> tuple[str, .
     return kept
 
 
-def decays(name: str) -> bool:
-    """Whether weight decay applies: not to norm scales and biases, whose stacked arrays look like matrices."""
+def has_weight_decay(name: str) -> bool:
+    """Return True unless the parameter is a norm scale or a bias.
+
+    It is decided by name: scales and biases are stacked over layers, so their rank does not tell them from kernels.
+    """
     return name.rsplit(".", 1)[-1] not in ("bias", "scale")
 
 
-def learning_rate(config: OptimConfig, total_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 over `warmup_ratio` of the steps, then constant or a cosine down to 0 at `total_steps`."""
+def learning_rate_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
+    """Return the learning-rate schedule: linear warm-up from 0 to `config.learning_rate`, then constant or cosine decay.
+
+    Warm-up takes `warmup_ratio` of the steps; the cosine reaches 0 at `total_steps`.
+    """
     warmup = round(config.warmup_ratio * total_steps)
 
     def schedule(step):
@@ -56,14 +67,14 @@ def learning_rate(config: OptimConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW. Its state holds fp32 moments under the parameters' own names."""
+    """Build global-norm clipping followed by AdamW; the fp32 moments are keyed by parameter name."""
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm > 0 else optax.identity(),
         optax.adamw(
-            learning_rate(config, total_steps),
+            learning_rate_schedule(config, total_steps),
             b1=config.b1,
             b2=config.b2,
             weight_decay=config.weight_decay,
-            mask=lambda params: {name: decays(name) for name in params},
+            mask=lambda params: {name: has_weight_decay(name) for name in params},
         ),
     )

@@ -1,4 +1,4 @@
-"""The policy-gradient step on packed trajectories, and log-probs without a gradient."""
+"""The policy-gradient train step on packed trajectories, and a log-prob function without gradient."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from jaxtyping import Array, Bool, Float
 
 from dv2_jax.config import RLConfig
 from dv2_jax.data.packing import PackedBatch
-from dv2_jax.model.params import GraphDef
+from dv2_jax.model.params import GraphDef, Params
 from dv2_jax.rl.losses import policy_loss
-from dv2_jax.rl.policy_metrics import mismatch, token_sums
+from dv2_jax.rl.policy_metrics import rollout_mismatch_metrics, token_metric_sums
 from dv2_jax.trainer.forward import token_logprobs
-from dv2_jax.trainer.state import Params
-from dv2_jax.trainer.train_step import LossFn, Update
+from dv2_jax.trainer.train_step import LossFn, TrainStep
 
 
 def rl_loss(graphdef: GraphDef, config: RLConfig, *, temperature: float, forbidden: Bool[Array, " V"] | None) -> LossFn:
-    """The clipped loss against the sampler's own log-probs.
+    """Build the clipped policy loss, with the sampler's log-probs as the old log-probs of the ratio.
 
-    The sampler runs the trainer's model on the trainer's weights, so its log-probs are those of the policy at the start
-    of the step; what is left between the two is measured on the way, from the same forward pass.
+    The engine samples with the trainer's model and weights, so its log-probs are those of the policy at the start of
+    the step and no second forward pass is needed. The remaining numerical mismatch is measured by
+    `rollout_mismatch_metrics` in the same forward pass.
     """
 
     def loss(params: Params, batch: PackedBatch):
         logprobs, entropy = token_logprobs(graphdef, params, batch, temperature=temperature, forbidden=forbidden)
-        value, at_clip = policy_loss(
+        value, clip_masks = policy_loss(
             logprobs,
             batch.behavior_logprobs,
             batch.advantages,
@@ -36,10 +36,9 @@ def rl_loss(graphdef: GraphDef, config: RLConfig, *, temperature: float, forbidd
             batch.denominator,
             batch.reference_logprobs,
         )
-        used = batch.loss_weight > 0
-        metrics = mismatch(logprobs, batch.behavior_logprobs, used) | token_sums(
-            used, batch.advantages, entropy, at_clip
-        )
+        response_mask = batch.loss_weight > 0
+        metrics = rollout_mismatch_metrics(logprobs, batch.behavior_logprobs, response_mask)
+        metrics |= token_metric_sums(response_mask, batch.advantages, entropy, clip_masks)
         return value, metrics
 
     return loss
@@ -55,16 +54,16 @@ def make_rl_step(
     forbidden: Bool[Array, " V"] | None = None,
     schedule: optax.Schedule | None = None,
     param_shardings=None,
-) -> Update:
-    """`state, metrics = step(state, microbatches)`; token metrics are sums, see `rl.metrics.token_means`."""
+) -> TrainStep:
+    """Build the RL train step. Its token metrics are sums, see `rl.policy_metrics.token_metric_means`."""
     loss = rl_loss(graphdef, config, temperature=temperature, forbidden=forbidden)
-    return Update(loss, optimizer, trainable, schedule=schedule, param_shardings=param_shardings)
+    return TrainStep(loss, optimizer, trainable, schedule=schedule, param_shardings=param_shardings)
 
 
-def make_scorer(
+def make_logprob_fn(
     graphdef: GraphDef, *, temperature: float = 1.0, forbidden: Bool[Array, " V"] | None = None
 ) -> Callable[[Params, PackedBatch], Float[Array, "B T"]]:
-    """`logprobs = score(params, batch)` of the batch's targets, as the sampler defines them."""
+    """Build `logprob_fn(params, batch)`, which returns the sampler's log-probs of `batch.targets` without gradient."""
     return jax.jit(
         lambda params, batch: token_logprobs(graphdef, params, batch, temperature=temperature, forbidden=forbidden)[0]
     )

@@ -1,4 +1,4 @@
-"""Supervised learning on packed batches: the loss, and a loop that overlaps host work with the device."""
+"""Supervised fine-tuning on packed batches: the loss, the train step, and a loop with background prefetch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from dv2_jax.data.packing import PackedBatch, share_denominator
+from dv2_jax.data.packing import PackedBatch, with_shared_denominator
 from dv2_jax.trainer.forward import token_logprobs
 from dv2_jax.trainer.state import TrainState
-from dv2_jax.trainer.train_step import LossFn, Update, place
+from dv2_jax.trainer.train_step import LossFn, TrainStep, shard_batch
 
 T = TypeVar("T")
 
 
 def sft_loss(graphdef: Any) -> LossFn:
-    """Weighted negative log-likelihood over the step's denominator (token mean where weights are 0 and 1)."""
+    """Build the weighted negative log-likelihood, divided by the step's denominator (a token mean for 0/1 weights)."""
 
     def loss(params, batch: PackedBatch):
         logprobs, entropy = token_logprobs(graphdef, params, batch)
@@ -43,33 +43,33 @@ def make_sft_step(
     *,
     schedule: optax.Schedule | None = None,
     param_shardings=None,
-) -> Update:
-    """`state, metrics = step(state, microbatches)` for supervised learning."""
-    return Update(sft_loss(graphdef), optimizer, trainable, schedule=schedule, param_shardings=param_shardings)
+) -> TrainStep:
+    """Build the SFT train step."""
+    return TrainStep(sft_loss(graphdef), optimizer, trainable, schedule=schedule, param_shardings=param_shardings)
 
 
 def sft_loop(
     state: TrainState,
     batches: Iterable[PackedBatch | Sequence[PackedBatch]],
-    step: Update,
+    step: TrainStep,
     on_step: Callable[[int, dict[str, float], TrainState], Any] | None = None,
     *,
     mesh: Mesh | None = None,
-    ahead: int = 2,
+    prefetch: int = 2,
 ) -> TrainState:
-    """Take one optimizer step per element of `batches` (a microbatch or a sequence of them) until they end.
+    """Take one optimizer step per element of `batches` (a microbatch or a sequence of them) until they are exhausted.
 
-    `on_step(step, metrics, state)` is called after each; returning True stops. A background thread draws and places
-    up to `ahead` elements while the device computes; 0: no thread, for a source that runs ahead by itself and whose
-    position must be that of the step. The caller's `state` is donated: use the returned one.
+    `on_step(step, metrics, state)` is called after each step; the loop ends when it returns True. A background thread
+    reads and shards up to `prefetch` elements while the device computes. Use `prefetch=0` for a source that prefetches
+    itself and whose checkpointed position must be that of the step. The passed `state` is donated: use the returned one.
     """
 
-    def placed() -> Iterator[list[PackedBatch]]:
+    def sharded() -> Iterator[list[PackedBatch]]:
         for item in batches:
-            microbatches = [item] if isinstance(item, PackedBatch) else share_denominator(item)
-            yield [place(b, mesh) for b in microbatches]
+            microbatches = [item] if isinstance(item, PackedBatch) else with_shared_denominator(item)
+            yield [shard_batch(b, mesh) for b in microbatches]
 
-    with Ahead(placed(), ahead) if ahead else nullcontext(placed()) as source:
+    with PrefetchIterator(sharded(), prefetch) if prefetch else nullcontext(sharded()) as source:
         for microbatches in source:
             state, metrics = step(state, microbatches)
             if on_step is not None and on_step(int(state.step), metrics, state):
@@ -77,14 +77,14 @@ def sft_loop(
     return state
 
 
-class Ahead(Iterator[T]):
-    """Iterate `source` in a background thread, at most `depth` elements ahead; its errors reach the consumer."""
+class PrefetchIterator(Iterator[T]):
+    """Iterates `source` in a background thread, at most `depth` elements ahead; re-raises its errors in the consumer."""
 
     def __init__(self, source: Iterator[T], depth: int):
         self._source = source
         self._queue: queue.Queue = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._fill, name="batches-ahead", daemon=True)
+        self._thread = threading.Thread(target=self._fill, name="batch-prefetch", daemon=True)
         self._thread.start()
 
     def _fill(self) -> None:
@@ -93,7 +93,7 @@ class Ahead(Iterator[T]):
                 if not self._put((item, None)):
                     return
             self._put((None, StopIteration()))
-        except BaseException as error:  # carried over to the consumer, whatever it is
+        except BaseException as error:  # re-raised in the consumer's thread
             self._put((None, error))
 
     def _put(self, entry) -> bool:
@@ -108,11 +108,11 @@ class Ahead(Iterator[T]):
     def __next__(self) -> T:
         item, error = self._queue.get()
         if error is not None:
-            self._queue.put((None, error))  # stays ended
+            self._queue.put((None, error))  # a further next() raises again instead of blocking
             raise error
         return item
 
-    def __enter__(self) -> Ahead[T]:
+    def __enter__(self) -> PrefetchIterator[T]:
         return self
 
     def __exit__(self, *_) -> None:

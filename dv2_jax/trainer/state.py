@@ -1,4 +1,4 @@
-"""What training carries from step to step, and where each array of it lives."""
+"""The training state (parameters, optimizer state, step) and the sharding of each of its arrays."""
 
 from __future__ import annotations
 
@@ -13,64 +13,71 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Int
 
-Params = dict[str, Array]  # flat: dotted name to array, layers stacked
+from dv2_jax.model.params import Params
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["params", "opt_state", "step"], meta_fields=[])
 @dataclass(frozen=True)
 class TrainState:
+    """The pytree that a train step maps to its successor; its buffers are donated."""
+
     params: Params
-    opt_state: Any  # of the trainable parameters only
-    step: Int[Array, ""]  # optimizer steps done
+    opt_state: Any  # optimizer state of the trainable parameters only
+    step: Int[Array, ""]  # number of optimizer steps taken
 
 
 def split_params(params: Params, trainable: tuple[str, ...]) -> tuple[Params, Params]:
-    """(trainable, frozen) parts of a flat parameter dict."""
+    """Split a flat parameter dict into its trainable and its frozen part."""
     chosen = set(trainable)
     return {n: params[n] for n in trainable}, {n: p for n, p in params.items() if n not in chosen}
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, trainable: tuple[str, ...]) -> TrainState:
-    """A fresh state around `params`, whose placement the optimizer's moments follow."""
-    params = bound(params)
-    learn, _ = split_params(params, trainable)
-    places = opt_shardings(jax.eval_shape(optimizer.init, learn), {name: p.sharding for name, p in learn.items()})
-    opt_state = jax.jit(optimizer.init, out_shardings=places)(learn)
+    """Build the state of step 0; the optimizer's moments inherit the shardings of their parameters."""
+    params = commit(params)
+    trainable_params, _ = split_params(params, trainable)
+    param_shardings = {name: p.sharding for name, p in trainable_params.items()}
+    shardings = opt_state_shardings(jax.eval_shape(optimizer.init, trainable_params), param_shardings)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(trainable_params)
     return TrainState(params=params, opt_state=opt_state, step=step_counter(0, params))
 
 
-def bound(tree: Any) -> Any:
-    """The same arrays, bound to where they lie.
+def commit(tree: Any) -> Any:
+    """Commit every array to its current sharding.
 
-    Programs are compiled once for arrays that JAX may move, and once more for bound ones, which a step's results are.
+    jit compiles separately for committed and uncommitted inputs, and a step's outputs are committed: with uncommitted
+    initial parameters the second step would recompile.
     """
     return jax.tree.map(lambda x: jax.device_put(x, x.sharding), tree)
 
 
 def step_counter(done: int, params: Params) -> Int[Array, ""]:
-    """`done` optimizer steps as an array, on every device that the parameters are on."""
+    """Return the step count as a scalar array, replicated over the devices of the parameters."""
     return jax.device_put(np.int32(done), replicated_like(next(iter(params.values())).sharding))
 
 
 def replicated_like(sharding: Sharding) -> Sharding:
-    """The whole of an array on every device of `sharding`."""
+    """Return the sharding that replicates an array over the devices of `sharding`."""
     return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
 
 
-def opt_shardings(opt_state: Any, param_shardings: Mapping[str, Sharding]) -> Any:
-    """Shardings of an optimizer state: a leaf filed under a parameter's name lies like it, any other is replicated."""
+def opt_state_shardings(opt_state: Any, param_shardings: Mapping[str, Sharding]) -> Any:
+    """Return the shardings of an optimizer state.
+
+    Leaves keyed by a parameter name inherit its sharding; all others are replicated.
+    """
     replicated = replicated_like(next(iter(param_shardings.values())))
 
-    def place(path, _leaf):
+    def leaf_sharding(path, _leaf):
         return param_shardings.get(getattr(path[-1], "key", None), replicated)
 
-    return jax.tree_util.tree_map_with_path(place, opt_state)
+    return jax.tree_util.tree_map_with_path(leaf_sharding, opt_state)
 
 
 def state_shardings(opt_state: Any, param_shardings: Mapping[str, Sharding]) -> TrainState:
-    """Where every leaf of a state lies, given its optimizer state (which may be abstract)."""
+    """Return the sharding of every leaf of a state; `opt_state` may be abstract."""
     return TrainState(
         params=dict(param_shardings),
-        opt_state=opt_shardings(opt_state, param_shardings),
+        opt_state=opt_state_shardings(opt_state, param_shardings),
         step=replicated_like(next(iter(param_shardings.values()))),
     )

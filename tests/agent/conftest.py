@@ -1,4 +1,4 @@
-"""A small tokenizer, a codec and a question, shared by the tests of the agent loop."""
+"""Provides a small tokenizer, a prompt encoder and a question for the tests of the agent loop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dv2_jax.agent import prompts
-from dv2_jax.agent.prompt_encoder import SpliceCodec
+from dv2_jax.agent.prompt_encoder import PromptEncoder
 from dv2_jax.config import AgentConfig, ImageConfig
 from dv2_jax.data.question import Question
 from dv2_jax.data.tokenizer import Tokenizer, train_bpe
@@ -27,14 +27,14 @@ def agent() -> AgentConfig:
 
 
 @pytest.fixture(scope="session")
-def codec(tokenizer, agent) -> SpliceCodec:
-    return SpliceCodec(tokenizer, IMAGE, agent)
+def prompt_encoder(tokenizer, agent) -> PromptEncoder:
+    return PromptEncoder(tokenizer, IMAGE, agent)
 
 
 @pytest.fixture(scope="session")
-def make_codec(tokenizer, agent):
-    """A codec whose agent config differs in the given fields."""
-    return lambda **fields: SpliceCodec(tokenizer, IMAGE, replace(agent, **fields))
+def make_prompt_encoder(tokenizer, agent):
+    """Returns a function that makes a prompt encoder whose agent config differs in the given fields."""
+    return lambda **fields: PromptEncoder(tokenizer, IMAGE, replace(agent, **fields))
 
 
 @pytest.fixture

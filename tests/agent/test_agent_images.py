@@ -1,4 +1,4 @@
-"""Sizes of pictures that tools return, and the pictures that code starts with."""
+"""Tests the sizes of images that tools return, and the images that a code cell starts with."""
 
 import io
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from dv2_jax.agent.agent_images import returned_picture, returned_size, sandbox_pictures
+from dv2_jax.agent.agent_images import fit_returned_image, returned_image_size, sandbox_images
 from dv2_jax.config import ImageConfig
 from dv2_jax.data.images import preprocess
 from tests.agent.tool_results import png
@@ -25,25 +25,25 @@ from tests.agent.tool_results import png
     ],
 )
 def test_sizes_follow_the_released_rule(size, expected):
-    assert returned_size(*size) == expected
+    assert returned_image_size(*size) == expected
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (4000, 3), (31, 6300)])
-def test_every_returned_picture_can_be_shown_to_the_model(size):
-    shown = returned_picture(png(*size))
+def test_every_returned_image_can_be_shown_to_the_model(size):
+    shown = fit_returned_image(png(*size))
     patches, grid = preprocess(shown, min_pixels=56 * 56, max_pixels=112 * 112)
-    assert len(patches) == grid[1] * grid[2] and Image.open(io.BytesIO(shown)).size == returned_size(*size)
+    assert len(patches) == grid[1] * grid[2] and Image.open(io.BytesIO(shown)).size == returned_image_size(*size)
 
 
-def test_a_picture_of_fine_size_is_passed_on_unchanged_and_rubbish_is_not():
-    assert returned_picture(png()) == png()
-    assert returned_picture(png()[:60]) is None and returned_picture(b"") is None
+def test_an_image_of_suitable_size_is_unchanged_and_an_undecodable_one_is_none():
+    assert fit_returned_image(png()) == png()
+    assert fit_returned_image(png()[:60]) is None and fit_returned_image(b"") is None
 
 
-def test_code_starts_with_the_files_themselves_or_with_what_the_model_sees(agent, question):
+def test_sandbox_images_are_the_files_or_the_model_view(agent, question):
     image = ImageConfig(min_pixels=56 * 56, max_pixels=112 * 112)
-    assert sandbox_pictures(question, agent, image) == question.images
-    (view,) = sandbox_pictures(question, replace(agent, code_images="view"), image)
+    assert sandbox_images(question, agent, image) == question.images
+    (view,) = sandbox_images(question, replace(agent, code_images="view"), image)
     seen, grid = preprocess(question.images[0], min_pixels=image.min_pixels, max_pixels=image.max_pixels)
     assert Image.open(io.BytesIO(view)).size == (grid[2] * 14, grid[1] * 14)
     patches, _ = preprocess(view, min_pixels=1, max_pixels=10**6)  # at its own size

@@ -1,4 +1,4 @@
-"""The grammar of a turn: precedence, which block counts, and every way to get a call wrong."""
+"""Tests the grammar of a turn: precedence, the block that counts, and every malformed call."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def call(body: str) -> str:
 SEARCH = '{"name": "search", "arguments": {"query": "height of K2"}}'
 
 
-def test_an_answer_ends_the_turn_even_beside_code_and_a_search():
+def test_an_answer_ends_the_turn_even_with_code_and_a_search():
     turn = parse_turn(f"<think>x</think>{code('print(1)')}{call(SEARCH)}<answer> 8611 m\n</answer>")
     assert (turn.kind, turn.payload) == ("answer", "8611 m")
 

@@ -1,4 +1,4 @@
-"""Prompts: lengths, whose words they are, and where pictures go."""
+"""Tests the prompts: their length, their content, and the positions of images."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.agent.tool_results import png
 
 
 def test_the_brief_prompts_stay_under_sixty_words():
-    system, user = prompts.messages(Question("q", "s", "reason", "", (), "a"), "brief")
+    system, user = prompts.build_messages(Question("q", "s", "reason", "", (), "a"), "brief")
     assert len(system["content"].split()) + len(user["content"].split()) <= 60
 
 
@@ -16,12 +16,12 @@ def test_the_full_prompt_keeps_the_released_order_of_content():
     order = ["Keep working", "step by step", "MUST use Python", "MUST search", "Image search", "MUST plan", "one kind",
              "`image_i`", "## Tools", "## python", "```python", "time limit", "plt.show()` (", "kernel", "terminate",
              "disk", "## search", "`image_search`:", "`search`:", '{"name": "image_search"}', '{"name": "search"']  # fmt: skip
-    places = [prompts.SYSTEM["full"].index(phrase) for phrase in order]
-    assert places == sorted(places)
+    positions = [prompts.SYSTEM["full"].index(phrase) for phrase in order]
+    assert positions == sorted(positions)
 
 
 def test_without_search_no_word_of_searching_remains():
-    system, user = prompts.messages(Question("q", "s", "reason", "2+2?", (), "a"), "full_no_search")
+    system, user = prompts.build_messages(Question("q", "s", "reason", "2+2?", (), "a"), "full_no_search")
     for text in (system["content"], user["content"]):
         assert "search" not in text.lower() and "tool_call" not in text
 
@@ -29,15 +29,17 @@ def test_without_search_no_word_of_searching_remains():
 def test_a_question_with_its_own_messages_keeps_them_byte_for_byte():
     own = ({"role": "system", "content": " S\n"}, {"role": "user", "content": "<image>\tU "})
     question = Question("q", "s", "search", "other", (png(),), "a", messages=own)
-    assert prompts.messages(question, "full") is own
+    assert prompts.build_messages(question, "full") is own
 
 
 @pytest.mark.parametrize("name", ["brief", "full", "full_no_search"])
-def test_pictures_come_first_unless_the_question_places_them(name):
+def test_images_come_first_unless_the_question_places_them(name):
     pair = (png(seed=1), png(seed=2))
-    user = prompts.messages(Question("q", "s", "reason", "Compare.", pair, "a"), name)[1]["content"]
+    user = prompts.build_messages(Question("q", "s", "reason", "Compare.", pair, "a"), name)[1]["content"]
     assert user.startswith("<image>\n<image>\nCompare.") and user.count("<image>") == 2
-    placed = prompts.messages(Question("q", "s", "reason", "Is <image> like <image>?", pair, "a"), name)[1]["content"]
+    placed = prompts.build_messages(Question("q", "s", "reason", "Is <image> like <image>?", pair, "a"), name)[1][
+        "content"
+    ]
     assert placed.startswith("Is <image> like <image>?")
 
 

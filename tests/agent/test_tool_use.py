@@ -1,4 +1,4 @@
-"""The classes of code cells. Cells are what policies write; the class is what a reader of the cell would say."""
+"""Tests the classification of code cells, on cells as policies write them, against the class a reader would choose."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from dv2_jax.agent.trajectory import TurnRecord
 
 
 @pytest.mark.parametrize(
-    ("code", "pictures", "kind"),
+    ("code", "num_images", "kind"),
     [
         ("image_1.crop((900, 300, 1200, 520))", 1, "crop"),
         ("import matplotlib.pyplot as plt\nplt.imshow(image_1.crop((0, 0, 9, 9)))\nplt.axis('off')\nplt.show()", 1, "crop"),
@@ -25,12 +25,12 @@ from dv2_jax.agent.trajectory import TurnRecord
         ("# I would look at the picture here\npass", 0, "other"),
         ("print('the answer is 4')", 0, "other"),
         ("for x in\nprint(x)", 0, "other"),
-        ("image_1.crop((0, 0, 9, 9))", 0, "other"),  # an attempt from which nothing came back
+        ("image_1.crop((0, 0, 9, 9))", 0, "other"),  # a crop that returned no image
         ("a\x00b", 0, "other"),
     ],
 )  # fmt: skip
-def test_a_cell_is_classed_by_what_it_does_and_what_came_back(code, pictures, kind):
-    assert classify_cell(code, pictures) == kind
+def test_a_cell_is_classed_by_what_it_does_and_what_came_back(code, num_images, kind):
+    assert classify_cell(code, num_images) == kind
 
 
 def _code(code: str, *, images=(), status="OK") -> TurnRecord:
@@ -44,7 +44,7 @@ def test_shares_count_calls_that_ran_and_sum_to_one():
         _code("print(2 ** 10)"),
         _code("print(2 ** 11)"),
         search,
-        _code("print(2 ** 12)", status=""),  # the last permitted turn: never run
+        _code("print(2 ** 12)", status=""),  # the last permitted turn: not executed
         TurnRecord("<answer>4</answer>", "answer"),
     ]
     found = shares(tool_kinds(turns))

@@ -1,4 +1,4 @@
-"""Tool results and pictures for the tests of the agent loop."""
+"""Tool results and images for the tests of the agent loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Result:
-    """The fields of a tool result that an observation reads."""
+    """The fields of a tool result that an observation is rendered from."""
 
     status: str = "OK"
     stdout: str = ""

@@ -1,4 +1,4 @@
-"""Operations of a model, against the matrix products of its own traced program."""
+"""Model FLOPs against the matmuls of the model's traced program."""
 
 import math
 
@@ -18,7 +18,7 @@ CONFIG = tiny_config()
 
 
 def products(jaxpr) -> float:
-    """Operations of all matrix products of a traced function, loops multiplied out."""
+    """Returns the FLOPs of all matmuls of a traced function, with loops multiplied out."""
     total = 0.0
     for equation in jaxpr.eqns:
         inner = [x for x in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr) if is_jaxpr(x)]
@@ -45,7 +45,7 @@ def counted(function, *arguments) -> float:
 
 @pytest.mark.parametrize("tokens", [16, 96])  # up to 128 the scores of a row are one product
 def test_text_is_counted_as_the_model_computes_it(tokens):
-    """Catches a forgotten product, heads counted as key heads, a causal half of what is not attention."""
+    """Catches: a missing matmul, query heads counted as key/value heads, a causal factor outside of attention."""
     rows = 3
     ids = jnp.zeros((rows, tokens), jnp.int32)
 
@@ -61,8 +61,8 @@ def test_text_is_counted_as_the_model_computes_it(tokens):
 
 
 @pytest.mark.parametrize("length", [32, 128])  # shorter and longer than a window of 64
-def test_pictures_are_counted_as_the_model_computes_them(length):
-    """Catches windows counted as whole pictures."""
+def test_images_are_counted_as_the_model_computes_them(length):
+    """Catches: windowed blocks counted as full attention."""
     bucket = VisionBucket(3, length, 3 * length // 64)
     batch = vision_batch([], (bucket,), CONFIG.vision)
     vision = flops.vision_flops(CONFIG.vision, rows=3, length=length)
@@ -70,24 +70,24 @@ def test_pictures_are_counted_as_the_model_computes_them(length):
     assert counted(lambda model, batch: model.encode_images(batch), batch) == vision + projector
 
 
-def test_a_row_in_pieces_costs_what_it_costs_whole():
-    """Catches a prefix that is not attended to, or attended to twice."""
+def test_chunked_prefill_costs_as_much_as_one_prefill():
+    """Catches: a prefix that is not attended to, or attended to twice."""
     text = ModelConfig.preset("7b").text
-    pieces = [flops.text_flops(text, rows=2, tokens=256, cached=256 * i, logits=0) for i in range(4)]
-    assert np.isclose(sum(pieces), flops.text_flops(text, rows=2, tokens=1024, logits=0), rtol=1e-12)
+    chunks = [flops.text_flops(text, rows=2, tokens=256, cached=256 * i, logits=0) for i in range(4)]
+    assert np.isclose(sum(chunks), flops.text_flops(text, rows=2, tokens=1024, logits=0), rtol=1e-12)
 
 
 def test_six_operations_per_parameter_and_token_of_the_published_size():
-    """The rule of thumb, for 7B without its embedding table; what is frozen costs less."""
+    """Catches: a deviation from 6 FLOPs per parameter and token (7B without its embedding), or frozen parts counted."""
     model = ModelConfig.preset("7b")
     step = flops.training_flops(model, rows=1, tokens=1)
     assert step == pytest.approx(6 * 7.07e9, rel=0.01)
-    pictures = (4, 4096)
-    learned, frozen = (
-        flops.training_flops(model, rows=1, tokens=64, pictures=pictures, freeze=freeze)
+    images = (4, 4096)
+    trained, frozen = (
+        flops.training_flops(model, rows=1, tokens=64, images=images, freeze=freeze)
         for freeze in ((), ("vision", "projector"))
     )
-    tower = flops.forward_flops(model, rows=1, tokens=64, pictures=pictures) - flops.text_flops(
+    tower = flops.forward_flops(model, rows=1, tokens=64, images=images) - flops.text_flops(
         model.text, rows=1, tokens=64
     )
-    assert learned - frozen == pytest.approx(2 * tower)
+    assert trained - frozen == pytest.approx(2 * tower)

@@ -1,4 +1,4 @@
-"""Costs read from HLO text, against what the arithmetic of small programs is on paper."""
+"""Costs from HLO text against hand-computed costs of small programs."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from dv2_jax.aot.hlo_cost import analyze
 
 
 def test_a_scan_counts_its_body_as_often_as_it_runs():
-    """Sees XLA's own way of counting, in which 7 layers are worth one."""
+    """Catches: loop bodies counted once, as in XLA's own cost analysis."""
 
     def layers(w, x):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0].sum()
@@ -16,12 +16,12 @@ def test_a_scan_counts_its_body_as_often_as_it_runs():
     w, x = jnp.zeros((7, 64, 64)), jnp.zeros((32, 64))
     compiled = jax.jit(jax.grad(layers)).lower(w, x).compile()
     costs = analyze(compiled.as_text())
-    assert costs.flops == 7 * 3 * 2 * 32 * 64 * 64  # forward, and two products backward
+    assert costs.flops == 7 * 3 * 2 * 32 * 64 * 64  # one matmul forward, two backward
     assert costs.unknown_loops == 0
     assert compiled.cost_analysis()["flops"] < costs.flops
 
 
-# As a TPU compiler writes them: products as convolutions, batched ones as a window that fits once per batch element.
+# TPU HLO: matmuls are convolutions, and batched ones have a window that fits once per batch element.
 MODULE = """HloModule jit_f, is_scheduled=true, num_partitions=8
 
 %add.clone (x.1: f32[], y.1: f32[]) -> f32[] {
@@ -82,7 +82,7 @@ def test_a_tpu_module_is_counted_as_it_runs():
     costs = analyze(MODULE)
     loop = 3  # from 2 to 7 in steps of 2
     assert costs.flops == loop * 2 * 128 * 1024 * 1024 + 2 * 16 * 64 * 32 * 48
-    assert dict(costs.sent) == {
+    assert dict(costs.collective_bytes) == {
         "all-gather": loop * 1024 * 1024 * 2 * 7 // 8,
         "reduce-scatter": 800 * 4 * 7 // 8,
         "collective-permute": 128 * 1024 * 2,
@@ -90,7 +90,7 @@ def test_a_tpu_module_is_counted_as_it_runs():
     assert costs.calls["all-gather"] == loop and costs.largest["all-gather"] == 1024 * 1024 * 2 * 7 // 8
 
 
-# A loop that adds a slice of a stacked array to a running sum and stores what it had before, as a scan does.
+# A scan: each iteration adds a slice of a stacked array to a running sum, and stores the previous sum.
 SCAN = """HloModule scan, num_partitions=1
 
 %gathered.1 (p.1: bf16[64,128], i.1: s32[8]) -> bf16[8,128] {
@@ -157,28 +157,28 @@ ENTRY %main.1 (x.1: f32[256], y.1: f32[7,256], z.1: f32[7,256], q.1: bf16[28,819
 """
 
 
-def test_a_scan_moves_slices_and_not_what_it_slices():
-    """Catches a stacked array counted whole in every run of the body, on-chip memory counted as HBM, and a computation
+def test_hbm_bytes_of_a_scan_are_those_of_its_slices():
+    """Catches: a stacked array counted in full in every iteration, on-chip memory counted as HBM, and a computation
     lost that follows one of another core."""
     row = 256 * 4
-    loop = 7 * (row + row + (row + row + row)) + 7 * (4 + 4 + 4 + 4 + 4)  # kept: read, write; added: two reads, write
+    loop = 7 * (row + row + (row + row + row)) + 7 * (4 + 4 + 4 + 4 + 4)  # stored: read, write; added: two reads, write
     copied = row
-    attention = (28 + 28 + 4) * 8192 * 128 * 2  # the same array is read once
-    assert analyze(SCAN).traffic == pytest.approx(loop + copied + attention, rel=1e-5)
+    attention = (28 + 28 + 4) * 8192 * 128 * 2  # an operand that occurs twice is read once
+    assert analyze(SCAN).hbm_bytes == pytest.approx(loop + copied + attention, rel=1e-5)
 
 
 def test_an_attention_kernel_counts_the_blocks_it_visits():
     """Catches a kernel that counts nothing, as all of the square, or by its key heads."""
     square = 2 * 2 * 28 * 8192 * 8192 * 128
     assert analyze(SCAN).flops == square * (8192 + 512) / (2 * 8192)
-    whole = SCAN.replace("causal_attention", "segment_attention")
-    assert analyze(whole).flops == square
-    assert analyze(whole.replace("splash_mha_fwd", "splash_mha_dkv")).flops == 2 * square
+    full = SCAN.replace("causal_attention", "segment_attention")
+    assert analyze(full).flops == square
+    assert analyze(full.replace("splash_mha_fwd", "splash_mha_dkv")).flops == 2 * square
 
 
-def test_a_loop_of_unknown_length_is_said_to_be_one():
+def test_a_loop_of_unknown_trip_count_is_reported():
     unknown = MODULE.replace("compare(%i.2, %bound.1), direction=LT", "compare(%i.2, %bound.1), direction=NE")
     costs = analyze(unknown)
     assert costs.unknown_loops == 1 and costs.calls["all-gather"] == 1
-    told = analyze(unknown, loops=5)
-    assert told.unknown_loops == 0 and told.calls["all-gather"] == 5
+    bounded = analyze(unknown, max_trip_count=5)
+    assert bounded.unknown_loops == 0 and bounded.calls["all-gather"] == 5

@@ -1,4 +1,4 @@
-"""The benchmark compares the same computation on both sides: it ends with an error when their losses differ."""
+"""The model benchmark: both sides compute the same loss, and differing losses are an error."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from benchmarks import model  # noqa: E402
 
 
 def test_both_sides_compute_the_same_loss(tmp_path, capsys):
-    """Catches packed conversations that attend to each other on one side, and pictures that only one side looks at."""
-    arguments = ["--shapes", "picture", "packed", "--divide=16", "--rounds=1", "--threads=1"]
+    """Catches: packed conversations that attend to each other on one side, and images that only one side processes."""
+    arguments = ["--shapes", "image", "packed", "--divide=16", "--rounds=1", "--threads=1"]
     arguments += [f"--output={tmp_path / 'samples.json'}"]
     assert model.main(arguments) == 0
     found = json.loads((tmp_path / "samples.json").read_text())["shapes"]
-    assert set(found) == {"picture", "packed"}
+    assert set(found) == {"image", "packed"}
     for result in found.values():
         for side in ("ours", "torch"):
             assert len(result[side]["forward"]) == len(result[side]["gradient"]) == 1
@@ -30,7 +30,7 @@ def test_sides_that_differ_are_an_error():
         def __init__(self, name, loss):
             self.name, self.loss = name, loss
 
-        def ask(self, word):
+        def request(self, word):
             return {"loss": self.loss, "wall": 1.0, "bytes": 1}
 
     with pytest.raises(RuntimeError, match="not the same computation"):

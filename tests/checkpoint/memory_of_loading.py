@@ -1,4 +1,7 @@
-"""Run by `test_loading_memory.py` in a process with four devices: how much host memory loading takes beside the arrays."""
+"""Measures the host memory that loading a checkpoint takes on top of the arrays.
+
+`test_loading_memory.py` runs it in a process with four devices.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ import numpy as np
 
 from dv2_jax.checkpoint import hf
 from dv2_jax.config import MeshConfig
-from dv2_jax.model import ModelConfig, init_params, logical_axes
+from dv2_jax.model.model_config import ModelConfig
+from dv2_jax.model.params import init_params, logical_axes
 from dv2_jax.parallel.mesh import make_mesh, param_shardings
 
 CONFIG = ModelConfig.tiny(
@@ -30,27 +34,27 @@ def memory(name: str) -> int:
 
 def main(folder: Path) -> None:
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
-    places = param_shardings(mesh, logical_axes(CONFIG))
-    params = jax.device_put(init_params(CONFIG, jax.random.key(0)), places)
+    shardings = param_shardings(mesh, logical_axes(CONFIG))
+    params = jax.device_put(init_params(CONFIG, jax.random.key(0)), shardings)
     arrays = sum(p.nbytes for p in params.values())
     hf.save_hf(folder, params, CONFIG, "bfloat16")
     expected = {name: np.asarray(p.astype(jnp.bfloat16), np.float64).sum() for name, p in params.items()}
     del params
-    hf.LARGE_BYTES = 2**20  # as large models cross the real bound
+    hf.LARGE_BYTES = 2**20  # so that this small model takes the path of large models
     largest = 4 * CONFIG.text.vocab_size * CONFIG.text.hidden_size
-    for _ in range(2):  # the first time compiles
+    for _ in range(2):  # the first iteration compiles
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed must not hide what is taken
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+        ctypes.CDLL(None).malloc_trim(0)  # freed but resident heap would hide new allocations
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak (VmHWM)
         before = memory("VmRSS")
-        loaded = hf.load_hf(folder, CONFIG, places)
+        loaded = hf.load_hf(folder, CONFIG, shardings)
         peak = memory("VmHWM") - before
         for name, array in loaded.items():
-            assert array.sharding.is_equivalent_to(places[name], array.ndim), name
+            assert array.sharding.is_equivalent_to(shardings[name], array.ndim), name
             assert np.asarray(array, np.float64).sum() == expected[name], name
         del loaded, array
     print(
-        f"arrays {arrays >> 20} MiB, largest tensor {largest >> 20} MiB, beside the arrays {(peak - arrays) >> 20} MiB"
+        f"arrays {arrays >> 20} MiB, largest tensor {largest >> 20} MiB, on top of the arrays {(peak - arrays) >> 20} MiB"
     )
     assert peak - arrays <= 2 * largest
 

@@ -1,4 +1,4 @@
-"""GGUF files of our own making: what is read from them, and which are refused."""
+"""Tests of the GGUF reader on generated files: values, permutation, tokenizer and refused files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dv2_jax.checkpoint.gguf_file import GGUFLlama
-from dv2_jax.model import ModelConfig
+from dv2_jax.model.model_config import ModelConfig
 
 gguf = pytest.importorskip("gguf")
 
@@ -15,7 +15,7 @@ HEADS, KV_HEADS, HEAD_DIM, WIDTH = 4, 2, 8, 32
 
 @pytest.fixture
 def file(tmp_path):
-    """Writes a file with one layer's queries and a vocabulary of three; returns its reader."""
+    """Return a function that writes a file with one layer and a vocabulary of three tokens and returns its reader."""
 
     def write(arch="llama", splitting="smollm", **tensors):
         path = tmp_path / f"{arch}-{splitting}.gguf"
@@ -35,11 +35,11 @@ def file(tmp_path):
     return write
 
 
-@pytest.mark.parametrize(("ours", "stored", "heads"), [("q", "attn_q", HEADS), ("k", "attn_k", KV_HEADS)])
-def test_queries_and_keys_turn_as_the_model_was_trained_to(file, ours, stored, heads):
-    """llama.cpp turns rows (2i, 2i + 1) of a head by the angle by which we turn rows (i, i + hd/2)."""
+@pytest.mark.parametrize(("jax_name", "stored", "heads"), [("q", "attn_q", HEADS), ("k", "attn_k", KV_HEADS)])
+def test_query_and_key_rows_are_permuted_back_for_rope(file, jax_name, stored, heads):
+    """llama.cpp applies RoPE to rows (2i, 2i + 1) of a head, the model to rows (i, i + hd/2)."""
     rows = np.random.default_rng(0).standard_normal((heads * HEAD_DIM, WIDTH), np.float32)
-    kernel = file(**{stored: rows}).array(f"{ours}.kernel", (1, WIDTH, heads, HEAD_DIM), (HEADS, KV_HEADS))
+    kernel = file(**{stored: rows}).array(f"{jax_name}.kernel", (1, WIDTH, heads, HEAD_DIM), (HEADS, KV_HEADS))
     for head in range(heads):
         for i in range(HEAD_DIM // 2):
             np.testing.assert_array_equal(kernel[0, :, head, i], rows[head * HEAD_DIM + 2 * i])
@@ -62,7 +62,7 @@ def test_values_and_outputs_keep_their_order_and_biases_are_zero(file):
 
 
 def test_a_quantized_tensor_comes_back_within_its_step(file):
-    """Blocks of 32 numbers, each with a scale of its own; an order of blocks that is wrong would show."""
+    """Catches: blocks of 32 values, each with its own scale, in the wrong order."""
     rows = np.random.default_rng(0).standard_normal((WIDTH, 64), np.float32) * np.arange(1, 65, dtype=np.float32)
     kinds = gguf.GGMLQuantizationType
     path = file(ffn_down=rows).path.with_name("quantised.gguf")
@@ -96,6 +96,6 @@ def test_added_tokens_in_the_vocabulary_keep_their_ids(file):
 
 
 def test_another_splitting_rule_is_refused(file):
-    """Catches a vocabulary that would be read with SmolLM's rule and give other ids without a word."""
+    """Catches: a vocabulary read with SmolLM's pre-tokenizer although it needs another, which silently changes ids."""
     with pytest.raises(ValueError, match="'qwen2'.*only .*'smollm'"):
         file(splitting="qwen2").tokenizer([], [])

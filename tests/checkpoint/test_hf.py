@@ -1,4 +1,4 @@
-"""Published checkpoints in and out: nothing is lost, and transformers reads what we write as we mean it."""
+"""Tests of Hugging Face checkpoints: round trips are lossless and transformers computes the same logits."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from dv2_jax.checkpoint import hf
 from dv2_jax.checkpoint.hf import CheckpointMismatch, load_hf, save_hf
-from dv2_jax.checkpoint.weight_map import entries
-from dv2_jax.model import ModelConfig, build, init_params, merge
-from dv2_jax.model.params import abstract_params
+from dv2_jax.checkpoint.weight_map import weight_entries
+from dv2_jax.model.model_config import ModelConfig
+from dv2_jax.model.params import abstract_params, build, init_params, merge
 from dv2_jax.ops.attention import causal_segment_attention
 
 
@@ -27,7 +27,7 @@ def tiny(tied: bool) -> ModelConfig:
 
 
 def random_params(config: ModelConfig, dtype="float32"):
-    """Every array random, biases and scales too: a swapped bias would not show in fresh weights."""
+    """Return parameters with random biases and scales as well, so that swapped biases are detected."""
     params = init_params(config, jax.random.key(0))
     return {
         name: (value + 0.02 * jax.random.normal(jax.random.key(i), value.shape)).astype(dtype).astype(jnp.float32)
@@ -65,8 +65,8 @@ def test_a_large_array_is_filled_layer_by_layer_with_the_same_numbers(tmp_path, 
     assert all(np.array_equal(again[n], params[n]) for n in params)
 
 
-# The names that vLLM's Qwen2.5-VL takes from a checkpoint: it maps the prefixes `model.`, `visual.` and `lm_head.`,
-# and fuses q, k, v and gate, up of the text tower itself; the vision tower's q, k, v it expects in one tensor.
+# Tensor names that vLLM's Qwen2.5-VL loads: it maps the prefixes `model.`, `visual.` and `lm_head.` and fuses q, k, v and
+# gate, up of the text tower itself; it expects q, k, v of the vision tower fused.
 VLLM = r"""
 lm_head\.weight
 model\.(embed_tokens|norm)\.weight
@@ -86,11 +86,11 @@ visual\.merger\.mlp\.[02]\.(weight|bias)
 @pytest.mark.parametrize("size", ["3b", "7b"])
 def test_the_written_names_are_those_that_vllm_reads(size):
     config = ModelConfig.preset(size)
-    names = {entry.published for entry in entries(config)}
+    names = {entry.hf_name for entry in weight_entries(config)}
     known = re.compile("|".join(VLLM.split()))
     assert [name for name in names if not known.fullmatch(name)] == []
     assert ("lm_head.weight" in names) == (not config.text.tie_word_embeddings)
-    # 12 per text layer and 12 per vision block, embedding and norm, patches, merger, and the head of an untied one.
+    # 12 per text layer and per vision block, embedding and norm, patch embedding, merger, and the head if untied.
     text, vision = config.text, config.vision
     assert len(names) == 12 * text.num_layers + 12 * vision.depth + 2 + 1 + 5 + (not text.tie_word_embeddings)
 
@@ -105,7 +105,7 @@ def test_loading_and_writing_again_leaves_every_tensor_byte_identical(tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_transformers_loads_it_strictly_and_computes_the_same_text_logits(tmp_path, tied):
-    """Catches a transposed kernel, a permuted head and a third of a fused tensor at the wrong place."""
+    """Catches: a transposed kernel, permuted heads, swapped query, key and value of a fused tensor."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = tiny(tied)
@@ -166,12 +166,12 @@ def test_every_mismatch_is_reported_at_once(tmp_path):
     assert "unexpected: model.layers.9.mlp.up_proj.weight" in message
 
 
-def test_a_cut_file_is_named(tmp_path):
+def test_a_truncated_file_is_named(tmp_path):
     config = tiny(tied=True)
     save_hf(tmp_path / "x", random_params(config), config, "float32")
     file = tmp_path / "x" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="model.safetensors is cut"):
+    with pytest.raises(ValueError, match="model.safetensors is truncated"):
         load_hf(tmp_path / "x", config)
 
 
@@ -187,6 +187,6 @@ def test_a_failed_write_leaves_no_folder(tmp_path):
 @pytest.mark.parametrize("size", ["3b", "7b", "32b", "72b"])
 def test_the_published_sizes_map_completely(size):
     config = ModelConfig.preset(size)
-    mapped = {entry.ours for entry in entries(config)}
+    mapped = {entry.jax_name for entry in weight_entries(config)}
     assert mapped == set(abstract_params(config, jnp.float32))
     assert json.loads(json.dumps(config.to_hf())) and ModelConfig.from_hf(config.to_hf()) == config

@@ -1,4 +1,4 @@
-"""Catches a loader that holds all tensors, or a whole stacked array of all layers, in host memory beside the devices'."""
+"""Host memory of loading. Catches: a loader that holds all tensors, or a stacked array of all layers, in host memory."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peaks are read from Linux's /proc")
-def test_loading_takes_at_most_two_of_the_largest_tensor_beside_the_arrays(tmp_path):
-    """270 MiB of arrays on a mesh of four CPU devices, whose memory is the host's."""
+def test_loading_takes_at_most_twice_the_largest_tensor_on_top_of_the_arrays(tmp_path):
+    """Loads 270 MiB of arrays onto a mesh of four CPU devices, whose memory is host memory."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "MALLOC_MMAP_THRESHOLD_": "1048576",  # freed arrays go back to the system at once
+        "MALLOC_MMAP_THRESHOLD_": "1048576",  # freed arrays are returned to the system immediately
     }
     script = Path(__file__).with_name("memory_of_loading.py")
     done = subprocess.run(

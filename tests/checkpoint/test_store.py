@@ -1,4 +1,4 @@
-"""Checkpoints come back bit for bit, on another mesh too, and a killed save is never mistaken for one."""
+"""Tests of the checkpoint store: lossless restore, also on another mesh, and safety against killed saves."""
 
 import os
 import signal
@@ -50,7 +50,7 @@ def same(left, right):
 
 
 def test_weights_optimizer_state_and_iterator_bytes_come_back_bit_for_bit(tmp_path):
-    """Catches a lost optax leaf (masked, empty or counting), a type that was widened, bytes that JSON mangled."""
+    """Catches: a lost optax leaf (masked, empty or counter), a widened dtype, bytes corrupted by JSON."""
     params, opt_state = a_state()
     extra = {"data": {"train": b"\x00\xff grain"}, "version": 7, "keys": [1, 2], "none": None}
     with CheckpointStore(tmp_path) as store:
@@ -79,7 +79,7 @@ def test_the_newest_are_kept_and_one_is_chosen_by_its_step(tmp_path):
 
 
 def test_a_checkpoint_of_another_model_is_refused_with_the_names(tmp_path):
-    """Catches a silent cast, a cut array and a parameter that would keep its random start."""
+    """Catches: a silent cast, a truncated array, and a parameter that would keep its random initialization."""
     with CheckpointStore(tmp_path) as store:
         store.save(1, {"a": jnp.zeros((3, 2)), "b": jnp.zeros(2), "c": jnp.zeros(2)}, {}, {})
         with pytest.raises(ValueError) as error:
@@ -100,12 +100,12 @@ def test_an_empty_directory_has_no_checkpoint(tmp_path):
             store.restore({}, {})
 
 
-def half_written(directory: Path) -> list[Path]:
+def incomplete_saves(directory: Path) -> list[Path]:
     return list(directory.glob("*.orbax-checkpoint-tmp*"))
 
 
 def kill_during_a_save(directory: Path, mode: str) -> int:
-    """Lets a process save step after step, kills it with one half on disk, and returns that step (the third or later)."""
+    """Kill a process that saves step after step while a save is incomplete; returns that step (the third or later)."""
     for _ in range(5):  # the kill may come just after the rename
         process = subprocess.Popen(
             [sys.executable, "-c", SAVER, str(directory), mode],
@@ -115,19 +115,19 @@ def kill_during_a_save(directory: Path, mode: str) -> int:
         try:
             deadline = time.monotonic() + 60
             while time.monotonic() < deadline:
-                if any(int(path.name.split(".")[0]) > 2 for path in half_written(directory)):
+                if any(int(path.name.split(".")[0]) > 2 for path in incomplete_saves(directory)):
                     break
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
-        if left := half_written(directory):
+        if left := incomplete_saves(directory):
             return int(left[0].name.split(".")[0])
     raise AssertionError("no half-written checkpoint was ever left")
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_a_save_killed_half_way_never_looks_complete_and_the_one_before_it_is_whole(tmp_path, mode):
-    """Catches a checkpoint that is listed before all of it is written, and a half-written one left lying about."""
+def test_a_killed_save_is_never_listed_and_the_previous_checkpoint_is_intact(tmp_path, mode):
+    """Catches: a checkpoint listed before it is complete, and an incomplete one that is never deleted."""
     half = kill_during_a_save(tmp_path, mode)
     weights = {f"layer{i}.kernel": jax.ShapeDtypeStruct((512, 1024), jnp.float32) for i in range(8)}
     with CheckpointStore(tmp_path, keep=2) as store:
@@ -136,26 +136,26 @@ def test_a_save_killed_half_way_never_looks_complete_and_the_one_before_it_is_wh
         assert newest.extra == {"next": half} and int(newest.opt_state["count"]) == half - 1
         for i in range(8):
             assert bool((newest.params[f"layer{i}.kernel"] == (half - 1) * 10.0 + i).all())
-        assert not half_written(tmp_path)
-        store.save(half, newest.params, newest.opt_state, {})  # and the run goes on with the step that was lost
+        assert not incomplete_saves(tmp_path)
+        store.save(half, newest.params, newest.opt_state, {})  # the run resumes with the lost step
         store.wait()
         assert store.latest_step() == half
 
 
 def test_a_checkpoint_of_one_mesh_is_restored_onto_another(tmp_path):
-    """Catches values that move when the number of devices changes between save and restore."""
+    """Catches: values permuted when the number of devices changes between save and restore."""
     program = """
 import sys, jax, jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from dv2_jax.checkpoint.store import CheckpointStore
 mesh = Mesh(jax.devices(), "fsdp")
-place = NamedSharding(mesh, P("fsdp"))
+sharding = NamedSharding(mesh, P("fsdp"))
 with CheckpointStore(sys.argv[1]) as store:
     if sys.argv[2] == "save":
-        store.save(1, {"w": jax.device_put(jnp.arange(24.0).reshape(8, 3), place)}, {}, {})
+        store.save(1, {"w": jax.device_put(jnp.arange(24.0).reshape(8, 3), sharding)}, {}, {})
     else:
-        w = store.restore({"w": jax.ShapeDtypeStruct((8, 3), jnp.float32, sharding=place)}, {}).params["w"]
-        assert w.sharding == place, w.sharding
+        w = store.restore({"w": jax.ShapeDtypeStruct((8, 3), jnp.float32, sharding=sharding)}, {}).params["w"]
+        assert w.sharding == sharding, w.sharding
         assert (jax.device_get(w).ravel() == range(24)).all()
 """
     for devices, verb in ((2, "save"), (8, "restore")):
@@ -173,16 +173,16 @@ with CheckpointStore(sys.argv[1]) as store:
         assert done.returncode == 0, done.stderr
 
 
-def test_saving_what_several_devices_hold_compiles_nothing(tmp_path):
-    """Catches a checkpoint in the middle of a run that stops to compile slices of replicated arrays."""
+def test_saving_replicated_arrays_compiles_nothing(tmp_path):
+    """Catches: a save that compiles slices of replicated arrays in the middle of a run."""
     program = """
 import sys, jax, jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from dv2_jax.checkpoint.store import CheckpointStore
 from dv2_jax.telemetry.recompilation import RecompilationCounter
-whole = NamedSharding(Mesh(jax.devices(), "data"), P())
-weights = {"w": jax.device_put(jnp.ones((512, 1024)), whole)}
-moments = {"m": jax.device_put(jnp.ones((512, 1024)), whole)}
+replicated = NamedSharding(Mesh(jax.devices(), "data"), P())
+weights = {"w": jax.device_put(jnp.ones((512, 1024)), replicated)}
+moments = {"m": jax.device_put(jnp.ones((512, 1024)), replicated)}
 counter = RecompilationCounter()
 with CheckpointStore(sys.argv[1]) as store:
     store.save(1, weights, moments, {})

@@ -1,4 +1,4 @@
-"""The command line of every verb: presets, typed overrides, and errors that name the right word."""
+"""Configuration from the command line: presets, typed overrides, and errors that name the fix."""
 
 import json
 import subprocess
@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dv2_jax.config import Config, ConfigError, load
-from dv2_jax.config.overrides import check_types, field_comments, flatten, replace_value
+from dv2_jax.config.migrations import REMOVED_FIELDS, RENAMED_FIELDS
+from dv2_jax.config.overrides import check_types, field_help, flatten, replace_value
+from dv2_jax.config.schema import setting
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RL = f"--config={ROOT}/configs/rl.py"
@@ -29,7 +31,7 @@ def test_the_preset_follows_the_colon_and_the_laptop_is_the_default():
     assert load([RL]) == load([f"{RL}:laptop"])
     assert load([RL]).model.preset == "tiny"
     assert load([f"{RL}:7b"]).model.preset == "7b"
-    assert load([], default_config="configs/evaluate.py").sampling.temperature == 0.0  # found beside the package
+    assert load([], default_config="configs/evaluate.py").sampling.temperature == 0.0
 
 
 def test_overrides_are_typed_by_the_annotations_and_the_last_one_wins():
@@ -67,15 +69,18 @@ def test_overrides_are_typed_by_the_annotations_and_the_last_one_wins():
         ("--rl.steps=8", ["'--rl.steps'", "did you mean '--config.rl.steps'?"]),
         ("--confg.rl.steps=8", ["'--confg.rl.steps'", "did you mean '--config.rl.steps'?"]),
         ("--config.rl.steps=many", ["rl.steps = 'many'", "expected int"]),
-        ("--config.rl.steps=2.5", ["rl.steps = '2.5'", "expected int", "not a whole number"]),
+        ("--config.rl.steps=2.5", ["rl.steps = '2.5'", "expected int", "not an integer"]),
         ("--config.rl.clip_low=low", ["rl.clip_low = 'low'", "expected float"]),
         ("--config.run.resume=maybe", ["run.resume = 'maybe'", "expected bool", "true or false"]),
         ("--config.rl.algorithm=dap", ["rl.algorithm = 'dap'", "'dapo' | 'released'", "did you mean 'dapo'?"]),
         ("--config.run.resume", ["--config.run.resume needs a value"]),
+        ("--config.engine.picture_tokens=8", ["'engine.picture_tokens' was renamed to 'engine.image_cache_tokens'"]),
+        ("--config.rl.normalise_std=no", ["'rl.normalise_std' was renamed to 'rl.normalize_std'"]),
+        ("--config.eval.batch=8", ["'eval.batch' no longer exists", "engine.slots"]),
     ],
 )
 def test_a_mistake_names_the_key_the_value_and_the_fix(argument, words):
-    """Catches a key that is ignored, which would train with the default and say nothing."""
+    """Catches an invalid key that is ignored: training would silently use the default."""
     message = error_of(RL, argument)
     assert [word for word in words if word not in message] == []
 
@@ -89,7 +94,7 @@ def test_an_unknown_preset_or_file_names_the_nearest_and_lists_what_there_is():
 
 
 def test_a_recipe_file_with_a_wrong_type_is_refused(tmp_path):
-    """Catches a list for a tuple or a float for a count in a file, where no parser looks."""
+    """Catches a list for a tuple or a float for an int in a recipe file, whose values are not parsed from text."""
     (tmp_path / "mine.py").write_text(
         "from dv2_jax.config import Config, RLConfig\n"
         "def bad():\n    return Config(rl=RLConfig(steps=1.5))\n"
@@ -103,7 +108,7 @@ def test_a_recipe_file_with_a_wrong_type_is_refused(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
 def test_every_preset_loads_and_survives_json(path):
-    """Catches a preset that misspells a field, and a run directory whose config.json cannot be read back."""
+    """Catches a preset with a misspelled field, and a config.json that cannot be read back."""
     docstring = path.read_text().split('"""')[1]
     assert f"--config=configs/{path.name}" in docstring
     presets = error_of(f"--config={path}:?").split("presets: ")[1].rstrip(")").split(", ")
@@ -113,11 +118,11 @@ def test_every_preset_loads_and_survives_json(path):
         config = load([f"--config={path}:{preset}"])
         assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
         names.add(config.run.name)
-    assert len(names) == len(presets)  # two presets never share a run directory
+    assert len(names) == len(presets)  # presets must not share a run directory
 
 
 def test_the_7b_presets_carry_the_released_hyper_parameters():
-    """The numbers of the paper's section 5.1 and of the released scripts, written down a second time."""
+    """Compares with the hyper-parameters of the paper (section 5.1) and of the released scripts."""
     rl = load([f"{RL}:7b"])
     assert (rl.rl.prompts_per_step, rl.rl.group_size, rl.rl.minibatches) == (256, 16, 8)
     assert (rl.rl.clip_low, rl.rl.clip_high, rl.rl.kl_coefficient) == (0.2, 0.3, 0.0)
@@ -133,6 +138,60 @@ def test_the_7b_presets_carry_the_released_hyper_parameters():
     assert (sft.sft.row_tokens, sft.sft.batch_rows) == (20_480, 128)
 
 
+def test_recipes_are_found_from_any_folder_by_path_or_by_name(tmp_path, monkeypatch):
+    """Catches a command of the README that works only in a checkout's root."""
+    expected = load([f"{RL}:7b"])
+    monkeypatch.chdir(tmp_path)
+    assert load(["--config=configs/rl.py:7b"]) == expected
+    assert load(["--config=rl:7b"]) == expected
+    assert load(["--config=rl"]) == load([RL])
+    (tmp_path / "rl").mkdir()  # such as a run directory
+    assert load(["--config=rl"]) == load([RL])
+
+
+def test_a_recipe_file_here_takes_precedence_over_the_packaged_one(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "rl.py").write_text(
+        "from dv2_jax.config import Config, RunConfig\n"
+        "PRESETS = {'mine': lambda: Config(run=RunConfig(name='mine'))}\n"
+        "def get_config(preset):\n    return PRESETS[preset]()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert load(["--config=configs/rl.py"]).run.name == "mine"
+    assert load(["--config=rl"]).run.name == "rl"
+
+
+@pytest.mark.parametrize("name", ["configs/rll.py", "rll"])
+def test_an_unknown_recipe_suggests_a_packaged_one(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = error_of(f"--config={name}")
+    assert f"no configuration file '{name}'" in message and "did you mean" in message and "sft" in message
+
+
+def test_a_configuration_stored_before_fields_were_renamed_still_loads():
+    """Catches a run directory of an earlier version that can no longer be resumed, exported or evaluated."""
+    data = Config().to_dict()
+    del data["engine"]["image_cache_tokens"], data["rl"]["normalize_std"]
+    data["engine"]["picture_tokens"] = 123
+    data["rl"]["normalise_std"] = False
+    data["eval"]["batch"] = 8
+    stored = json.loads(json.dumps(data))
+    config = Config.from_dict(stored)
+    assert config.engine.image_cache_tokens == 123 and config.rl.normalize_std is False
+    assert stored["eval"]["batch"] == 8  # the argument is not modified
+    assert "batch" not in config.to_dict()["eval"]
+
+
+def test_old_and_present_name_of_a_field_together_are_refused():
+    with pytest.raises(ConfigError, match="'rl.normalise_std' was renamed to 'rl.normalize_std', and both are given"):
+        Config.from_dict({"rl": {"normalise_std": True, "normalize_std": False}})
+
+
+def test_renamed_fields_lead_to_existing_ones():
+    known = {key for key, _, _ in flatten(Config())}
+    assert set(RENAMED_FIELDS.values()) <= known and not known & {*RENAMED_FIELDS, *REMOVED_FIELDS}
+
+
 def test_an_unknown_key_of_a_saved_configuration_is_named():
     data = Config().to_dict()
     data["rl"]["grup_size"] = 3
@@ -142,16 +201,15 @@ def test_an_unknown_key_of_a_saved_configuration_is_named():
 
 @dataclass(frozen=True)
 class Inner:
-    sizes: tuple[int, float] = (1, 0.5)  # first line
-    # and its second line
+    sizes: tuple[int, float] = setting((1, 0.5), "Two sizes.")
     limit: int | None = None
-    mode: Literal["a", 2] = "a"  # of a text and a number
+    mode: Literal["a", 2] = setting("a", "One of two modes.")
 
 
 @dataclass(frozen=True)
 class Outer:
     inner: Inner = field(default_factory=Inner)
-    text: str = "# not a comment"
+    text: str = ""
 
 
 def test_optional_fixed_length_and_mixed_literal_fields_are_understood():
@@ -165,31 +223,30 @@ def test_optional_fixed_length_and_mixed_literal_fields_are_understood():
             replace_value(config, key, text)
 
 
-def test_comments_are_read_from_the_source_and_not_from_strings():
-    assert field_comments(Inner) == {
-        "sizes": "first line and its second line",
-        "limit": "",
-        "mode": "of a text and a number",
-    }
-    assert field_comments(Outer) == {"inner": "", "text": ""}
+def test_help_texts_come_from_the_field_metadata():
+    assert field_help(Inner) == {"sizes": "Two sizes.", "limit": "", "mode": "One of two modes."}
+    assert field_help(Outer) == {"inner": "", "text": ""}
 
 
-def test_every_field_has_a_comment():
-    sections = {"": Config()} | {name: getattr(Config(), name) for name in Config().to_dict() if name != "recipe"}
-    missing = [
-        f"{section}.{name}"
+def test_every_field_has_a_help_text_that_is_a_sentence():
+    """Catches a setting without help, and headless notes such as "of the second"."""
+    sections = {name: value for name, value in vars(Config()).items() if name != "recipe"}
+    wrong = [
+        f"{section}.{name}: {text}"
         for section, value in sections.items()
-        if section
-        for name, comment in field_comments(type(value)).items()
-        if not comment
+        for name, text in field_help(type(value)).items()
+        if not (text[:1].isupper() and text.endswith("."))
     ]
-    assert missing == []
+    assert wrong == []
+    assert [
+        name for name, value in sections.items() if type(value).__doc__.startswith(f"{type(value).__name__}(")
+    ] == []
 
 
 @given(st.data())
 def test_what_help_shows_can_be_typed_back(data):
-    """Any field, any value of its type: printed by --help, parsed again, the same."""
-    from dv2_jax.config.help_text import show
+    """Property: for any field and value of its type, parsing the text that --help prints gives the value back."""
+    from dv2_jax.config.help_text import format_value
 
     key, kind, _ = data.draw(st.sampled_from(list(flatten(Config()))))
     words = st.text("abcxyz_/:.", min_size=1).filter(lambda word: word.strip() == word)
@@ -200,7 +257,7 @@ def test_what_help_shows_can_be_typed_back(data):
         value = data.draw(st.sampled_from(typing.get_args(kind)))
     else:
         value = tuple(data.draw(st.lists(words)))
-    changed = replace_value(Config(), key, show(value))
+    changed = replace_value(Config(), key, format_value(value))
     check_types(changed)
     assert dict((k, v) for k, _, v in flatten(changed))[key] == value
 
@@ -211,7 +268,7 @@ def run_train(*argv: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_help_shows_usage_presets_fields_values_and_comments():
+def test_help_shows_usage_presets_fields_values_and_help_texts():
     shown = run_train("--config=configs/rl.py:7b", "--help")
     assert shown.returncode == 0, shown.stderr
     for words in (
@@ -220,7 +277,7 @@ def test_help_shows_usage_presets_fields_values_and_comments():
         "7b_v5p_32",
         "v5p-32 slice: 16 chips",
         "--config.rl.group_size=16  (int)",
-        "trajectories per question",
+        "Trajectories per question.",
         "'dapo' | 'released'",
     ):
         assert words in shown.stdout

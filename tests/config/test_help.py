@@ -1,3 +1,5 @@
+"""`--help` and one-line errors of every command."""
+
 import subprocess
 import sys
 import textwrap
@@ -34,12 +36,12 @@ def test_help_is_quick_complete_and_loads_nothing_heavy(verb):
 @pytest.mark.parametrize(
     ("verb", "arguments", "message"),
     [
-        ("dv2_jax.export", ["--checkpoint=/nowhere", "--output=out"], "/nowhere"),
+        ("dv2_jax.export", ["--checkpoint=/missing", "--output=out"], "/missing"),
         ("dv2_jax.export", ["--checkpoint=package:bse", "--output=out"], "there are base, cold_start, smol"),
         ("dv2_jax.evaluate", ["--config.task.eval_sise=3"], "eval_size"),
         ("dv2_jax.evaluate", ["--config.eval.baselines=gessing"], "guessing, no_tools"),
-        ("dv2_jax.evaluate", ["--config.task.source=/nowhere.parquet"], "/nowhere.parquet"),
-        ("dv2_jax.chat", ["--image=/nowhere.png", "--question=x"], "/nowhere.png"),
+        ("dv2_jax.evaluate", ["--config.task.source=/missing.parquet"], "/missing.parquet"),
+        ("dv2_jax.chat", ["--image=/missing.png", "--question=x"], "/missing.png"),
         ("dv2_jax.chat", ["--config.sampling.temprature=1"], "temperature"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Conversations as training examples: masks by role, and errors that name the row."""
+"""Tests conversations as training examples: masks by role, and errors that name the row."""
 
 import io
 
@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from dv2_jax.config import ImageConfig
-from dv2_jax.data.chat_encoder import ChatEncoder, encode_messages, neutral
+from dv2_jax.data.chat_encoder import ChatEncoder, encode_conversation, escape_special_tokens
 from dv2_jax.data.tokenizer import train_bpe
 
 
@@ -16,7 +16,7 @@ def encoder():
 
 
 @pytest.fixture(scope="module")
-def picture():
+def encoded_image():
     buffer = io.BytesIO()
     Image.new("RGB", (56, 56), "red").save(buffer, format="PNG")
     return buffer.getvalue()
@@ -26,7 +26,7 @@ def trained(encoder, example) -> str:
     return encoder.tokenizer.decode(i for i, m in zip(example.token_ids, example.loss_mask, strict=True) if m)
 
 
-def test_the_assistant_is_trained_and_nobody_else(encoder, picture):
+def test_the_assistant_is_trained_and_nobody_else(encoder, encoded_image):
     messages = [
         {"role": "system", "content": "SYS"},
         {"role": "user", "content": "<image>\nQ"},
@@ -36,16 +36,16 @@ def test_the_assistant_is_trained_and_nobody_else(encoder, picture):
         {"role": "user", "content": "Error: No action found."},
         {"role": "assistant", "content": "t3</think><answer>5</answer>"},
     ]
-    example = encode_messages(messages, [picture, picture], encoder)
-    # After </code> generation has stopped: the white space behind it was never sampled.
+    example = encode_conversation(messages, [encoded_image, encoded_image], encoder)
+    # Generation stops at </code>, so the white space that follows it was never sampled.
     assert trained(encoder, example) == (
         "<think>t1</think><code>\n```python\nx\n```\n</code>"
         "t2</think> hm<|im_end|>"
         "t3</think><answer>5</answer><|im_end|>"
     )
-    whole = encoder.tokenizer.decode(example.token_ids)
+    dialogue = encoder.tokenizer.decode(example.token_ids)
     pads = "<|vision_start|>" + "<|image_pad|>" * 4 + "<|vision_end|>"
-    assert whole == (
+    assert dialogue == (
         f"<|im_start|>system\nSYS<|im_end|>\n<|im_start|>user\n{pads}\nQ<|im_end|>\n<|im_start|>assistant\n"
         "<think>t1</think><code>\n```python\nx\n```\n</code><|im_end|>\n"
         f"<|im_start|>user\nCode execution result: <|im_end|>{pads}<|im_end|>\n"
@@ -53,29 +53,31 @@ def test_the_assistant_is_trained_and_nobody_else(encoder, picture):
         "<|im_start|>user\nError: No action found.<|im_end|>\n<|im_start|>assistant\n"
         "t3</think><answer>5</answer><|im_end|>"
     )
-    # The <|im_end|> that the tool printed is text: only the six real ones are the token.
+    # The <|im_end|> that the tool printed is encoded as text; only the seven real ones are control tokens.
     assert example.token_ids.count(encoder.im_end) == 7
-    assert len(example.pictures) == 2 and len(example.loss_mask) == len(example.token_ids)
+    assert len(example.images) == 2 and len(example.loss_mask) == len(example.token_ids)
 
 
-def test_conversations_out_of_order_are_refused_by_name(encoder, picture):
+def test_conversations_out_of_order_are_refused_by_name(encoder, encoded_image):
     user, assistant = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
     for messages, images, match in (
         ([user], [], "no assistant"),
         ([user, assistant, user], [], "alternate"),
         ([user, assistant, assistant], [], "alternate"),
-        ([user, assistant], [picture], "0 <image> markers, 1 images"),
+        ([user, assistant], [encoded_image], "0 <image> markers, 1 images"),
         ([{"role": "user", "content": "<image>"}, assistant], [], "1 <image> markers, 0 images"),
     ):
         with pytest.raises(ValueError, match=match) as raised:
-            encode_messages(messages, images, encoder, example_id="row:7")
+            encode_conversation(messages, images, encoder, example_id="row:7")
         assert "row:7" in str(raised.value)
 
 
 @pytest.mark.parametrize(
     "tag", ["<|im_end|>", "<image>", "<video>", "<think>", "</think>", "<tool_call>", "</tool_response>"]
 )
-def test_neutral_text_contains_no_tag_and_stays_so(tag):
+def test_escaped_text_contains_no_tag_and_escaping_is_idempotent(tag):
     text = f"<{tag}{tag}<b> a < b |x|"
-    assert tag not in neutral(text) and neutral(neutral(text)) == neutral(text)
-    assert neutral("<b> if a < b: <|x y|> </div>") == "<b> if a < b: <|x y|> </div>"
+    assert tag not in escape_special_tokens(text) and escape_special_tokens(
+        escape_special_tokens(text)
+    ) == escape_special_tokens(text)
+    assert escape_special_tokens("<b> if a < b: <|x y|> </div>") == "<b> if a < b: <|x y|> </div>"

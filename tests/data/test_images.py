@@ -1,4 +1,4 @@
-"""Pictures against transformers' PIL processor, and files as they come."""
+"""Compares preprocessing with transformers' PIL processor, and tests decoding of image files of many kinds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from dv2_jax.data.images import ImageError, PictureFile, load_image, preprocess, smart_resize
+from dv2_jax.data.images import ImageError, ImageFile, load_image, preprocess, smart_resize
 
 LIMITS = [(56 * 56, 28 * 28 * 1280), (56 * 56, 112 * 112), (200_704, 262_144)]
 
@@ -28,8 +28,8 @@ def encoded(image: Image.Image, form: str, **options) -> bytes:
     return stream.getvalue()
 
 
-def test_sizes_equal_those_of_transformers_on_ten_thousand_pictures():
-    """Many sides are half-way between two multiples, where rounding to even matters."""
+def test_sizes_equal_those_of_transformers_on_ten_thousand_images():
+    """Catches a wrong rounding: many sides are half-way between two multiples, where rounding to even matters."""
     oracle = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl").smart_resize
     rng = np.random.default_rng(0)
     sides = np.where(
@@ -77,9 +77,9 @@ def turned() -> Image.Exif:
     ],
 )
 def test_files_of_every_kind_give_the_patches_of_the_pil_processor(tmp_path, mode, form, options):
-    """Catches another color conversion, and a picture on its side (their readers turn it before the processor)."""
+    """Catches a different color conversion, and an unapplied EXIF orientation (the oracle's readers apply it)."""
     module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
-    file = tmp_path / "picture"
+    file = tmp_path / "image"
     file.write_bytes(encoded(noisy(120, 90, mode), form, **options))
     theirs = module.Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=112 * 112)(
         [ImageOps.exif_transpose(Image.open(file))], return_tensors="np"
@@ -90,7 +90,7 @@ def test_files_of_every_kind_give_the_patches_of_the_pil_processor(tmp_path, mod
 
 
 def test_sixteen_bit_grays_give_the_patches_of_their_eight_bit_selves(tmp_path):
-    """Through the PIL processor, which gets them in 8 bits: by itself it clips 16 bits to white."""
+    """The oracle is the PIL processor on the image in 8 bits, because it clips 16 bits to white."""
     module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
     levels = np.asarray(noisy(120, 90, "L")).astype(np.uint16)
     Image.fromarray(levels * 257).save(tmp_path / "wide.png")
@@ -101,7 +101,7 @@ def test_sixteen_bit_grays_give_the_patches_of_their_eight_bit_selves(tmp_path):
     assert processor([Image.open(tmp_path / "wide.png")], return_tensors="np")["pixel_values"].min() > theirs.min()
 
 
-def test_transparency_is_laid_over_white():
+def test_transparency_is_composited_over_white():
     image = Image.new("RGBA", (40, 40), (200, 0, 0, 0))
     assert load_image(encoded(image, "PNG")).getpixel((5, 5)) == (255, 255, 255)
     palette = Image.new("P", (40, 40), 1)
@@ -134,10 +134,10 @@ def test_bytes_and_paths_read_alike(tmp_path, source):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"not a picture", "cannot read a picture from 13 bytes"),
-        (encoded(noisy(200, 200), "PNG")[:3000], "cannot read a picture"),
-        (encoded(noisy(200, 200), "JPEG")[:900], "cannot read a picture"),
-        (b"", "cannot read a picture from 0 bytes"),
+        (b"not an image", "cannot read an image from 12 bytes"),
+        (encoded(noisy(200, 200), "PNG")[:3000], "cannot read an image"),
+        (encoded(noisy(200, 200), "JPEG")[:900], "cannot read an image"),
+        (b"", "cannot read an image from 0 bytes"),
     ],
 )
 def test_broken_files_are_named_not_guessed(data, message):
@@ -145,15 +145,15 @@ def test_broken_files_are_named_not_guessed(data, message):
         load_image(data)
 
 
-def test_missing_files_and_ribbons_are_refused(tmp_path):
-    with pytest.raises(ImageError, match="no picture at"):
+def test_missing_files_and_extreme_aspect_ratios_are_refused(tmp_path):
+    with pytest.raises(ImageError, match="no image at"):
         load_image(tmp_path / "none.png")
     with pytest.raises(ImageError, match="more than 200 times"):
         smart_resize(10, 2001, min_pixels=1, max_pixels=10**6)
 
 
 def bomb() -> bytes:
-    """A PNG of a hundred bytes that claims to be 30,000 by 30,000 pixels."""
+    """Returns a PNG of a hundred bytes whose header declares 30,000 by 30,000 pixels."""
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)),
         (b"IDAT", zlib.compress(b"")),
@@ -175,10 +175,10 @@ def bomb() -> bytes:
     ],
     ids=["bomb", "truncated png", "truncated jpeg", "ribbon"],
 )
-def test_an_unusable_picture_is_an_error_that_names_the_file(tmp_path, data, message):
-    """By path, and as the bytes of a file that a row of data names: sees an error about `1234 bytes` of a million rows."""
+def test_an_unusable_image_is_an_error_that_names_the_file(tmp_path, data, message):
+    """Catches an error that names `1234 bytes` instead of the file, for a path and for the bytes of a row's file."""
     file = tmp_path / "holiday.png"
     file.write_bytes(data)
-    for source in (file, str(file), PictureFile.read(file)):
+    for source in (file, str(file), ImageFile.read(file)):
         with pytest.raises(ImageError, match=f"holiday.png.*{message}"):
             preprocess(source, min_pixels=56 * 56, max_pixels=112 * 112)

@@ -1,4 +1,4 @@
-"""Files in the released formats: what is kept byte for byte, and errors that name file, row and field."""
+"""Tests files in the released formats: fields kept unchanged, and errors that name file, row and field."""
 
 import base64
 import io
@@ -12,15 +12,15 @@ from dv2_jax.data.rows import RowError, read_conversations, read_questions
 
 
 @pytest.fixture(scope="module")
-def picture() -> bytes:
+def encoded_image() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (40, 30), "blue").save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def row(picture, **changes) -> dict:
+def row(encoded_image, **changes) -> dict:
     base = {
-        "images": [{"bytes": picture}],
+        "images": [{"bytes": encoded_image}],
         "data_source": "search",
         "prompt": [
             {"role": "system", "content": "S\n\n <tool_call>  "},
@@ -43,20 +43,20 @@ def write_jsonl(path, rows):
     return path
 
 
-def test_a_row_becomes_a_question_with_its_own_messages(tmp_path, picture):
-    (question,) = read_questions(write_jsonl(tmp_path / "a.jsonl", [row(picture)]))
-    assert question.messages == tuple(row(picture)["prompt"])
-    assert (question.text, question.answer, question.images) == ("Who built it?", "Ada", (picture,))
+def test_a_row_becomes_a_question_with_its_own_messages(tmp_path, encoded_image):
+    (question,) = read_questions(write_jsonl(tmp_path / "a.jsonl", [row(encoded_image)]))
+    assert question.messages == tuple(row(encoded_image)["prompt"])
+    assert (question.text, question.answer, question.images) == ("Who built it?", "Ada", (encoded_image,))
     assert (question.skill, question.data_source, question.verifier) == ("search", "search", "text")
     assert question.meta["index"] == "fvqa_train_3" and question.id == "a:0"
 
 
-def test_parquet_and_jsonl_give_the_same_questions(tmp_path, picture):
+def test_parquet_and_jsonl_give_the_same_questions(tmp_path, encoded_image):
     pytest.importorskip("pyarrow")
     import pyarrow
     import pyarrow.parquet
 
-    rows = [row(picture), row(picture, data_source="reason"), *[row(picture)] * 40]
+    rows = [row(encoded_image), row(encoded_image, data_source="reason"), *[row(encoded_image)] * 40]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=7)
     ours = list(read_questions(tmp_path / "a.parquet"))
     assert ours == list(read_questions(write_jsonl(tmp_path / "a.jsonl", rows))) and len(ours) == 42
@@ -71,15 +71,15 @@ def test_parquet_without_pyarrow_says_what_to_do(tmp_path, monkeypatch):
         list(read_questions(tmp_path / "a.parquet"))
 
 
-def test_pictures_may_be_paths_beside_the_file(tmp_path, picture):
-    (tmp_path / "p.png").write_bytes(picture)
-    (question,) = read_questions(write_jsonl(tmp_path / "a.jsonl", [row(picture, images=[{"image": "p.png"}])]))
-    assert question.images == (picture,)
+def test_images_may_be_paths_relative_to_the_file(tmp_path, encoded_image):
+    (tmp_path / "p.png").write_bytes(encoded_image)
+    (question,) = read_questions(write_jsonl(tmp_path / "a.jsonl", [row(encoded_image, images=[{"image": "p.png"}])]))
+    assert question.images == (encoded_image,)
 
 
-def test_a_folder_is_read_file_by_file_in_order_of_name(tmp_path, picture):
+def test_a_folder_is_read_file_by_file_in_order_of_name(tmp_path, encoded_image):
     for name in ("b", "a"):
-        write_jsonl(tmp_path / f"{name}.jsonl", [row(picture)])
+        write_jsonl(tmp_path / f"{name}.jsonl", [row(encoded_image)])
     assert [question.id for question in read_questions(tmp_path)] == ["a:0", "b:0"]
 
 
@@ -92,8 +92,10 @@ def test_a_folder_is_read_file_by_file_in_order_of_name(tmp_path, picture):
         ("perception", "7", "text"),
     ],
 )
-def test_the_rule_that_checks_an_answer_follows_from_source_and_answer(tmp_path, picture, source, truth, verifier):
-    changed = row(picture, data_source=source, reward_model={"ground_truth": truth})
+def test_the_rule_that_checks_an_answer_follows_from_source_and_answer(
+    tmp_path, encoded_image, source, truth, verifier
+):
+    changed = row(encoded_image, data_source=source, reward_model={"ground_truth": truth})
     (question,) = read_questions(write_jsonl(tmp_path / "a.jsonl", [changed]))
     assert question.verifier == verifier
 
@@ -106,12 +108,12 @@ def test_the_rule_that_checks_an_answer_follows_from_source_and_answer(tmp_path,
         ({"reward_model": {"ground_truth": 5}}, "int"),
         ({"prompt": [{"role": "tool", "content": "x"}]}, "tool"),
         ({"images": [{"image": "missing.png"}]}, "missing.png"),
-        ({"images": [{"colour": "red"}]}, "bytes"),
+        ({"images": [{"color": "red"}]}, "bytes"),
         ({"videos": ["a.mp4"]}, "videos, which are not supported"),
     ],
 )
-def test_a_broken_row_is_named(tmp_path, picture, changes, match):
-    path = write_jsonl(tmp_path / "data.jsonl", [row(picture), row(picture, **changes)])
+def test_a_broken_row_is_named(tmp_path, encoded_image, changes, match):
+    path = write_jsonl(tmp_path / "data.jsonl", [row(encoded_image), row(encoded_image, **changes)])
     with pytest.raises(RowError, match=rf"data\.jsonl:1: .*{match}"):
         list(read_questions(path))
 
@@ -120,19 +122,19 @@ def test_lines_that_are_no_json_and_missing_files_are_named(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}}\n")
     with pytest.raises(RowError, match=r"a\.jsonl:0"):
         list(read_questions(tmp_path / "a.jsonl"))
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        list(read_questions(tmp_path / "nowhere.jsonl"))
+    with pytest.raises(FileNotFoundError, match="missing"):
+        list(read_questions(tmp_path / "missing.jsonl"))
 
 
-def test_conversations_with_and_without_pictures_mix(tmp_path, picture):
-    """Released parts mix both, which some loaders cannot."""
-    (tmp_path / "p.png").write_bytes(picture)
+def test_conversations_with_and_without_images_mix(tmp_path, encoded_image):
+    """Catches a loader that infers one schema for a file: released files mix rows with and without images."""
+    (tmp_path / "p.png").write_bytes(encoded_image)
     text = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "<answer>4</answer>"}]
     shown = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "<answer>a</answer>"}]
     rows = [{"messages": text}, {"messages": shown, "images": ["p.png"]}, {"messages": text, "images": None}]
     (tmp_path / "part.json").write_text(json.dumps(rows))
     read = list(read_conversations(tmp_path / "part.json"))
-    assert [c.images for c in read] == [(), (picture,), ()] and read[1].messages == tuple(shown)
+    assert [c.images for c in read] == [(), (encoded_image,), ()] and read[1].messages == tuple(shown)
     (tmp_path / "part.json").write_text(json.dumps([{"images": []}]))
     with pytest.raises(RowError, match=r"part\.json:0: field 'messages' is missing"):
         list(read_conversations(tmp_path / "part.json"))

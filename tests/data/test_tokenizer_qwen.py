@@ -1,4 +1,4 @@
-"""The published vocabulary, rebuilt from the rank file that the dashscope package ships."""
+"""Tests the published vocabulary, rebuilt from the rank file that the dashscope package ships."""
 
 import importlib.util
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_the_added_tokens_have_their_published_ids(qwen):
 
 
 def test_ids_equal_those_of_a_rank_driven_encoder(qwen, ranks):
-    """tiktoken merges by rank and knows no merges: sees a wrong merge, a wrong order or a wrong split."""
+    """Catches a wrong merge, merge order or split; the oracle, tiktoken, merges by rank without a list of merges."""
     import unicodedata
 
     tiktoken = pytest.importorskip("tiktoken")
@@ -75,6 +75,6 @@ def test_tool_call_is_one_token_and_the_other_tags_are_ordinary_text(qwen):
 
 
 def test_a_code_tag_can_end_inside_a_token(qwen):
-    """Why generation must stop at the token that completes ``</code>`` and keep it whole."""
+    """Shows that generation must stop at the token that completes `</code>` and keep the entire token."""
     pieces = [qwen.token_bytes(id_) for id_ in qwen.encode("</code>\n")]
     assert pieces == [b"</", b"code", b">\n"]

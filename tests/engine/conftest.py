@@ -1,4 +1,4 @@
-"""The model of the engine's tests, made once."""
+"""Builds the small model of the engine tests once per session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run by `test_engine_on_mesh.py` in a process with four devices: the same sequences on one device and on a mesh."""
+"""Rolls out the same sequences on one device and on a mesh; run by `test_engine_on_mesh.py` with four devices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main() -> None:
     for name, (ids, _, _, logprobs) in rows.items():
         assert ids == alone[name][0], name
         gap = max(gap, float(np.abs(np.array(logprobs) - alone[name][3]).max()))
-        engine.release(name)
+        engine.free_sequence(name)
     assert gap < 1e-4, gap
     assert engine.free_pages == 400
     print(f"equal on {dict(mesh.shape)}, {jax.device_count()} devices: largest gap {gap:.1e}")

@@ -1,4 +1,4 @@
-"""A small model with random weights, its tokenizer, and an oracle: one plain forward pass over the stored ids."""
+"""A small model with random weights, its tokenizer, and an oracle: a full forward pass over stored ids."""
 
 from __future__ import annotations
 
@@ -12,28 +12,22 @@ import numpy as np
 from PIL import Image
 
 from dv2_jax.config import EngineConfig, ImageConfig
-from dv2_jax.data.chat_encoder import ChatEncoder, PictureInput
+from dv2_jax.data.chat_encoder import ChatEncoder, ImageInput
 from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.engine import Engine, StopAutomaton, TurnOutput, forbidden_ids
-from dv2_jax.model import (
-    ModelConfig,
-    VisionBucket,
-    build,
-    init_params,
-    merge,
-    merged_tokens,
-    mrope_positions,
-    vision_batch,
-)
-from dv2_jax.model.params import logical_axes
+from dv2_jax.model.image_grid import num_image_tokens
+from dv2_jax.model.model_config import ModelConfig
+from dv2_jax.model.params import build, init_params, logical_axes, merge
+from dv2_jax.model.positions import mrope_positions
+from dv2_jax.model.vision_inputs import VisionBucket, vision_batch
 from dv2_jax.ops.attention import causal_segment_attention
 from dv2_jax.ops.logprobs import chunked_logprobs
 from dv2_jax.parallel.mesh import param_shardings
 
 SMALL = EngineConfig(
-    slots=8, page_size=8, pages=260, prefill_rows=4, prefill_tokens=16, decode_tokens=6, picture_tokens=64
+    slots=8, page_size=8, pages=260, prefill_rows=4, prefill_tokens=16, decode_tokens=6, image_cache_tokens=64
 )
-BUCKETS = [VisionBucket.of(2, 64)]
+BUCKETS = [VisionBucket.for_patches(2, 64)]
 MAX_TOKENS = 200
 SEED = 5
 TURNS = 3  # of each sequence in `roll_out`
@@ -41,7 +35,7 @@ TURNS = 3  # of each sequence in `roll_out`
 
 @dataclass
 class World:
-    """Everything that the tests share."""
+    """Model, tokenizer, encoder and oracle that the engine tests share."""
 
     tokenizer: Tokenizer
     config: ModelConfig
@@ -70,23 +64,24 @@ class World:
         engine.set_params(params, 3)
         return engine
 
-    def prompt(self, text: str, pictures: int = 0, seed: int = 0):
-        """Ids and pictures of a question with random pictures of different shapes."""
+    def prompt(self, text: str, num_images: int = 0, seed: int = 0):
+        """Encodes a question with random images of different shapes; returns ids and images."""
         rng = np.random.default_rng(seed)
-        inputs = [self.encoder.picture(png(rng, 60 + 30 * i, 110 - 20 * i)) for i in range(pictures)]
-        segment = self.encoder.prompt([{"role": "user", "content": "<image>" * pictures + text}], inputs)
+        inputs = [self.encoder.encode_image(png(rng, 60 + 30 * i, 110 - 20 * i)) for i in range(num_images)]
+        segment = self.encoder.encode_prompt([{"role": "user", "content": "<image>" * num_images + text}], inputs)
         return list(segment.token_ids), list(segment.images)
 
-    def observation(self, text: str, pictures: int = 0, seed: int = 100):
+    def observation(self, text: str, num_images: int = 0, seed: int = 100):
+        """Encodes a tool response with random images; returns ids and images."""
         rng = np.random.default_rng(seed)
-        inputs = [self.encoder.picture(png(rng, 90, 56 + 28 * i)) for i in range(pictures)]
-        segment = self.encoder.reply(text + "<image>" * pictures, inputs, prefill="<think>")
+        inputs = [self.encoder.encode_image(png(rng, 90, 56 + 28 * i)) for i in range(num_images)]
+        segment = self.encoder.encode_tool_response(text + "<image>" * num_images, inputs, prefill="<think>")
         return list(segment.token_ids), list(segment.images)
 
-    def full_logprobs(self, token_ids: list[int], pictures: list[PictureInput], temperature: float) -> np.ndarray:
-        """Log-prob of every token given those before it, by the trainer's functions: no cache, no pages."""
+    def full_logprobs(self, token_ids: list[int], images: list[ImageInput], temperature: float) -> np.ndarray:
+        """Computes the log-prob of every token with the trainer's functions: one forward pass, no KV cache."""
         padded = -(-len(token_ids) // 32) * 32
-        grids = [picture.grid for picture in pictures]
+        grids = [image.grid for image in images]
         ids = np.zeros((1, padded), np.int32)
         ids[0, : len(token_ids)] = token_ids
         positions = np.zeros((3, 1, padded), np.int32)
@@ -94,10 +89,12 @@ class World:
         segments = (np.arange(padded)[None] < len(token_ids)).astype(np.int32)
         image_index = np.full((1, padded), -1, np.int32)
         image_index[0, : len(token_ids)][np.asarray(token_ids) == self.config.image_token_id] = np.arange(
-            sum(merged_tokens(grid) for grid in grids)
+            sum(num_image_tokens(grid) for grid in grids)
         )
         targets = np.roll(ids, -1, axis=1)
-        vision = vision_batch([(p.patches, p.grid) for p in pictures], [VisionBucket.of(8, 64)], self.config.vision)
+        vision = vision_batch(
+            [(image.patches, image.grid) for image in images], [VisionBucket.for_patches(8, 64)], self.config.vision
+        )
         result = self._oracle(padded)(
             self.params, ids, positions, segments, image_index, targets, vision, temperature or 1.0
         )
@@ -126,30 +123,30 @@ def png(rng: np.random.Generator, height: int, width: int) -> bytes:
     return buffer.getvalue()
 
 
-def finish_turns(engine: Engine, count: int, *, release: bool = False, ticks: int = 400) -> dict[str, TurnOutput]:
-    """Ticks until so many turns are over; with ``release``, a sequence ends with its turn."""
+def finish_turns(engine: Engine, count: int, *, release: bool = False, steps: int = 400) -> dict[str, TurnOutput]:
+    """Steps the engine until `count` turns have finished; with `release`, frees each sequence after its turn."""
     outputs: dict[str, TurnOutput] = {}
-    for _ in range(ticks):
-        for output in engine.tick():
+    for _ in range(steps):
+        for output in engine.step():
             outputs[output.seq_id] = output
             if release:
-                engine.release(output.seq_id)
+                engine.free_sequence(output.seq_id)
         if len(outputs) == count:
             return outputs
-    raise AssertionError(f"{len(outputs)} of {count} turns were over after {ticks} ticks")
+    raise AssertionError(f"{len(outputs)} of {count} turns were finished after {steps} steps")
 
 
-def roll_out(world, engine, names, temperatures, *, pictures=True):
-    """Multi-turn sequences side by side: (ids, pictures, sampled mask, log-probs) of each."""
+def roll_out(world, engine, names, temperatures):
+    """Samples multi-turn sequences concurrently; returns (ids, images, sampled mask, log-probs) of each."""
     rows = {}
     for number, name in enumerate(names):
         ids, images = world.prompt(f"Question {number}: what stands on the {'large ' * number}table?", number % 3)
         rows[name] = (list(ids), list(images), [0] * len(ids), [0.0] * len(ids))
-        engine.open(name, 1000 + number)
+        engine.add_sequence(name, 1000 + number)
         engine.append(name, ids, images)
     for turn in range(TURNS):
         for number, name in enumerate(names):
-            engine.generate(name, 5 + 3 * ((number + turn) % 4), temperatures[number % len(temperatures)])
+            engine.request_turn(name, 5 + 3 * ((number + turn) % 4), temperatures[number % len(temperatures)])
         for name, output in finish_turns(engine, len(names)).items():
             ids, images, mask, logprobs = rows[name]
             ids += output.token_ids
@@ -158,7 +155,7 @@ def roll_out(world, engine, names, temperatures, *, pictures=True):
             if turn + 1 < TURNS:
                 number = names.index(name)
                 text = f"stdout: {number * 17}" + " and so on" * (number % 3)
-                new, shown = world.observation(text, (number + turn) % 2 if pictures else 0, seed=number * 10 + turn)
+                new, shown = world.observation(text, (number + turn) % 2, seed=number * 10 + turn)
                 ids += new
                 images += shown
                 mask += [0] * len(new)
@@ -168,7 +165,7 @@ def roll_out(world, engine, names, temperatures, *, pictures=True):
 
 
 def make_world() -> World:
-    """Random weights; every part of the published architecture, in small."""
+    """Builds a small model with random weights and every part of the published architecture."""
     tokenizer = Tokenizer.from_package()
     vocab = tokenizer.vocab_size + 4  # a model's vocabulary is usually padded
     names = {
@@ -198,7 +195,7 @@ def make_world() -> World:
     )
     graphdef, _ = build(config)
     params = init_params(config, jax.random.key(0))
-    # Untied and larger: a tied random head repeats the last token, a small one says anything at all.
+    # Untied and scaled up: a tied random head repeats the last token, a small one samples almost uniformly.
     params["text.head.kernel"] = params["text.head.kernel"] * 3
     eos = tokenizer.id("<|im_end|>")
     return World(

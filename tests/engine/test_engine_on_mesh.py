@@ -1,5 +1,5 @@
-"""Catches: a row whose pages lie on another device, a random number or a stop state tied to a device's rows, a
-sequence that samples otherwise because heads or rows are split."""
+"""Catches: a row whose pages are on another device, a random number or stop state that depends on the shard, samples
+that change when heads or rows are sharded."""
 
 from __future__ import annotations
 

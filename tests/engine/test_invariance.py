@@ -1,7 +1,7 @@
-"""Invariant 3: a sample depends on its own ids and key, not on the sizes of the engine or on its neighbors.
+"""Invariant 3: a sample depends on its own ids and key only, not on engine sizes or on the other sequences.
 
-Catches: a random number tied to a row or a dispatch, a stop state or a budget that leaks between rows, attention that
-reads a neighbor's page or a page's stale end, a piece of prompt cut at the wrong place.
+Catches: a random number that depends on the row or dispatch, a stop state or budget that leaks between rows, attention
+to another sequence's page or to stale slots, a wrong prefill chunk boundary.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import pytest
 from tests.engine.small_world import finish_turns, roll_out
 
 NAMES = [f"s{i}" for i in range(5)]
-# Each names one thing per size that the reference does otherwise; few combinations, as each compiles its programs.
+# Few combinations that change many sizes at once, because each compiles its own programs.
 SIZES = {
-    "few slots, one token per dispatch, large pages, long pieces of prompt": {
+    "few slots, one token per dispatch, large pages, long prefill chunks": {
         "slots": 2, "decode_tokens": 1, "page_size": 32, "pages": 40, "prefill_tokens": 96, "prefill_rows": 8,
     },
-    "many tokens per dispatch, small odd pages, short pieces of prompt, a picture pool that must evict": {
-        "decode_tokens": 17, "page_size": 11, "pages": 100, "prefill_tokens": 5, "prefill_rows": 2, "picture_tokens": 20,
+    "many tokens per dispatch, small odd pages, short prefill chunks, an image cache that must evict": {
+        "decode_tokens": 17, "page_size": 11, "pages": 100, "prefill_tokens": 5, "prefill_rows": 2, "image_cache_tokens": 20,
     },
 }  # fmt: skip
 
@@ -42,14 +42,14 @@ def test_a_sequence_alone_samples_what_it_samples_in_company(world, temperature)
     def sample(company: int, **sizes) -> list[int]:
         engine = world.engine(**sizes)
         for number in range(company):
-            ids, images = world.prompt(f"Neighbour {number} says " + "so " * number, number % 2, seed=number)
-            engine.open(f"n{number}", number)
+            ids, images = world.prompt(f"Neighbor {number} says " + "so " * number, number % 2, seed=number)
+            engine.add_sequence(f"n{number}", number)
             engine.append(f"n{number}", ids, images)
-            engine.generate(f"n{number}", 3 + number, 1.0)
+            engine.request_turn(f"n{number}", 3 + number, 1.0)
         ids, images = world.prompt("What do you see?", 1, seed=99)
-        engine.open("me", 77)
+        engine.add_sequence("me", 77)
         engine.append("me", ids, images)
-        engine.generate("me", 25, temperature)
+        engine.request_turn("me", 25, temperature)
         return finish_turns(engine, company + 1, release=True)["me"].token_ids
 
     alone = sample(0)
@@ -61,13 +61,13 @@ def test_pages_for_three_serve_nine_in_turn_and_come_back(world):
     engine = world.engine(pages=80)
     for number in range(9):
         ids, images = world.prompt(f"Question {number}", number % 2)
-        engine.open(str(number), number)
+        engine.add_sequence(str(number), number)
         engine.append(str(number), ids, images)
-        engine.generate(str(number), 4, 1.0)
+        engine.request_turn(str(number), 4, 1.0)
     left = {str(number) for number in range(9)}
     for _ in range(200):
-        for output in engine.tick():
-            engine.release(output.seq_id)
+        for output in engine.step():
+            engine.free_sequence(output.seq_id)
             left.discard(output.seq_id)
     assert not left
     assert engine.free_pages == 80

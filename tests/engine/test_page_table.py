@@ -1,134 +1,136 @@
-"""Catches: pages that leak or are freed twice, an admission that later runs out, a prefix taken for another one."""
+"""Catches: pages that leak or are freed twice, an admitted sequence that runs out of pages, prefix-key collisions."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from dv2_jax.engine.kv_cache_manager import Memory
+from dv2_jax.engine.kv_cache_manager import KVCacheManager
 from dv2_jax.engine.page_table import OutOfPages, PageTable, prefix_keys
-from dv2_jax.engine.sequence_state import Sequence
+from dv2_jax.engine.sequence_state import SequenceState
 
 SIZE, PAGES, LONGEST = 4, 30, 24
 
 
-def sequence(name: str, prompt: list[int]) -> Sequence:
-    return Sequence(name, 0, token_ids=list(prompt))
+def sequence(name: str, prompt: list[int]) -> SequenceState:
+    return SequenceState(name, 0, token_ids=list(prompt))
 
 
-def compute(memory: Memory, sequences: list[Sequence]) -> None:
-    """What the engine does between ticks: copies, then a piece of prompt for whoever need not wait."""
-    memory.admit()
+def compute(manager: KVCacheManager, sequences: list[SequenceState]) -> None:
+    """Imitates one engine step: copies partial pages, then prefills a chunk of every sequence that is not blocked."""
+    manager.admit()
     for s in sequences:
         if s.admitted and s.cached < s.prompt_end:
-            memory.catch_up(s)
+            manager.advance_shared_prefix(s)
     for s in sequences:
-        if s.admitted and s.cached < s.prompt_end and not memory.must_wait(s):
-            memory.written(s, s.cached, min(s.cached + 3, s.prompt_end))
+        if s.admitted and s.cached < s.prompt_end and not manager.blocked_on_shared_prefix(s):
+            manager.mark_written(s, s.cached, min(s.cached + 3, s.prompt_end))
 
 
-def test_random_lives_of_groups_never_run_out_and_give_every_page_back():
+def test_random_groups_never_run_out_of_pages_and_free_all_of_them():
     rng = np.random.default_rng(0)
-    memory = Memory(PAGES, SIZE, LONGEST)
-    alive: list[Sequence] = []
+    manager = KVCacheManager(PAGES, SIZE, LONGEST)
+    alive: list[SequenceState] = []
     prompts = [rng.integers(0, 9, size=n).tolist() for n in (1, 4, 5, 9, 13, 18)]
     done = shared = 0
     for step in range(4000):
         if len(alive) < 12:
             s = sequence(str(step), prompts[rng.integers(len(prompts))])
-            memory.enqueue(s)
+            manager.enqueue(s)
             alive.append(s)
-        compute(memory, alive)
+        compute(manager, alive)
         for s in list(alive):
             if s.admitted and s.cached >= s.prompt_end and rng.random() < 0.5:
-                memory.grow(s, min(LONGEST, len(s.pages) * SIZE + int(rng.integers(0, 6))))
-            # Some leave while they wait, or half way through their prompt, with siblings behind them.
+                manager.allocate_pages(s, min(LONGEST, len(s.pages) * SIZE + int(rng.integers(0, 6))))
+            # Some are freed while they wait, or during prefill while other samples share their prompt.
             if rng.random() < (0.2 if s.admitted and s.cached >= s.prompt_end else 0.02):
-                memory.release(s)
+                manager.free_sequence(s)
                 alive.remove(s)
                 done += 1
-        held = [page for s in alive for page in s.pages] + [s.tail_source for s in alive if s.tail_source]
-        for page in memory.table.pages:
-            assert page.holders == sum(other is page for other in held)
-        assert memory.table.free == sum(page.holders == 0 for page in memory.table.pages)
-        assert memory.table.free >= memory.table.promised
-        shared = memory.shared_tokens
+        held = [page for s in alive for page in s.pages] + [
+            s.copy_on_write_source for s in alive if s.copy_on_write_source
+        ]
+        for page in manager.page_table.pages:
+            assert page.ref_count == sum(other is page for other in held)
+        assert manager.page_table.num_free == sum(page.ref_count == 0 for page in manager.page_table.pages)
+        assert manager.page_table.num_free >= manager.page_table.reserved
+        shared = manager.shared_tokens
     for s in alive:
-        memory.release(s)
-    assert memory.table.free == PAGES and memory.table.promised == 0
+        manager.free_sequence(s)
+    assert manager.page_table.num_free == PAGES and manager.page_table.reserved == 0
     assert done > 1000 and shared > 1000
 
 
-def test_siblings_hold_the_same_full_pages_and_copies_of_the_last():
-    memory = Memory(PAGES, SIZE, LONGEST)
-    siblings = [sequence(name, list(range(11))) for name in "abc"]
-    for s in siblings:
-        memory.enqueue(s)
-    memory.admit()
-    a, b, c = siblings
+def test_samples_of_a_group_share_full_pages_and_copy_the_partial_page():
+    manager = KVCacheManager(PAGES, SIZE, LONGEST)
+    samples = [sequence(name, list(range(11))) for name in "abc"]
+    for s in samples:
+        manager.enqueue(s)
+    manager.admit()
+    a, b, c = samples
     assert (
         [page.number for page in a.pages[:2]]
         == [page.number for page in b.pages[:2]]
         == [page.number for page in c.pages[:2]]
     )
-    assert len({s.pages[2].number for s in siblings}) == 3
-    assert memory.must_wait(b) and not memory.must_wait(a)
-    memory.written(a, 0, 10)
-    copies = [memory.catch_up(s) for s in (b, c)]
+    assert len({s.pages[2].number for s in samples}) == 3
+    assert manager.blocked_on_shared_prefix(b) and not manager.blocked_on_shared_prefix(a)
+    manager.mark_written(a, 0, 10)
+    copies = [manager.advance_shared_prefix(s) for s in (b, c)]
     assert copies == [(a.pages[2].number, s.pages[2].number) for s in (b, c)]
-    assert [s.cached for s in siblings] == [10, 10, 10]
+    assert [s.cached for s in samples] == [10, 10, 10]
 
 
-def test_a_sibling_computes_the_prompt_itself_when_its_leader_leaves_early():
-    memory = Memory(PAGES, SIZE, LONGEST)
+def test_a_sample_prefills_the_prompt_itself_when_the_first_sample_is_freed_early():
+    manager = KVCacheManager(PAGES, SIZE, LONGEST)
     a, b = sequence("a", list(range(11))), sequence("b", list(range(11)))
-    memory.enqueue(a)
-    memory.enqueue(b)
-    memory.admit()
-    memory.written(a, 0, 6)
-    assert memory.must_wait(b)
-    memory.release(a)
-    assert memory.catch_up(b) is None
-    assert b.cached == 4 and not memory.must_wait(b)
+    manager.enqueue(a)
+    manager.enqueue(b)
+    manager.admit()
+    manager.mark_written(a, 0, 6)
+    assert manager.blocked_on_shared_prefix(b)
+    manager.free_sequence(a)
+    assert manager.advance_shared_prefix(b) is None
+    assert b.cached == 4 and not manager.blocked_on_shared_prefix(b)
 
 
-def test_who_has_not_enough_pages_waits_for_its_turn_and_nobody_overtakes():
-    memory = Memory(7, SIZE, LONGEST)  # room for one longest sequence of 6 pages
+def test_admission_is_first_in_first_out():
+    manager = KVCacheManager(7, SIZE, LONGEST)  # room for one sequence of maximum length (6 pages)
     first, second, third = (sequence(name, [int(name)] * 3) for name in "123")
     for s in (first, second, third):
-        memory.enqueue(s)
-    memory.admit()
+        manager.enqueue(s)
+    manager.admit()
     assert [s.admitted for s in (first, second, third)] == [True, False, False]
-    memory.release(first)
-    memory.admit()
+    manager.free_sequence(first)
+    manager.admit()
     assert [s.admitted for s in (second, third)] == [True, False]
 
 
 def test_new_weights_share_nothing_with_old_ones():
-    memory = Memory(PAGES, SIZE, LONGEST)
+    manager = KVCacheManager(PAGES, SIZE, LONGEST)
     old = sequence("old", list(range(9)))
-    memory.enqueue(old)
-    memory.admit()
-    memory.written(old, 0, 8)
-    memory.release(old)
-    memory.table.forget_all()
+    manager.enqueue(old)
+    manager.admit()
+    manager.mark_written(old, 0, 8)
+    manager.free_sequence(old)
+    manager.page_table.invalidate()
     new = sequence("new", list(range(9)))
-    memory.enqueue(new)
-    memory.admit()
-    assert memory.catch_up(new) is None and new.cached == 0
+    manager.enqueue(new)
+    manager.admit()
+    assert manager.advance_shared_prefix(new) is None and new.cached == 0
 
 
-def test_taking_more_than_was_admitted_is_an_error():
+def test_allocating_more_pages_than_reserved_is_an_error():
     table = PageTable(4, SIZE)
     assert table.admit("s", 1, []) == ([], None)
-    table.take("s")
+    table.allocate("s")
     with pytest.raises(OutOfPages, match="'s'"):
-        table.take("s")
+        table.allocate("s")
     with pytest.raises(ValueError, match="engine.pages 3"):
-        Memory(3, SIZE, LONGEST)
+        KVCacheManager(3, SIZE, LONGEST)
 
 
-def test_a_prefix_is_named_by_its_ids_its_history_and_its_pictures():
+def test_a_prefix_key_depends_on_ids_history_and_images():
     ids = [1, 2, 3, 4, 5, 6, 7, 8, 9]
     full, tail = prefix_keys(ids, [], 4)
     assert len(full) == 2 and tail is not None

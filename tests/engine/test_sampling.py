@@ -1,5 +1,5 @@
-"""Catches: a sampler whose distribution is not the softmax it reports, a forbidden id that is drawn after all, a
-rounding error that picks an impossible token, random numbers that repeat."""
+"""Catches: samples that do not follow the reported softmax, a sampled forbidden id, a rounding error that samples a
+token of probability 0, repeated random numbers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ draw = jax.jit(sample)
 
 
 def softmax(logits: np.ndarray, temperature: float, forbidden: np.ndarray) -> np.ndarray:
-    wide = np.where(forbidden, -np.inf, logits.astype(np.float64) / temperature)
-    wide = np.exp(wide - wide.max())
-    return wide / wide.sum()
+    padded = np.where(forbidden, -np.inf, logits.astype(np.float64) / temperature)
+    padded = np.exp(padded - padded.max())
+    return padded / padded.sum()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])

@@ -1,5 +1,5 @@
-"""Catches: a stop string missed because it is split over tokens, lies inside one, or begins anew within a false start;
-a state that leaks into the next turn; an automaton whose table is too narrow for a padded vocabulary."""
+"""Catches: a stop string that is missed because it is split over tokens, inside one token, or overlaps a false start; a
+state that leaks into the next turn; a table that is too narrow for a padded vocabulary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STOPS = ("</code>", "</tool_call>")
 
 
 class Letters:
-    """A vocabulary of given pieces of bytes."""
+    """A vocabulary of given byte strings."""
 
     def __init__(self, *pieces: bytes):
         self.pieces, self.vocab_size = pieces, len(pieces)
@@ -23,7 +23,7 @@ class Letters:
 
 
 def walk(automaton: StopAutomaton, token_ids) -> int | None:
-    """Index of the token at which the automaton ends the turn."""
+    """Returns the index of the token at which the automaton ends the turn."""
     state = START
     for index, token in enumerate(token_ids):
         state = int(automaton.table[state, token])
@@ -33,7 +33,7 @@ def walk(automaton: StopAutomaton, token_ids) -> int | None:
 
 
 def searched(pieces: list[bytes], stops) -> int | None:
-    """The same by searching the text after every token."""
+    """Oracle: searches the text for stop strings after every token."""
     text = b""
     for index, piece in enumerate(pieces):
         text += piece
@@ -49,7 +49,7 @@ def tokenizer() -> Tokenizer:
 
 def test_it_stops_where_searching_the_text_after_every_token_does(tokenizer):
     automaton = StopAutomaton(tokenizer, STOPS, [tokenizer.id("<|im_end|>")])
-    # Tokens that occur in stop strings, and what looks like one: random texts then hold many near misses.
+    # Tokens that occur in stop strings or look similar, so that random texts contain many near misses.
     near = [id_ for id_ in range(256 * 4) if tokenizer.token_bytes(id_) in b"</code></tool_call>"]
     near += tokenizer.encode("</code>\n") + tokenizer.encode("</tool_call>") + tokenizer.encode("</</co</code>")
     rng = np.random.default_rng(0)
@@ -79,7 +79,7 @@ def test_the_token_that_completes_a_stop_string_may_carry_more_text():
     assert walk(automaton, [1, 3]) == 1
 
 
-def test_the_end_of_turn_id_ends_a_turn_and_is_told_apart(tokenizer):
+def test_the_end_of_turn_id_ends_a_turn_in_its_own_state(tokenizer):
     im_end = tokenizer.id("<|im_end|>")
     automaton = StopAutomaton(tokenizer, STOPS, [im_end])
     assert automaton.table[START, im_end] == automaton.eos
@@ -91,8 +91,8 @@ def test_the_end_of_turn_id_ends_a_turn_and_is_told_apart(tokenizer):
 
 def test_padding_ids_of_a_larger_model_change_no_state(tokenizer):
     automaton = StopAutomaton(tokenizer, STOPS, [])
-    wide = automaton.widened(tokenizer.vocab_size + 7)
-    assert wide.shape[1] == tokenizer.vocab_size + 7
-    assert (wide[:, -1] == np.arange(len(wide))).all()
+    padded = automaton.pad_vocab(tokenizer.vocab_size + 7)
+    assert padded.shape[1] == tokenizer.vocab_size + 7
+    assert (padded[:, -1] == np.arange(len(padded))).all()
     with pytest.raises(ValueError, match="ids"):
-        automaton.widened(tokenizer.vocab_size - 1)
+        automaton.pad_vocab(tokenizer.vocab_size - 1)

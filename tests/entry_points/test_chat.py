@@ -1,4 +1,4 @@
-"""The chat verb: the configuration it makes of its words, and one whole conversation with the shipped policy."""
+"""Chat: its configuration from the command line, and a complete conversation with the shipped policy."""
 
 import contextlib
 import io
@@ -7,7 +7,7 @@ import pytest
 
 from dv2_jax import chat
 from dv2_jax.config import ConfigError
-from dv2_jax.toy.tasks import generate
+from dv2_jax.toy.tasks import make_questions
 
 
 def test_one_sequence_at_a_time_and_greedy_unless_asked():
@@ -24,22 +24,22 @@ def test_a_model_is_named_like_everywhere_or_by_its_run_directory(model, init):
     assert chat.configuration(model, []).model.init == init
 
 
-def test_a_misspelt_field_is_refused_before_anything_loads():
+def test_a_misspelled_field_is_refused_before_anything_loads():
     with pytest.raises(ConfigError, match="temperature"):
         chat.configuration(None, ["--config.sampling.temprature=1"])
 
 
-def test_a_picture_and_a_question_become_a_conversation_with_tools(tmp_path, monkeypatch):
-    """Catches a turn that is not shown, a picture that is not saved, and tools that do not run."""
-    question = next(q for q in generate("eval", 5, 0) if q.skill == "perception")
-    picture = tmp_path / "own.jpg"
-    picture.write_bytes(question.images[0])
+def test_an_image_and_a_question_become_a_conversation_with_tools(tmp_path, monkeypatch):
+    """Catches a turn that is not printed, an image that is not saved, and tools that do not run."""
+    question = next(q for q in make_questions("eval", 5, 0) if q.skill == "perception")
+    image = tmp_path / "own.jpg"
+    image.write_bytes(question.images[0])
     monkeypatch.setenv("COLUMNS", "100")
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        chat.main([f"--image={picture}", f"--question={question.text}", f"--pictures={tmp_path / 'out'}"])
+        chat.main([f"--image={image}", f"--question={question.text}", f"--image-folder={tmp_path / 'out'}"])
     text = out.getvalue()
     assert "image_1.crop(" in text
     assert text.index("image_1.crop(") < text.index("0001.png")
     assert (tmp_path / "out" / "0001.png").exists()
-    assert " ms" in text  # the tool's own time: it ran
+    assert " ms" in text  # duration of the cell: it ran

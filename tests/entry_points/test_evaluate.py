@@ -1,4 +1,4 @@
-"""The evaluate verb from command line to files, through the real engine and the real tools service."""
+"""Evaluation from the command line to its files, with the real engine and the real tools service."""
 
 import json
 import math
@@ -28,7 +28,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    config = load([*SMALL, f"--config.run.root={root}"], verb="evaluate", default_config="configs/evaluate.py")
+    config = load([*SMALL, f"--config.run.root={root}"], command="evaluate", default_config="configs/evaluate.py")
     evaluate.run(config)
     return root / config.run.name
 

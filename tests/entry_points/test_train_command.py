@@ -1,4 +1,4 @@
-"""The command that a person types, as a process: it works, Ctrl-C leaves a checkpoint, and nothing stays behind."""
+"""The train command as a process: Ctrl-C leaves a checkpoint and no orphan processes."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from dv2_jax.checkpoint.store import CheckpointStore
 from dv2_jax.config import Config, load
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# The whole tiny model, on short rows.
+# The full tiny model, on short rows.
 SMALL = [
     "--config=configs/sft.py", "--config.model.init=random", "--config.sft.steps=500", "--config.sft.batch_rows=2",
     "--config.sft.row_tokens=512", "--config.task.skills=reasoning,plain", "--config.run.tensorboard=false",
@@ -24,7 +24,7 @@ SMALL = [
 
 
 class Train:
-    """A running ``python -m dv2_jax.train`` in a session of its own, its lines, and every process it ever started."""
+    """A running `python -m dv2_jax.train` in its own process session, its output lines, and all its descendants."""
 
     def __init__(self, *arguments: str):
         self.process = subprocess.Popen(
@@ -37,7 +37,7 @@ class Train:
         self._reader.start()
 
     def until(self, found, seconds: float = 400.0) -> None:
-        """Waits until ``found()``, gathering descendants; fails with the output when the process ends before."""
+        """Waits until `found()` and records descendants; fails with the output if the process ends first."""
         deadline = time.monotonic() + seconds
         while not found():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -50,7 +50,7 @@ class Train:
         self.descendants.update(psutil.Process(self.process.pid).children(recursive=True))
 
     def ctrl_c(self) -> None:
-        os.killpg(self.process.pid, signal.SIGINT)  # a terminal sends it to the whole foreground group
+        os.killpg(self.process.pid, signal.SIGINT)  # a terminal signals the entire foreground process group
 
     def end(self, seconds: float = 120.0) -> int:
         code = self.process.wait(seconds)
@@ -80,7 +80,7 @@ def train():
 
 
 def test_ctrl_c_in_training_leaves_a_checkpoint_and_the_same_command_continues(train, tmp_path):
-    """From the scripted solver's trajectories, through real tools. Sees a lost step, an orphan, a lost key."""
+    """SFT on the scripted solver's trajectories with real tools. Catches a lost step, an orphan, a lost key."""
     arguments = [*SMALL, f"--config.run.root={tmp_path}", "--config.sft.examples=6", "--config.run.name=one"]
     first = train(*arguments)
     first.until(lambda: any(line.startswith("SFT ") for line in first.lines))
@@ -101,7 +101,7 @@ def test_ctrl_c_in_training_leaves_a_checkpoint_and_the_same_command_continues(t
 
 
 def test_two_ctrl_c_stop_at_once_and_leave_no_process(train, tmp_path):
-    """While the tools service and its sandboxes run: sees children that outlive the trainer."""
+    """Interrupts while the tools service and sandboxes run. Catches children that outlive the trainer."""
     run = train(*SMALL, f"--config.run.root={tmp_path}", "--config.sft.examples=5000")
     run.until(lambda: len(run.descendants) >= 2)  # the service and a sandbox
     run.ctrl_c()

@@ -1,8 +1,8 @@
-"""What needs no skill, counted right."""
+"""Tests the guessing baseline and the refused tools."""
 
 import pytest
 
-from dv2_jax.agent.trajectory_builder import Transcript
+from dv2_jax.agent.trajectory_builder import TrajectoryBuilder
 from dv2_jax.data.question import Question
 from dv2_jax.evaluation.baselines import RefusingTools, guessing_accuracy
 from tools_service.client import ExecRequest, ImageSearchRequest, Status, TextSearchRequest
@@ -35,7 +35,7 @@ def test_a_guess_is_checked_as_an_answer_would_be():
     assert guessing_accuracy([_question("reasoning", "3.5", verifier="number")], train)["reasoning"] == 1.0
 
 
-def test_refused_tools_answer_every_request_once_and_the_policy_reads_why(codec, parts):
+def test_refused_tools_answer_every_request_once_and_the_policy_reads_why(prompt_encoder, parts):
     tools = RefusingTools()
     tools.submit([ExecRequest("a", "s", "1", 1.0), TextSearchRequest("b", "x", 3)])
     tools.submit([ImageSearchRequest("c", b"", 3)])
@@ -48,7 +48,7 @@ def test_refused_tools_answer_every_request_once_and_the_policy_reads_why(codec,
     ]
     assert tools.poll() == [] and tools.pending() == 0
 
-    transcript = Transcript(codec, _question("reasoning", "42"))
-    transcript.add_turn_text(parts.SUM)
-    transcript.add_result(results[0])
-    assert "tools are switched off" in transcript.trajectory().turns[0].observation
+    builder = TrajectoryBuilder(prompt_encoder, _question("reasoning", "42"))
+    builder.append_scripted_turn(parts.SUM)
+    builder.append_tool_output(results[0])
+    assert "tools are switched off" in builder.trajectory().turns[0].observation

@@ -1,4 +1,4 @@
-"""Several runs beside each other."""
+"""Tests the comparison of runs with different seeds."""
 
 import json
 
@@ -41,17 +41,17 @@ def test_medians_and_gains_are_of_each_run(tmp_path, capsys, monkeypatch):
     [({"interrupted": True, "steps": 3}, "stopped after step 3"), ({"rl": None}, "different stages")],
 )
 def test_runs_that_do_not_compare_are_refused(tmp_path, capsys, change, message):
-    whole = run(tmp_path / "0", 0.2, 0.5, 0.7)
+    complete = run(tmp_path / "0", 0.2, 0.5, 0.7)
     other = run(tmp_path / "1", 0.2, 0.5, 0.7)
     path = tmp_path / "1" / "summary.json"
     changed = json.loads(path.read_text()) | change
     path.write_text(json.dumps({key: value for key, value in changed.items() if value is not None}))
     with pytest.raises(SystemExit):
-        seeds.main([whole, other])
+        seeds.main([complete, other])
     assert message in capsys.readouterr().err
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        seeds.main([str(tmp_path / "nowhere")])
-    assert "nowhere" in capsys.readouterr().err
+        seeds.main([str(tmp_path / "missing")])
+    assert "missing" in capsys.readouterr().err

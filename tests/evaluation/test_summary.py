@@ -1,4 +1,4 @@
-"""Results counted from trajectories, against numbers counted by hand."""
+"""Compares aggregated results with numbers counted by hand."""
 
 import dataclasses
 import json
@@ -10,13 +10,13 @@ from dv2_jax.agent.trajectory import Finish
 from dv2_jax.config import RewardConfig
 from dv2_jax.evaluation.statistics import wilson_interval
 from dv2_jax.evaluation.summary import summarize
-from dv2_jax.rewards import assign
+from dv2_jax.rewards import compute_rewards
 
 
 @pytest.fixture
 def scored(trajectories, tokenizer):
     rows = [dataclasses.replace(trajectory) for trajectory in trajectories]
-    assign(rows, tokenizer, RewardConfig())
+    compute_rewards(rows, tokenizer, RewardConfig())
     return rows
 
 

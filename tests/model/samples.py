@@ -1,4 +1,4 @@
-"""A small Qwen2.5-VL with every part of the published one, and pictures whose every pixel matters."""
+"""A small Qwen2.5-VL with every part of the published one, and images in which every pixel matters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from dv2_jax.data.images import preprocess
-from dv2_jax.model import ModelConfig
+from dv2_jax.model.model_config import ModelConfig
 
 IDS = dict(
     image_token_id=10,
@@ -20,7 +20,7 @@ IDS = dict(
 
 
 def tiny_config(**changes) -> ModelConfig:
-    """Four vision blocks of both kinds in turn, ids above 15 are text."""
+    """Returns a small architecture with alternating windowed and full vision blocks; ids above 15 are text."""
     sizes = dict(
         hidden_size=64,
         num_heads=2,
@@ -37,15 +37,15 @@ def tiny_config(**changes) -> ModelConfig:
     return ModelConfig.tiny(256, **IDS, **(sizes | changes))
 
 
-def structured_picture(height: int, width: int, seed: int = 0) -> Image.Image:
-    """Gradients that differ along both axes, plus noise: a swapped axis or a permuted patch shows."""
+def structured_image(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Draws gradients that differ along both axes, plus noise, so that swapped axes and permuted patches are visible."""
     y, x = np.mgrid[:height, :width]
     noise = np.random.default_rng(seed).integers(0, 40, (height, width, 3))
     return Image.fromarray(((np.stack([3 * x + y, 2 * y, x * y // 7], -1) + noise) % 256).astype(np.uint8))
 
 
-def pictures_of(sizes, max_pixels: int):
+def images_of(sizes, max_pixels: int):
     return [
-        preprocess(structured_picture(*size, seed=i), min_pixels=56 * 56, max_pixels=max_pixels)
+        preprocess(structured_image(*size, seed=i), min_pixels=56 * 56, max_pixels=max_pixels)
         for i, size in enumerate(sizes)
     ]

@@ -1,4 +1,4 @@
-"""One forward pass in its three uses: packed training rows, prefill, decoding."""
+"""Tests of the forward pass in its three uses: packed training rows, prefill, decode."""
 
 from __future__ import annotations
 
@@ -7,26 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dv2_jax.model import (
-    ModelConfig,
-    VisionBucket,
-    abstract_params,
-    build,
-    init_params,
-    logical_axes,
-    merge,
-    merged_tokens,
-    mrope_positions,
-    split,
-    vision_batch,
-)
-from dv2_jax.model.rope import mrope_turn, patch_turn, rotate
+from dv2_jax.model.image_grid import num_image_tokens
+from dv2_jax.model.model_config import ModelConfig
+from dv2_jax.model.params import abstract_params, build, init_params, logical_axes, merge, split
+from dv2_jax.model.positions import mrope_positions
+from dv2_jax.model.rope import apply_rope, mrope_cos_sin, vision_cos_sin
+from dv2_jax.model.vision_inputs import VisionBucket, vision_batch
 from dv2_jax.ops.attention import causal_segment_attention
 from dv2_jax.parallel.mesh import AXIS_RULES
-from tests.model.samples import pictures_of, tiny_config
+from tests.model.samples import images_of, tiny_config
 
 CONFIG = tiny_config()
-PICTURES = pictures_of([(84, 140), (140, 84)], 112 * 112)
+IMAGES = images_of([(84, 140), (140, 84)], 112 * 112)
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +26,18 @@ def params():
     return init_params(CONFIG, jax.random.key(0))
 
 
-def talk(rng, picture: int | None, before: int, after: int):
-    """(ids, image_index, positions) of one example."""
+def talk(rng, image: int | None, before: int, after: int):
+    """Returns (ids, image_index, positions) of one example."""
     ids = rng.integers(20, 256, before).tolist()
     index = [-1] * before
-    if picture is not None:
-        first = sum(merged_tokens(grid) for _, grid in PICTURES[:picture])
-        count = merged_tokens(PICTURES[picture][1])
+    if image is not None:
+        first = sum(num_image_tokens(grid) for _, grid in IMAGES[:image])
+        count = num_image_tokens(IMAGES[image][1])
         ids += [12, *[10] * count, 13]
         index += [-1, *range(first, first + count), -1]
     ids += rng.integers(20, 256, after).tolist()
     index += [-1] * after
-    grids = [] if picture is None else [PICTURES[picture][1]]
+    grids = [] if image is None else [IMAGES[image][1]]
     return np.array(ids), np.array(index), mrope_positions(ids, grids, CONFIG)[0]
 
 
@@ -60,7 +52,7 @@ def test_packed_rows_equal_rows_of_their_own(params):
     rng = np.random.default_rng(0)
     examples = [talk(rng, 1, 5, 30), talk(rng, None, 40, 1), talk(rng, 0, 9, 20)]
     graphdef, _ = build(CONFIG)
-    vision = vision_batch(PICTURES, [VisionBucket.of(2, 64)], CONFIG.vision)
+    vision = vision_batch(IMAGES, [VisionBucket.for_patches(2, 64)], CONFIG.vision)
     program = jax.jit(lambda *arrays: packed_hidden(graphdef, params, vision, *arrays))
 
     def row(examples, length=192):
@@ -83,12 +75,12 @@ def test_packed_rows_equal_rows_of_their_own(params):
 
 
 def test_prefill_and_decoding_with_a_cache_equal_the_full_forward(params):
-    """A dense cache as `attend`: the model knows nothing of it. Sees a cache slice given to the wrong layer."""
+    """Catches: a cache slice given to the wrong layer. The cache is dense, in `attend`; the model does not depend on it."""
     rng = np.random.default_rng(1)
     ids, index, positions = talk(rng, 0, 6, 20)
     length, prompt = len(ids), len(ids) - 8
     graphdef, _ = build(CONFIG)
-    vision = vision_batch(PICTURES, [VisionBucket.of(2, 64)], CONFIG.vision)
+    vision = vision_batch(IMAGES, [VisionBucket.for_patches(2, 64)], CONFIG.vision)
     arrays = (ids[None], index[None], positions[:, None], np.ones((1, length), np.int32))
     full = jax.jit(lambda params: packed_hidden(graphdef, params, vision, *arrays))(params)[0]
     text = CONFIG.text
@@ -103,8 +95,8 @@ def test_prefill_and_decoding_with_a_cache_equal_the_full_forward(params):
             values = jax.lax.dynamic_update_slice(layer[1], v, (0, start, 0, 0))
             repeat = text.num_heads // text.num_kv_heads
             scores = jnp.einsum("bthd,bshd->bhts", q, jnp.repeat(keys, repeat, 2)) * text.head_dim**-0.5
-            seen = start + jnp.arange(q.shape[1])[:, None] >= jnp.arange(length)
-            p = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), -1)
+            mask = start + jnp.arange(q.shape[1])[:, None] >= jnp.arange(length)
+            p = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), -1)
             return jnp.einsum("bhts,bshd->bthd", p, jnp.repeat(values, repeat, 2)), (keys, values)
 
         return model.hidden(embeds, positions[:, None], attend, cache)
@@ -122,7 +114,7 @@ def test_prefill_and_decoding_with_a_cache_equal_the_full_forward(params):
 def test_rematerialized_and_plain_layers_give_the_same_gradient(params):
     rng = np.random.default_rng(2)
     ids, index, positions = talk(rng, 1, 6, 20)
-    vision = vision_batch(PICTURES, [VisionBucket.of(2, 64)], CONFIG.vision)
+    vision = vision_batch(IMAGES, [VisionBucket.for_patches(2, 64)], CONFIG.vision)
     arrays = (ids[None], index[None], positions[:, None], np.ones((1, len(ids)), np.int32))
 
     def gradient(remat):
@@ -137,22 +129,22 @@ def test_rematerialized_and_plain_layers_give_the_same_gradient(params):
 
 
 def test_rotary_angles_of_patches_stay_fp32_in_bf16_compute():
-    """A bf16 angle at column 131 is off by up to half a radian."""
+    """Catches: bf16 angles, which are off by up to half a radian at column 131."""
     x = jax.random.normal(jax.random.key(0), (1, 2, 1, 16)).astype(jnp.bfloat16)
-    places = np.array([[131, 77], [3, 129]])
-    found = np.asarray(rotate(x, patch_turn(jnp.asarray(places)[None], head_dim=16)), np.float64)
-    angles = (places[:, :, None] * 1e4 ** (-np.arange(4) / 4)).reshape(2, 8)
+    coordinates = np.array([[131, 77], [3, 129]])
+    found = np.asarray(apply_rope(x, vision_cos_sin(jnp.asarray(coordinates)[None], head_dim=16)), np.float64)
+    angles = (coordinates[:, :, None] * 1e4 ** (-np.arange(4) / 4)).reshape(2, 8)
     a, b = np.split(np.asarray(x, np.float64), 2, axis=-1)
     cos, sin = np.cos(angles)[None, :, None], np.sin(angles)[None, :, None]
     np.testing.assert_allclose(found, np.concatenate([a * cos - b * sin, b * cos + a * sin], -1), atol=0.02)
 
 
 def test_rotary_angles_stay_fp32_in_bf16_compute():
-    """A bf16 angle at position 20,000 is off by up to 64 radians; only the rounding of the result may remain."""
+    """Catches: bf16 angles, which are off by up to 64 radians at position 20,000."""
     x = jax.random.normal(jax.random.key(0), (1, 3, 1, 32)).astype(jnp.bfloat16)
     positions = np.broadcast_to(np.array([[20_001, 255, 131]]), (3, 1, 3))
-    turn = mrope_turn(jnp.asarray(positions), head_dim=32, theta=1e4, sections=(4, 6, 6))
-    found = np.asarray(rotate(x, turn), np.float64)
+    rope = mrope_cos_sin(jnp.asarray(positions), head_dim=32, theta=1e4, sections=(4, 6, 6))
+    found = np.asarray(apply_rope(x, rope), np.float64)
     angles = positions[0][..., None] * 1e4 ** (-np.arange(16) / 16)
     a, b = np.split(np.asarray(x, np.float64), 2, axis=-1)
     cos, sin = np.cos(angles)[:, :, None], np.sin(angles)[:, :, None]
@@ -160,8 +152,8 @@ def test_rotary_angles_stay_fp32_in_bf16_compute():
     np.testing.assert_allclose(found, expected, atol=0.02)
 
 
-def test_a_cpu_works_out_sines_once(params):
-    """Catches a compiler that takes them along into every use: layer by layer, for queries and for keys, and backwards."""
+def test_rope_sines_are_computed_once_on_cpu(params):
+    """Catches: sines fused into and recomputed in every use (each layer, queries, keys, backward pass)."""
     ids = np.arange(20, 84)[None]
     positions = np.broadcast_to(np.arange(64), (3, 1, 64))
     graphdef, _ = build(CONFIG)
@@ -176,10 +168,10 @@ def test_a_cpu_works_out_sines_once(params):
 
 
 def test_bf16_compute_stays_close_to_fp32(params):
-    """KL of the token distributions, with a picture; sees a norm, softmax or residual sum that lost its fp32."""
+    """Catches: a norm, softmax or residual sum computed in bf16. Compares token distributions by KL divergence."""
     ids, index, positions = talk(np.random.default_rng(3), 0, 60, 120)
     arrays = (ids[None], index[None], positions[:, None], np.ones((1, len(ids)), np.int32))
-    vision = vision_batch(PICTURES, [VisionBucket.of(2, 64)], CONFIG.vision)
+    vision = vision_batch(IMAGES, [VisionBucket.for_patches(2, 64)], CONFIG.vision)
 
     def logits(dtype):
         graphdef, _ = build(CONFIG, compute_dtype=dtype)
@@ -193,10 +185,10 @@ def test_bf16_compute_stays_close_to_fp32(params):
         return np.asarray(forward(params), np.float64)
 
     exact, rounded = logits(jnp.float32), logits(jnp.bfloat16)
-    scale = 3 / exact.std()  # as sharp as a trained model's; fresh weights say nearly nothing
+    scale = 3 / exact.std()  # as sharp as a trained model's distribution; fresh weights give a nearly uniform one
     exact, rounded = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (scale * exact, scale * rounded))
     divergence = (np.exp(exact) * (exact - rounded)).sum(-1)
-    assert (np.exp(exact) * exact).sum(-1).mean() > -np.log(256) + 1, "so flat that nothing could differ"
+    assert (np.exp(exact) * exact).sum(-1).mean() > -np.log(256) + 1, "distributions too flat to differ"
     assert divergence.mean() <= 1e-3 and divergence.max() <= 1e-2
 
 
@@ -217,11 +209,11 @@ def test_every_dimension_of_every_parameter_has_a_name_in_the_mesh_table(config)
         assert len(dimensions) == len(shapes[name].shape)
         assert set(dimensions) <= set(AXIS_RULES), name
         used = [AXIS_RULES[d] for d in dimensions if AXIS_RULES[d]]
-        assert len(used) == len(set(used)), f"{name} would be split twice along one mesh axis"
+        assert len(used) == len(set(used)), f"{name} would be sharded twice by one mesh axis"
 
 
 def test_fresh_weights_predict_nothing(params):
-    """The loss of an untrained model is log V: a wrong scale shows here before it shows in a run."""
+    """Catches: a wrong scale of the initialization. The loss of an untrained model is log V."""
     ids = jax.random.randint(jax.random.key(1), (2, 64), 20, 256)
     positions = jnp.broadcast_to(jnp.arange(64), (3, 2, 64))
     segments = jnp.ones((2, 64), jnp.int32)

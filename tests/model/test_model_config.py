@@ -1,4 +1,4 @@
-"""Architectures and their `config.json`."""
+"""Tests of architectures and their `config.json`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from dv2_jax.model import ModelConfig, abstract_params
+from dv2_jax.model.model_config import ModelConfig
+from dv2_jax.model.params import abstract_params
 from tests.model.samples import tiny_config
 
 SIZES = ["3b", "7b", "32b", "72b"]
@@ -15,7 +16,7 @@ SIZES = ["3b", "7b", "32b", "72b"]
 
 @pytest.mark.parametrize(("name", "published"), [("3b", "3.75"), ("7b", "8.29"), ("32b", "33.5"), ("72b", "73.4")])
 def test_published_sizes_have_the_published_number_of_parameters(name, published):
-    """Billions as the model pages show them: a wrong width, depth, vocabulary or tie changes them."""
+    """Catches: a wrong width, depth, vocabulary or tie. Expects the billions that the model pages state."""
     total = sum(int(np.prod(p.shape)) for p in abstract_params(ModelConfig.preset(name)).values()) / 1e9
     assert f"{total:.3g}" == published
 
@@ -27,8 +28,8 @@ def test_config_json_comes_back_unchanged(config):
     assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
 
 
-# What differs between the released config.json files, read off them: width, feed-forward, layers, heads,
-# key/value heads, vocabulary, the vision tower's feed-forward, tied embeddings.
+# The fields that differ between the released config.json files: width, feed-forward, layers, heads, key/value heads,
+# vocabulary, the vision tower's feed-forward, tied embeddings.
 RELEASED = {
     "3b": (2048, 11008, 36, 16, 2, 151936, 3420, True),
     "7b": (3584, 18944, 28, 28, 4, 152064, 3420, False),
@@ -38,7 +39,7 @@ RELEASED = {
 
 
 def released(size: str) -> dict:
-    """A released config.json, in the flat layout of the first generation."""
+    """Returns a released config.json, in the flat layout of the first generation."""
     width, feed_forward, layers, heads, kv_heads, vocabulary, vision_feed_forward, tied = RELEASED[size]
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"], "attention_dropout": 0.0, "bos_token_id": 151643,
@@ -61,14 +62,14 @@ def released(size: str) -> dict:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_released_files_of_both_generations_are_the_presets(size):
-    """The second generation, which current transformers writes, nests the text fields and renames the rotary ones."""
+    """Catches: the layout of current transformers, which nests the text fields and renames the rotary ones."""
     transformers = pytest.importorskip("transformers")
     flat = released(size)
     assert ModelConfig.from_hf(flat) == ModelConfig.preset(size)
     nested = json.loads(transformers.Qwen2_5_VLConfig(**flat).to_json_string(use_diff=False))
     assert nested["text_config"]["hidden_size"] == flat["hidden_size"] and "rope_theta" not in nested
     for field in flat.keys() & nested["text_config"].keys() - {"architectures", "model_type"}:
-        nested.pop(field, None)  # what older releases repeat at the root
+        nested.pop(field, None)  # older releases repeat these at the root
     nested["tie_word_embeddings"] = flat["tie_word_embeddings"]
     assert ModelConfig.from_hf(nested) == ModelConfig.preset(size)
 
@@ -81,7 +82,7 @@ def test_what_transformers_writes_again_is_read_alike():
 
 
 def test_the_published_3b_file_which_leaves_out_defaults_is_read():
-    """As released: its vision_config names neither depth nor heads nor windows, its rope type is `default`."""
+    """Catches: missing defaults. The released vision_config has no depth, heads or windows; the rope type is `default`."""
     released = {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"], "bos_token_id": 151643, "eos_token_id": 151645,
         "hidden_act": "silu", "hidden_size": 2048, "image_token_id": 151655, "intermediate_size": 11008,
@@ -117,7 +118,7 @@ def test_what_the_model_does_not_have_is_refused(changes, message):
         ({"mrope_section": (4, 4, 4)}, "must sum to half of head_dim 32"),
         ({"num_kv_heads": 3}, "must be a multiple"),
         ({"vision_num_heads": 3}, "must be a multiple of 4"),
-        ({"window_size": 100}, "whole merged tokens"),
+        ({"window_size": 100}, "must be a multiple of patch_size"),
     ],
 )
 def test_sizes_that_do_not_fit_together_are_refused(changes, message):

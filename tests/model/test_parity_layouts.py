@@ -1,6 +1,6 @@
-"""Logits equal those of transformers wherever the tokens stand: any grids, long prompts, padded and packed rows.
+"""Parity with transformers for any layout: image grids, long prompts, padded and packed rows.
 
-One compiled program takes every layout: a row of tokens, some of which are padding, and room for pictures.
+One compiled program takes every layout: a row of tokens with padding, and one image bucket.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from dv2_jax.model import VisionBucket, build, merge, merged_tokens, vision_batch  # noqa: E402
+from dv2_jax.model.image_grid import num_image_tokens  # noqa: E402
+from dv2_jax.model.params import build, merge  # noqa: E402
+from dv2_jax.model.vision_inputs import VisionBucket, vision_batch  # noqa: E402
 from dv2_jax.ops.attention import causal_segment_attention  # noqa: E402
 from tests.model.reference import Conversation, random_torch_model, relative, to_ours  # noqa: E402
-from tests.model.samples import pictures_of, tiny_config  # noqa: E402
+from tests.model.samples import images_of, tiny_config  # noqa: E402
 
 CONFIG = tiny_config(tie_word_embeddings=False)
 LENGTH = 512
-BUCKET = VisionBucket.of(1, 1280)
-SIZES = {  # height and width of each picture in pixels
+BUCKET = VisionBucket.for_patches(1, 1280)
+SIZES = {  # height and width of each image in pixels
     "one window": [(112, 112)],
     "less than one window": [(84, 56)],
     "odd grids": [(140, 196), (308, 84)],
     "a tall and a wide ribbon": [(56, 560), (616, 56)],
-    "six pictures": [(84, 140), (112, 112), (56, 56), (196, 84), (140, 140), (56, 224)],
+    "six images": [(84, 140), (112, 112), (56, 56), (196, 84), (140, 140), (56, 224)],
 }
 
 
@@ -51,16 +53,16 @@ def ours(theirs, tmp_path_factory):
 
 
 def in_a_row(ours, talks: list[Conversation], starts: list[int], length: int = LENGTH) -> list[np.ndarray]:
-    """Logits of conversations that stand in one row, each where it starts."""
+    """Returns the logits of conversations packed into one row at `starts`."""
     ids, index, segments = np.zeros(length, np.int32), np.full(length, -1, np.int32), np.zeros(length, np.int32)
-    positions, pictures = np.zeros((3, length), np.int32), []
+    positions, images = np.zeros((3, length), np.int32), []
     for number, (talk, start) in enumerate(zip(talks, starts, strict=True), start=1):
         here = slice(start, start + len(talk.ids))
         ids[here], positions[:, here], segments[here] = talk.ids, talk.positions, number
-        before = sum(merged_tokens(grid) for _, grid in pictures)
+        before = sum(num_image_tokens(grid) for _, grid in images)
         index[here] = np.where(talk.image_index >= 0, talk.image_index + before, -1)
-        pictures += talk.pictures
-    vision = vision_batch(pictures, [BUCKET], CONFIG.vision)
+        images += talk.images
+    vision = vision_batch(images, [BUCKET], CONFIG.vision)
     found = np.asarray(ours(vision, ids[None], index[None], positions[:, None], segments[None]))
     return [found[start : start + len(talk.ids)] for talk, start in zip(talks, starts, strict=True)]
 
@@ -71,27 +73,27 @@ def alone(theirs, talk: Conversation) -> np.ndarray:
 
 
 def talk_about(name: str, seed: int = 0, tail: int = 25) -> Conversation:
-    return Conversation.of(pictures_of(SIZES[name], 800 * 800), CONFIG, seed=seed, tail=tail)
+    return Conversation.from_images(images_of(SIZES[name], 800 * 800), CONFIG, seed=seed, tail=tail)
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_pictures_of_any_grid_give_the_logits_of_transformers(ours, theirs, name):
-    """In the middle of a padded row: sees windows cut wrongly at an edge, and pictures in another order."""
+def test_images_of_any_grid_give_the_logits_of_transformers(ours, theirs, name):
+    """Catches: windows cut wrongly at an edge, and images in another order. The row is padded on both sides."""
     talk = talk_about(name)
     (found,) = in_a_row(ours, [talk], [40])
     assert relative(found, alone(theirs, talk)) <= 1e-4
 
 
-def test_a_picture_that_arrives_in_an_observation_is_seen_from_there_on(ours, theirs):
-    """After 200 tokens of dialogue and one earlier picture: sees positions that start anew with a piece."""
-    picture, later = pictures_of([(84, 140), (196, 112)], 800 * 800)
-    talk = Conversation.of([picture, later], CONFIG, seed=3, between=200)
+def test_an_image_that_arrives_in_an_observation_is_seen_from_there_on(ours, theirs):
+    """Catches: positions that restart with an appended part. An earlier image and 200 tokens of dialogue precede."""
+    image, later = images_of([(84, 140), (196, 112)], 800 * 800)
+    talk = Conversation.from_images([image, later], CONFIG, seed=3, between=200)
     (found,) = in_a_row(ours, [talk], [0])
     expected = alone(theirs, talk)
     assert relative(found, expected) <= 1e-4
-    changed = Conversation.of([picture, (later[0][::-1].copy(), later[1])], CONFIG, seed=3, between=200)
+    changed = Conversation.from_images([image, (later[0][::-1].copy(), later[1])], CONFIG, seed=3, between=200)
     (other,) = in_a_row(ours, [changed], [0])
-    first = int(np.flatnonzero(talk.image_index >= merged_tokens(picture[1]))[0])
+    first = int(np.flatnonzero(talk.image_index >= num_image_tokens(image[1]))[0])
     np.testing.assert_allclose(other[:first], found[:first], atol=1e-5)
     assert np.abs(other[first:] - found[first:]).max() > 0.1
 
@@ -121,7 +123,7 @@ def test_padded_rows_equal_the_padded_batch_of_transformers(ours, theirs, side):
 
 
 def test_packed_rows_equal_each_conversation_alone_in_transformers(ours, theirs):
-    """Catches attention, positions or pictures that leak from one conversation into the next."""
+    """Catches attention, positions or images that leak from one conversation into the next."""
     talks = [talk_about(name, seed=i) for i, name in enumerate(["one window", "odd grids", "less than one window"])]
     starts = np.cumsum([0, *(len(talk.ids) for talk in talks[:-1])]).tolist()
     for found, talk in zip(in_a_row(ours, talks, starts), talks, strict=True):
@@ -129,7 +131,7 @@ def test_packed_rows_equal_each_conversation_alone_in_transformers(ours, theirs)
 
 
 def test_prompts_of_four_thousand_tokens_agree(ours, theirs):
-    """A short prompt cannot show a wrong rotary frequency, nor tiles of attention that are skipped."""
+    """Catches: a wrong rotary frequency and skipped attention tiles, which a short prompt cannot show."""
     talk = talk_about("odd grids", seed=5, tail=4000 - 66)
     assert len(talk.ids) >= 4000
     (found,) = in_a_row(ours, [talk], [0], length=4096)
@@ -137,7 +139,7 @@ def test_prompts_of_four_thousand_tokens_agree(ours, theirs):
 
 
 def test_the_merger_alone_agrees(theirs, tmp_path):
-    """Fed with random patches: sees a norm over the merged square instead of each patch, and the wrong gelu."""
+    """Catches: a norm over the merge unit instead of each patch, and the wrong GELU. The input is random."""
     params = to_ours(theirs.state_dict(), CONFIG, tmp_path / "x")
     patches = np.random.default_rng(0).normal(size=(64, CONFIG.vision.hidden_size)).astype(np.float32)
     with torch.no_grad():

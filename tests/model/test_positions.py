@@ -1,4 +1,4 @@
-"""M-RoPE positions against transformers' get_rope_index, whole and continued piece by piece."""
+"""M-RoPE positions against transformers' get_rope_index, of complete and of incrementally extended sequences."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import types
 import numpy as np
 import pytest
 
-from dv2_jax.model import merged_tokens, mrope_positions
+from dv2_jax.model.image_grid import num_image_tokens
+from dv2_jax.model.positions import mrope_positions
 from tests.model.samples import tiny_config
 
 
 def random_layout(rng: np.random.Generator, config):
-    """Zero to five pictures of any grid between runs of text, some runs just the vision tokens."""
+    """Returns zero to five images of any grid with text of random length, possibly empty, between them."""
     pieces, grids = [], []
     for _ in range(rng.integers(0, 6)):
         grid = (1, 2 * int(rng.integers(1, 12)), 2 * int(rng.integers(1, 12)))
         text = rng.integers(20, 256, rng.integers(0, 30)).tolist()
-        image = [config.image_token_id] * merged_tokens(grid)
+        image = [config.image_token_id] * num_image_tokens(grid)
         pieces.append([*text, config.vision_start_token_id, *image, config.vision_end_token_id])
         grids.append([grid])
     pieces.append(rng.integers(20, 256, rng.integers(1, 30)).tolist())
@@ -28,7 +29,7 @@ def random_layout(rng: np.random.Generator, config):
 def expected_positions(ids: list[int], grids: list, config) -> np.ndarray:
     torch = pytest.importorskip("torch")
     modeling = pytest.importorskip("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl")
-    # The method reads nothing of the model but its vision configuration and a helper.
+    # The method uses only the vision configuration and one helper method of the model.
     vision = types.SimpleNamespace(spatial_merge_size=2, tokens_per_second=2)
     model = types.SimpleNamespace(
         config=types.SimpleNamespace(vision_config=vision),
@@ -53,18 +54,18 @@ def test_positions_equal_those_of_transformers_on_a_thousand_layouts():
         assert (longer[:, -1] == following).all()
 
 
-def test_appended_pieces_get_the_positions_of_the_whole():
+def test_appended_parts_get_the_positions_of_the_concatenation():
     """Catches a continuation that starts at the number of tokens instead of past the largest position."""
     config = tiny_config()
     rng = np.random.default_rng(1)
     for _ in range(200):
         pieces, grids = random_layout(rng, config)
-        whole, end = mrope_positions(sum(pieces, []), sum(grids, []), config)
+        complete, end = mrope_positions(sum(pieces, []), sum(grids, []), config)
         start, parts = 0, []
         for piece, grid in zip(pieces, grids, strict=True):
             part, start = mrope_positions(piece, grid, config, start=start)
             parts.append(part)
-        np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+        np.testing.assert_array_equal(np.concatenate(parts, axis=1), complete)
         assert start == end
 
 
@@ -72,13 +73,13 @@ def test_appended_pieces_get_the_positions_of_the_whole():
     ("placeholders", "grids", "message"),
     [
         (4, [(1, 4, 6)], "needs 6 placeholders"),
-        (6, [(1, 4, 6), (1, 4, 4)], "2 pictures but placeholders for 1"),
+        (6, [(1, 4, 6), (1, 4, 4)], "2 images but placeholders for 1"),
         (7, [(1, 4, 6)], "1 image placeholders beyond"),
         (3, [(1, 3, 4)], "multiples of 2"),
-        (8, [(2, 4, 4)], "only still pictures"),
+        (8, [(2, 4, 4)], "only still images"),
     ],
 )
-def test_placeholders_that_do_not_match_the_pictures_are_refused(placeholders, grids, message):
+def test_placeholders_that_do_not_match_the_images_are_refused(placeholders, grids, message):
     config = tiny_config()
     ids = [20, 12, *[config.image_token_id] * placeholders, 13, 21]
     with pytest.raises(ValueError, match=message):
@@ -86,7 +87,7 @@ def test_placeholders_that_do_not_match_the_pictures_are_refused(placeholders, g
 
 
 def test_placeholders_of_a_video_are_refused():
-    """Catches a video that is taken for text, a token a frame."""
+    """Catches: video placeholders treated as text."""
     config = tiny_config()
-    with pytest.raises(ValueError, match="stands for a video; only still pictures"):
+    with pytest.raises(ValueError, match="stands for a video; only still images"):
         mrope_positions([20, 12, config.video_token_id, 13, 21], [], config)

@@ -1,4 +1,4 @@
-"""Every form of segment attention against a dense softmax in float64."""
+"""Every backend of segment attention against a dense softmax in float64."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dv2_jax.ops.attention import causal_segment_attention, segment_attention
 
 
 def packed_segments(rows: int, tokens: int, seed: int) -> np.ndarray:
-    """Rows of one to five segments of random length, then padding; one row is all padding."""
+    """Returns rows of one to five segments of random length, then padding; the last row is all padding."""
     rng = np.random.default_rng(seed)
     segments = np.zeros((rows, tokens), np.int32)
     for row in range(rows - 1):
@@ -23,15 +23,15 @@ def packed_segments(rows: int, tokens: int, seed: int) -> np.ndarray:
 
 
 def dense(q, k, v, segments, causal):
-    """(output, gradients of the weighted sum of outputs of real tokens) in float64."""
+    """Computes attention with a dense softmax in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     group = q.shape[2] // k.shape[2]
     k, v = np.repeat(k, group, 2), np.repeat(v, group, 2)
     scores = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(q.shape[-1])
-    seen = segments[:, :, None] == segments[:, None, :]
+    mask = segments[:, :, None] == segments[:, None, :]
     if causal:
-        seen &= np.tril(np.ones(seen.shape[1:], bool))
-    scores = np.where(seen[:, None], scores, -np.inf)
+        mask &= np.tril(np.ones(mask.shape[1:], bool))
+    scores = np.where(mask[:, None], scores, -np.inf)
     p = np.exp(scores - scores.max(-1, keepdims=True))
     return np.einsum("bhts,bshd->bthd", p / p.sum(-1, keepdims=True), v)
 
@@ -58,7 +58,7 @@ def test_packed_rows_see_their_own_segments_only(tokens, causal, backend):
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("tokens", [300, 700])  # 700: two tiles of queries and three of keys
 def test_gradients_agree_with_differentiating_a_plain_softmax(tokens, causal, backend):
-    """The backward passes are written by hand; jax differentiates the oracle."""
+    """Catches: an error in the hand-written backward passes; JAX differentiates the oracle."""
     q, k, v = random_qkv(2, tokens, 4, 2, 16)
     segments = jnp.asarray(packed_segments(2, tokens, 7))
     weights = jax.random.normal(jax.random.key(9), q.shape)
@@ -67,10 +67,10 @@ def test_gradients_agree_with_differentiating_a_plain_softmax(tokens, causal, ba
     def plain(q, k, v):
         k, v = jnp.repeat(k, 2, 2), jnp.repeat(v, 2, 2)
         scores = jnp.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5
-        seen = segments[:, :, None] == segments[:, None, :]
+        mask = segments[:, :, None] == segments[:, None, :]
         if causal:
-            seen &= jnp.tril(jnp.ones(seen.shape[1:], bool))
-        return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(jnp.where(seen[:, None], scores, -1e30), -1), v)
+            mask &= jnp.tril(jnp.ones(mask.shape[1:], bool))
+        return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(jnp.where(mask[:, None], scores, -1e30), -1), v)
 
     ours = jax.jit(jax.grad(lambda *a: (function(*a, segments, backend=backend) * weights).sum(), (0, 1, 2)))(q, k, v)
     theirs = jax.jit(jax.grad(lambda *a: (plain(*a) * weights).sum(), (0, 1, 2)))(q, k, v)
@@ -80,7 +80,7 @@ def test_gradients_agree_with_differentiating_a_plain_softmax(tokens, causal, ba
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_tpu_kernel_interpreted_gives_the_same(causal):
-    """Numerics of the TPU path (mask, scale, grouping of heads, layout) without a TPU."""
+    """Catches: a wrong mask, scale, head grouping or layout of the TPU path, without a TPU."""
     q, k, v = random_qkv(2, 256, 4, 2, 128)
     segments = packed_segments(2, 256, 3)
     segments[-1] = 1
@@ -102,8 +102,9 @@ def test_bfloat16_inputs_are_summed_in_fp32():
 
 @pytest.mark.parametrize("attend", [causal_segment_attention, segment_attention])
 def test_tiles_keep_what_the_backward_pass_needs_and_no_more(attend):
-    """Per layer its input, queries, keys, values, output and one copy. Sees the output kept in a second layout, and space
-    for gradients that is laid out at the program's start: each is one or two more."""
+    """Catches: an output saved in a second layout, and gradient buffers allocated at program start (one or two more each).
+
+    A layer needs its input, queries, keys, values, output and one copy."""
     rows, tokens, heads, dim = 4, 512, 2, 64
     segments = jnp.ones((rows, tokens), jnp.int32)
 

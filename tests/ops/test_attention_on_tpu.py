@@ -1,4 +1,4 @@
-"""The TPU form through the real TPU compiler, without a TPU."""
+"""The TPU backend of attention through the real TPU compiler, without a TPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from dv2_jax.config import MeshConfig
 from dv2_jax.ops.attention import causal_segment_attention, segment_attention
 from dv2_jax.aot.compile import topology_devices
-from dv2_jax.parallel.mesh import ROWS, make_mesh
+from dv2_jax.parallel.mesh import BATCH_AXES, make_mesh
 
 mesh = make_mesh(MeshConfig(1, -1, 2), topology_devices("v5p:2x2x2"))
 def array(*shape, spec, dtype=jnp.bfloat16):
@@ -24,13 +24,13 @@ def compile(function, *arguments):
         text = jax.jit(jax.grad(function, argnums=(0, 1, 2))).lower(*arguments).compile().as_text()
     assert text.count("tpu_custom_call") >= 3, "forward, dq and dkv kernels"
     assert "all-gather" not in text, "rows or heads are gathered"
-rows = (ROWS, None, "tensor", None)
+rows = (BATCH_AXES, None, "tensor", None)
 q, kv = array(8, 1024, 28, 128, spec=rows), array(8, 1024, 4, 128, spec=rows)
 compile(lambda q, k, v, s: causal_segment_attention(q, k, v, s).astype(jnp.float32).sum(),
-        q, kv, kv, array(8, 1024, spec=(ROWS,), dtype=jnp.int32))
-pictures = array(4, 2, 1408, 16, 80, spec=(ROWS, None, None, "tensor", None))
-compile(lambda q, k, v, s: jax.vmap(segment_attention, spmd_axis_name=ROWS)(q, k, v, s).astype(jnp.float32).sum(),
-        pictures, pictures, pictures, array(4, 2, 1408, spec=(ROWS,), dtype=jnp.int32))
+        q, kv, kv, array(8, 1024, spec=(BATCH_AXES,), dtype=jnp.int32))
+images = array(4, 2, 1408, 16, 80, spec=(BATCH_AXES, None, None, "tensor", None))
+compile(lambda q, k, v, s: jax.vmap(segment_attention, spmd_axis_name=BATCH_AXES)(q, k, v, s).astype(jnp.float32).sum(),
+        images, images, images, array(4, 2, 1408, spec=(BATCH_AXES,), dtype=jnp.int32))
 print("compiled")
 """
 

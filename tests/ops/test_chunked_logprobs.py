@@ -42,7 +42,7 @@ def test_logprobs_and_entropy_at_any_chunk(arrays, chunk, temperature):
 
 @pytest.mark.parametrize("chunk", [4, 20, 1024])
 def test_rows_keep_their_own_results(arrays, chunk):
-    """Catches stretches of rows put back in another order."""
+    """Catches: chunks of rows concatenated in another order."""
     hidden, head, targets, forbidden = arrays
     rows = row_logprobs(
         hidden.reshape(5, 14, D), head, targets.reshape(5, 14), temperature=0.7, forbidden=forbidden, chunk=chunk
@@ -51,7 +51,7 @@ def test_rows_keep_their_own_results(arrays, chunk):
         np.testing.assert_allclose(mine, oracle.reshape(5, 14), atol=2e-5)
 
 
-def test_gradients_are_those_of_a_whole_log_softmax(arrays):
+def test_gradients_are_those_of_an_unchunked_log_softmax(arrays):
     hidden, head, targets, forbidden = arrays
     weights = np.random.default_rng(1).normal(size=N).astype(np.float32)
 
@@ -73,8 +73,8 @@ def test_the_entropy_is_a_metric_without_gradient(arrays):
     assert not np.asarray(gradient).any()
 
 
-def test_logits_of_all_tokens_are_never_held():
-    """At 152k ids and 16k tokens they would be 9.3 GiB; temporaries of the gradient stay below one."""
+def test_logits_of_all_tokens_are_never_materialized():
+    """Catches: materialized logits, 9.3 GiB for 16k tokens and 152k ids; the gradient's temporaries stay below 1 GiB."""
     tokens, vocabulary = 16384, 151936
     abstract = [
         jax.ShapeDtypeStruct(shape, dtype)

@@ -1,4 +1,4 @@
-"""What is worked out again in the backward pass is, and not kept: also by XLA's CPU compiler."""
+"""Rematerialized values are recomputed in the backward pass and not saved, also by XLA:CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from dv2_jax.model.layers import GatedMLP, Init, RMSNorm
-from dv2_jax.ops.remat import recomputed, recomputed_products
+from dv2_jax.ops.remat import remat, remat_matmul
 
 LAYERS = 4
 
@@ -20,13 +20,13 @@ def wave(x, scale):
 
 def test_the_gradient_is_that_of_the_function():
     x, scale = jnp.linspace(-1, 1, 12).reshape(3, 4), jnp.arange(4.0)
-    ours = jax.jit(jax.value_and_grad(lambda *a: recomputed(wave, *a).sum(), (0, 1)))(x, scale)
+    ours = jax.jit(jax.value_and_grad(lambda *a: remat(wave, *a).sum(), (0, 1)))(x, scale)
     plain = jax.jit(jax.value_and_grad(lambda *a: wave(*a).sum(), (0, 1)))(x, scale)
     for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-6)
 
 
-def test_the_gradient_of_products_is_that_of_the_function_and_the_products():
+def test_remat_matmul_has_the_gradient_of_the_plain_matmuls():
     x, scale = jnp.linspace(-1, 1, 12).reshape(3, 4), jnp.arange(4.0)
     kernels = jnp.linspace(0, 1, 8).reshape(4, 2), jnp.linspace(-1, 0, 24).reshape(4, 3, 2)
 
@@ -41,7 +41,7 @@ def test_the_gradient_of_products_is_that_of_the_function_and_the_products():
 
     ours, theirs = (
         jax.jit(jax.value_and_grad(lambda *a, products=products: loss(products, *a), (0, 1, 2)))(x, scale, kernels)
-        for products in (recomputed_products, plain)
+        for products in (remat_matmul, plain)
     )
     for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(mine, other, rtol=2e-6, atol=1e-6)
@@ -57,7 +57,7 @@ class NormedMLP(nnx.Module):
 
 
 def stack(make):
-    """(the gradient of LAYERS modules one after the other, its temporary bytes on the CPU)."""
+    """Returns the gradient of a stack of LAYERS modules, and the temporary bytes of its program on CPU."""
     layers = [make(Init(nnx.Rngs(number), jnp.float32)) for number in range(LAYERS)]
     graphs, params = zip(*(nnx.split(layer) for layer in layers), strict=True)
     x = jax.random.normal(jax.random.key(0), (2048, 64))
@@ -74,17 +74,17 @@ def stack(make):
 @pytest.mark.parametrize(
     ("make", "share"),
     [
-        # per layer, in widths of 64: input, gate and up of 2 each; otherwise the normalized input, the product of 2 and
-        # its sigmoid as well
+        # Saved per layer, in multiples of 64: input (1), gate and up (2 each); without remat also the normalized input (1),
+        # the gated product (2) and its sigmoid (2).
         (lambda remat: lambda init: NormedMLP(init, remat=remat), 0.6),
-        # input; otherwise the normalized input as well
+        # Saved per layer: the input; without remat also the normalized input.
         (lambda remat: lambda init: RMSNorm(init, 64, 1e-6, remat=remat), 0.75),
     ],
     ids=["normed mlp", "norm"],
 )
 def test_a_layer_keeps_less_for_its_backward_pass_and_has_the_same_gradient(make, share):
-    """``remat`` says that the layer need not save: whoever asked for it works the whole layer out again. Sees a compiler
-    that works it out at once, or finds it in the forward pass."""
+    """Catches: recomputation that XLA schedules early, or CSEs with the forward pass. With `remat=True` the layer itself
+    saves everything, because the caller rematerializes the entire layer."""
     ours, small = stack(make(remat=False))
     plain, large = stack(make(remat=True))
     assert small <= share * large

@@ -1,4 +1,4 @@
-"""What compiling leaves behind, given back to the machine."""
+"""Freed memory is returned to the operating system."""
 
 import ctypes
 import subprocess
@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-# All blocks but the last are freed; that one keeps the heap from shrinking of itself.
+# All blocks but the last are freed; the last one keeps the heap from shrinking without malloc_trim.
 PROGRAM = """
 import os
-from dv2_jax.parallel.malloc import give_back
+from dv2_jax.parallel.malloc import malloc_trim
 
 def resident():
     with open("/proc/self/statm") as file:
@@ -19,14 +19,14 @@ blocks = [bytes(1_000) for _ in range(100_000)]
 kept = blocks[-1]
 del blocks
 before = resident()
-give_back()
+malloc_trim()
 print(before - resident())
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_freed_memory_goes_back_to_the_machine():
-    """Catches a process that keeps, until it ends, what its programs' compilation took."""
+    """Catches: a process that keeps the freed memory of compilation until it ends."""
     if not hasattr(ctypes.CDLL(None), "malloc_trim"):
         pytest.skip("this C library has no malloc_trim")
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The table of axes and the sizes of a mesh: what does not fit is refused with the key, the value and the fix."""
+"""Logical axis rules and mesh sizes: errors name the key, the value and the fix."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dv2_jax.parallel.mesh import AXES, AXIS_RULES, device_mesh, make_mesh, para
 
 
 def test_every_dimension_of_every_parameter_has_a_rule_and_no_parameter_uses_an_axis_twice():
-    """For each published size: a duplicate axis would be an error on the first slice that the model is loaded onto."""
+    """Catches: a mesh axis used twice for one parameter, which fails only when the model is loaded on a slice."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     for size in ("3b", "7b", "32b", "72b"):
         axes = logical_axes(ModelConfig.preset(size))
-        for name, place in param_shardings(mesh, axes).items():
-            used = [axis for axis in place.spec if axis is not None]
+        for name, sharding in param_shardings(mesh, axes).items():
+            used = [axis for axis in sharding.spec if axis is not None]
             assert len(used) == len(set(used)) and set(used) <= set(AXES), name
     assert {name for names in axes.values() for name in names if name is not None} <= set(AXIS_RULES)
 
@@ -50,7 +50,7 @@ def test_sizes_that_do_not_use_every_device_once_are_refused(sizes, message):
 
 
 def test_one_device_is_no_mesh_and_no_excuse_for_a_mesh_of_several():
-    """Catches a configuration for a slice that runs, unsharded and silent, on the one device that is there."""
+    """Catches: a configuration for a slice that silently runs unsharded on a single device."""
     assert jax.device_count() == 1
     assert device_mesh(MeshConfig()) is None
     with pytest.raises(ConfigError, match="mesh.fsdp=16"):

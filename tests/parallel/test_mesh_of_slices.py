@@ -1,4 +1,4 @@
-"""The mesh and its table. That losses do not depend on the mesh is held by tests/recipes."""
+"""Meshes of slices and their shardings. Losses that are independent of the mesh are tested in tests/trainer."""
 
 import math
 import re
@@ -15,13 +15,13 @@ from dv2_jax.model.params import abstract_params, logical_axes
 from dv2_jax.ops.logprobs import row_logprobs
 from dv2_jax.parallel.mesh import (
     AXES,
-    ROWS,
+    BATCH_AXES,
+    all_gather_weight_for_loop,
     check_divisible,
-    gathered_beside,
+    constrain_batch,
     make_mesh,
     param_shardings,
-    split_rows,
-    under,
+    use_mesh,
 )
 
 SIZES = ("3b", "7b", "32b", "72b")
@@ -29,15 +29,15 @@ SIZES = ("3b", "7b", "32b", "72b")
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_large_weight_is_split_over_all_devices_of_a_pod(size):
-    """Catches a dimension without a rule, and a weight of which every device would hold all."""
+    """Catches: a dimension without a rule, and a large weight that is replicated."""
     model = ModelConfig.preset(size)
     mesh = AbstractMesh((1, 16, 2), AXES)
-    places = param_shardings(mesh, logical_axes(model))
+    shardings = param_shardings(mesh, logical_axes(model))
     shapes = {name: p.shape for name, p in abstract_params(model).items()}
-    check_divisible(shapes, places)
+    check_divisible(shapes, shardings)
     for name, shape in shapes.items():
-        held, whole = math.prod(places[name].shard_shape(shape)), math.prod(shape)
-        assert whole < 1e8 or held * 32 == whole, name
+        shard, total = math.prod(shardings[name].shard_shape(shape)), math.prod(shape)
+        assert total < 1e8 or shard * 32 == total, name
 
 
 def test_a_dimension_without_a_rule_is_an_error():
@@ -47,12 +47,12 @@ def test_a_dimension_without_a_rule_is_an_error():
 
 
 def test_heads_that_a_mesh_does_not_divide_are_named():
-    """Catches jax's own error, which names neither the parameter nor the fix."""
+    """Catches: JAX's own error, which names neither the parameter nor the fix."""
     model = ModelConfig.preset("7b")
-    places = param_shardings(AbstractMesh((1, 1, 8), AXES), logical_axes(model))
+    shardings = param_shardings(AbstractMesh((1, 1, 8), AXES), logical_axes(model))
     shapes = {name: p.shape for name, p in abstract_params(model).items()}
     with pytest.raises(ConfigError, match=r"mesh.tensor=8 does not divide a dimension of 4 of text.layers.k"):
-        check_divisible(shapes, places)
+        check_divisible(shapes, shardings)
 
 
 @pytest.mark.parametrize(
@@ -70,14 +70,16 @@ def test_a_mesh_that_does_not_use_every_device_once_is_refused(config, message):
 
 
 def test_without_a_mesh_activations_and_weights_are_left_alone():
-    """Catches the single device pay for placement: nothing may be added to its program."""
-    program = jax.make_jaxpr(lambda x: sum(gathered_beside(split_rows(x), x, "embed", "vocab")))(jax.numpy.ones((2, 2)))
+    """Catches: sharding constraints added to the program of a single device."""
+    program = jax.make_jaxpr(lambda x: sum(all_gather_weight_for_loop(constrain_batch(x), x, "embed", "vocab")))(
+        jax.numpy.ones((2, 2))
+    )
     assert [str(equation.primitive) for equation in program.eqns] == ["add", "add"]
 
 
-def test_the_heads_gradient_is_not_held_while_layers_are_differentiated(nothing_cached):
-    """Catches it summed over the devices in every turn of the loop that makes it (which sends it as often), and only at the
-    end (until which every device holds all of it); the latter is what the compiler does when left alone."""
+def test_the_gradient_of_the_head_is_reduced_before_layers_are_differentiated(no_compilation_cache):
+    """Catches: the head's gradient reduced in every iteration of the loop over chunks, or only at the end of the backward
+    pass (as XLA does by itself), until which the full gradient stays resident."""
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed: pip install 'dv2_jax[tpu]'")
     mesh = make_mesh(MeshConfig(data=1, fsdp=4), topology_devices("v5p:2x2x1"))
     width, vocabulary = 512, 32_768
@@ -86,15 +88,15 @@ def test_the_heads_gradient_is_not_held_while_layers_are_differentiated(nothing_
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
 
     def schedule(prepare):
-        """The program's loops, and its sums of the head's gradient outside of them, in their order."""
+        """Returns the sequence of the program's loops and of reductions of the head's gradient outside of them."""
 
         def loss(layers, head, x, targets):
-            x, _ = jax.lax.scan(lambda x, w: (x + split_rows(jnp.tanh(x @ w)), None), x, layers)
+            x, _ = jax.lax.scan(lambda x, w: (x + constrain_batch(jnp.tanh(x @ w)), None), x, layers)
             return row_logprobs(*prepare(x, head), targets, chunk=4 * 256)[0].sum()
 
         weights = shaped((8, width, width), None, "fsdp"), shaped((width, vocabulary), "fsdp")
-        rows = shaped((4, 1024, width), ROWS), shaped((4, 1024), ROWS, dtype=jnp.int32)
-        with under(mesh):
+        rows = shaped((4, 1024, width), BATCH_AXES), shaped((4, 1024), BATCH_AXES, dtype=jnp.int32)
+        with use_mesh(mesh):
             text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*weights, *rows).compile().as_text()
         kinds = (
             r" (while)\(|\[(?:512|128),32768\]\S* (?:fusion\(.*calls=%)?(all-reduce|reduce-scatter|collective-permute)"
@@ -102,6 +104,10 @@ def test_the_heads_gradient_is_not_held_while_layers_are_differentiated(nothing_
         return [loop or "sum" for loop, _ in re.findall(kinds, text.split("\nENTRY ")[1])]
 
     forward_and_logits = ["while"] * 3
-    assert schedule(lambda x, head: gathered_beside(x, head, "embed", "vocab")) == [*forward_and_logits, "sum", "while"]
-    left_alone = schedule(lambda x, head: (x, jax.lax.with_sharding_constraint(head, PartitionSpec(None, None))))
-    assert left_alone == [*forward_and_logits, "while", "sum"]
+    assert schedule(lambda x, head: all_gather_weight_for_loop(x, head, "embed", "vocab")) == [
+        *forward_and_logits,
+        "sum",
+        "while",
+    ]
+    without = schedule(lambda x, head: (x, jax.lax.with_sharding_constraint(head, PartitionSpec(None, None))))
+    assert without == [*forward_and_logits, "while", "sum"]

@@ -1,3 +1,3 @@
-"""Fixtures of a very small model."""
+"""Fixtures with a very small model and synthetic examples."""
 
 from tests.trainer.small_model import examples, spec, tiny  # noqa: F401

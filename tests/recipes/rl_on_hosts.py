@@ -1,6 +1,6 @@
-"""Run by `test_rl_on_hosts.py`, once for each host: a small RL run on four devices, however many hosts have them.
+"""Runs a small RL run on four devices in one or several processes; `test_rl_on_hosts.py` starts one per host.
 
-The second argument may name a host that gets Ctrl-C in the first step.
+The optional second argument is the index of a process that receives SIGINT in the first step.
 """
 
 import os
@@ -13,16 +13,16 @@ from dv2_jax.parallel import distributed
 from dv2_jax.recipes import rl
 from dv2_jax.recipes import run as run_module
 from dv2_jax.rollout import session as session_module
-from tests.recipes.small_rl import assign_by_length, small_config, thinner
+from tests.recipes.small_rl import one_layer_spec, reward_by_length, small_config
 
 
 def config_of(root):
-    """Prompts with and without pictures; two optimizer steps of a step, each of which both hosts have rows for."""
+    """Return a config with text and image prompts and two minibatches per step, each with rows on both hosts."""
     config = small_config(root)
     return replace(
         config,
         mesh=MeshConfig(data=2, fsdp=2),
-        engine=replace(config.engine, prefill_rows=4, page_size=256),  # one width of page tables: fewer programs
+        engine=replace(config.engine, prefill_rows=4, page_size=256),  # one page-table bucket, so fewer programs
         task=replace(config.task, skills=("plain", "perception")),
         rl=replace(config.rl, steps=2, prompts_per_step=4, minibatches=2, microbatch_rows=4, keep_trajectories=16),
         eval=EvalConfig(stages=("rl",)),
@@ -31,16 +31,16 @@ def config_of(root):
 
 def main() -> None:
     distributed.initialize()
-    run_module.architecture = session_module.architecture = thinner
-    rl.assign = assign_by_length
+    run_module.load_policy_spec = session_module.load_policy_spec = one_layer_spec
+    rl.compute_rewards = reward_by_length
     if len(sys.argv) > 2 and int(sys.argv[2]) == distributed.process_index():
-        written = run_module.Metrics.write
+        written = run_module.MetricsWriter.write
 
         def write_and_interrupt(self, step, values):
             written(self, step, values)
             os.kill(os.getpid(), signal.SIGINT)
 
-        run_module.Metrics.write = write_and_interrupt
+        run_module.MetricsWriter.write = write_and_interrupt
     summary = rl.run_rl(config_of(sys.argv[1]))
     print(f"steps {summary['steps']}, recompilations {summary['recompilations']}")
 

@@ -1,4 +1,4 @@
-"""A whole RL run, small: the tiny architecture with one layer in each tower, so that it compiles quickly."""
+"""A small RL run: the tiny architecture with one layer per tower, so that it compiles quickly."""
 
 from dataclasses import replace
 
@@ -20,19 +20,17 @@ from dv2_jax.config import (
 )
 from dv2_jax.recipes import run as run_module
 
-architecture = policy_spec.architecture
 
-
-def thinner(source):
-    """As `checkpoint.policy.architecture`, with one layer in each tower; everything else is real."""
-    found = architecture(source)
+def one_layer_spec(source):
+    """Return the result of `load_policy_spec` with one layer per tower; everything else is unchanged."""
+    found = policy_spec.load_policy_spec(source)
     text = replace(found.config.text, num_layers=1)
     vision = replace(found.config.vision, depth=1, fullatt_block_indexes=(0,))
     return replace(found, config=replace(found.config, text=text, vision=vision))
 
 
-def assign_by_length(trajectories, tokenizer, config):
-    """A random policy never answers: its reward is the share of even tokens, so that there is something to learn."""
+def reward_by_length(trajectories, tokenizer, config):
+    """Reward the fraction of even tokens: a random policy never answers, and needs a learnable reward."""
     for t in trajectories:
         sampled = [i for i, m in zip(t.token_ids, t.loss_mask, strict=True) if m]
         t.reward = float(np.mean([i % 2 == 0 for i in sampled]))
@@ -46,7 +44,7 @@ def small_config(root) -> Config:
         image=ImageConfig(max_pixels=56 * 56),
         agent=AgentConfig(max_turns=2, max_turn_tokens=12, max_total_tokens=256, max_images=2),
         engine=EngineConfig(
-            slots=8, page_size=128, pages=32, prefill_rows=1, prefill_tokens=128, decode_tokens=4, picture_tokens=64
+            slots=8, page_size=128, pages=32, prefill_rows=1, prefill_tokens=128, decode_tokens=4, image_cache_tokens=64
         ),
         task=TaskConfig(skills=("plain",), train_size=16, eval_size=3),
         optim=OptimConfig(learning_rate=1e-3),
@@ -59,9 +57,9 @@ def small_config(root) -> Config:
 
 
 def weights(config: Config):
-    """The newest checkpoint of a run of `thinner`: its step, and its weights on one device."""
+    """Load the newest checkpoint of a run with `one_layer_spec`: its step, and its weights on one device."""
     found = run_module.load_policy(config)
-    abstract = run_module.abstract_state(found, run_module.make_learning(config, found, config.rl.steps))
+    abstract = run_module.abstract_state(found, run_module.make_optimizer_bundle(config, found, config.rl.steps))
     with CheckpointStore(f"{config.run.root}/{config.run.name}/checkpoints", read_only=True) as store:
         restored = store.restore(abstract.params, abstract.opt_state)
     return restored.step, {name: np.asarray(array) for name, array in restored.params.items()}

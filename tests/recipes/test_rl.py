@@ -1,4 +1,4 @@
-"""The whole recipe with the real engine and the real tools service, small: stages, resuming, interrupts, summary."""
+"""Tests of the RL recipe with the real engine and tools service: stages, resuming, interrupts and summary."""
 
 import json
 import os
@@ -13,17 +13,18 @@ import pytest
 from dv2_jax.config import ConfigError, EvalConfig, RLConfig
 from dv2_jax.recipes import rl
 from dv2_jax.recipes import run as run_module
+from dv2_jax.rewards import JudgeOutage
 from dv2_jax.rollout import session as session_module
 from dv2_jax.telemetry.metrics_writer import read_metrics
 from dv2_jax.telemetry.trajectories import loss_mask, read_trajectories
-from tests.recipes.small_rl import assign_by_length, small_config, thinner, weights
+from tests.recipes.small_rl import one_layer_spec, reward_by_length, small_config, weights
 
 
 @pytest.fixture(scope="module")
 def patched():
     with pytest.MonkeyPatch.context() as patch:
         for module in (run_module, session_module):
-            patch.setattr(module, "architecture", thinner)
+            patch.setattr(module, "load_policy_spec", one_layer_spec)
         yield patch
 
 
@@ -34,12 +35,12 @@ def config(tmp_path, patched):
 
 @pytest.fixture(autouse=True)
 def scored_by_length(patched):
-    patched.setattr(rl, "assign", assign_by_length)
+    patched.setattr(rl, "compute_rewards", reward_by_length)
 
 
-def test_a_run_leaves_what_it_promises_and_a_killed_one_continues(config):
-    """Catches: a summary without its stages, recompilation after the first step, a gap between engine and trainer, and on
-    resuming: prompts skipped or drawn twice, trajectories trained twice, metrics of lost steps kept."""
+def test_a_run_writes_its_outputs_and_a_killed_run_resumes(config):
+    """Catches: missing stages, recompilation after the first step, a log-prob gap between engine and trainer; on resume:
+    prompts skipped or drawn twice, trajectories trained twice, metrics of lost steps kept."""
     summary = rl.run_rl(config)
     directory = Path(config.run.root) / "rl"
     assert json.loads((directory / "summary.json").read_text()) == json.loads(json.dumps(summary))
@@ -63,14 +64,14 @@ def test_a_run_leaves_what_it_promises_and_a_killed_one_continues(config):
         pass
 
     with pytest.MonkeyPatch.context() as patch:
-        written = run_module.Metrics.write
+        written = run_module.MetricsWriter.write
 
         def write(self, step, values):
             written(self, step, values)
             if step == 3:
                 raise Killed
 
-        patch.setattr(run_module.Metrics, "write", write)
+        patch.setattr(run_module.MetricsWriter, "write", write)
         with pytest.raises(Killed):
             rl.run_rl(killed)
     rl.run_rl(killed)
@@ -84,17 +85,17 @@ def test_a_run_leaves_what_it_promises_and_a_killed_one_continues(config):
 
 
 def test_an_interrupt_leaves_a_checkpoint_and_no_process(config):
-    """Catches: Ctrl-C that loses the step, orphans of the tools service, a continued run that does a step again."""
+    """Catches: Ctrl-C that loses the step, orphaned processes of the tools service, a resumed run that repeats a step."""
     before = children()
     with pytest.MonkeyPatch.context() as patch:
-        written = run_module.Metrics.write
+        written = run_module.MetricsWriter.write
 
         def write_and_interrupt(self, step, values):
             written(self, step, values)
             if step == 1:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        patch.setattr(run_module.Metrics, "write", write_and_interrupt)
+        patch.setattr(run_module.MetricsWriter, "write", write_and_interrupt)
         summary = rl.run_rl(config)
     assert summary["interrupted"] and summary["steps"] == 1 and "rl" not in summary
     assert children() <= before
@@ -104,16 +105,36 @@ def test_an_interrupt_leaves_a_checkpoint_and_no_process(config):
     assert [row["step"] for row in read_metrics(Path(config.run.root) / "rl")] == [1, 2, 3]
 
 
-def test_dynamic_sampling_replaces_groups_without_a_difference(config, patched):
-    """Catches: constant groups kept although others could be had, or a loop that never ends when none can be had."""
+def test_an_outage_of_the_judge_leaves_a_checkpoint(config, patched):
+    """Catches: an outage that ends in an export with exit code 0; prompts of the failed step skipped after resuming."""
+    calls = []
+
+    def compute_rewards(trajectories, tokenizer, reward_config):
+        calls.append([t.id for t in trajectories])
+        if len(calls) == 2:
+            raise JudgeOutage("the judge has given no verdict for 300 s")
+        reward_by_length(trajectories, tokenizer, reward_config)
+
+    patched.setattr(rl, "compute_rewards", compute_rewards)
+    config = replace(config, eval=EvalConfig(stages=()), rl=replace(config.rl, steps=2, checkpoint_every=9))
+    with pytest.raises(JudgeOutage, match="no verdict for 300 s. Stopped after step 1 with a checkpoint"):
+        rl.run_rl(config)
+    directory = Path(config.run.root) / "rl"
+    assert weights(config)[0] == 1 and not (directory / "export").exists()
+    rl.run_rl(config)
+    assert calls[2] == calls[1] and [row["step"] for row in read_metrics(directory)] == [1, 2]
+
+
+def test_dynamic_sampling_replaces_zero_variance_groups(config, patched):
+    """Catches: zero-variance groups kept although others were sampled, or an endless loop if there are no others."""
     rewards = iter([0.0] * 8 + [0.0, 1.0, 0.0, 1.0] + [1.0] * 4 + [0.0] * 8 + [0.0] * 100)
 
-    def assign(trajectories, tokenizer, reward_config):
+    def compute_rewards(trajectories, tokenizer, reward_config):
         for t in trajectories:
             t.reward = next(rewards)
             t.reward_parts = {"accuracy": t.reward, "format": 0.0, "penalty": 0.0, "total": t.reward}
 
-    patched.setattr(rl, "assign", assign)
+    patched.setattr(rl, "compute_rewards", compute_rewards)
     dynamic = replace(config.rl, dynamic_sampling=True, max_sampling_rounds=3, steps=1)
     rl.run_rl(replace(config, rl=dynamic, eval=EvalConfig(stages=())))
     (row,) = read_metrics(Path(config.run.root) / "rl")
@@ -129,14 +150,14 @@ def test_dynamic_sampling_replaces_groups_without_a_difference(config, patched):
         ({"eval": EvalConfig(stages=("bass",))}, "eval.stages"),
     ],
 )
-def test_what_cannot_work_is_refused_with_its_key(config, change, message):
-    """Catches: a wrong setting found only after minutes of work, or in an assertion deep inside."""
+def test_an_invalid_configuration_is_refused_with_its_key(config, change, message):
+    """Catches: an invalid setting that fails only after minutes, or in an assertion without its key."""
     with pytest.raises(ConfigError, match=message):
         rl.run_rl(replace(config, **change))
 
 
 def children() -> set[int]:
-    """Live processes whose parent is this one."""
+    """Return the ids of the live child processes."""
     mine = set()
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:

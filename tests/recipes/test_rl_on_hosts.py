@@ -1,4 +1,4 @@
-"""The whole RL recipe on two hosts (processes of two devices each) against one host with the same four devices."""
+"""Tests of the RL recipe on two hosts (two processes of two devices each) against one host with four devices."""
 
 import os
 import socket
@@ -15,13 +15,13 @@ from dv2_jax.recipes import run as run_module
 from dv2_jax.telemetry.metrics_writer import read_metrics
 from dv2_jax.telemetry.trajectories import read_trajectories
 from tests.recipes.rl_on_hosts import config_of
-from tests.recipes.small_rl import thinner, weights
+from tests.recipes.small_rl import one_layer_spec, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(root: Path, *arguments: str, hosts: int) -> list[str]:
-    """What each host printed last."""
+    """Run the recipe with `hosts` processes; returns the last line printed by each."""
     root.mkdir(exist_ok=True)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -34,10 +34,16 @@ def run(root: Path, *arguments: str, hosts: int) -> list[str]:
     command = [sys.executable, "-m", "tests.recipes.rl_on_hosts", str(root), *arguments]
     running = []
     for index in range(hosts):
-        of_one = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(hosts), "JAX_PROCESS_ID": str(index)}
+        process_environment = {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(hosts),
+            "JAX_PROCESS_ID": str(index),
+        }
         log = open(root / f"{index}.log", "w")
         running.append(
-            subprocess.Popen(command, env=environment | (of_one if hosts > 1 else {}), stdout=log, stderr=log)
+            subprocess.Popen(
+                command, env=environment | (process_environment if hosts > 1 else {}), stdout=log, stderr=log
+            )
         )
     try:
         codes = [process.wait(timeout=540) for process in running]
@@ -50,10 +56,10 @@ def run(root: Path, *arguments: str, hosts: int) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_hosts_learn_what_one_does_and_stop_and_continue_together(tmp_path, monkeypatch):
-    """Catches: hosts that sample otherwise or count only their own trajectories, a gradient of one host's rows alone, rows
-    on another host's devices, hosts that wait for each other for ever, Ctrl-C that reaches only one."""
-    monkeypatch.setattr(run_module, "architecture", thinner)
+def test_two_hosts_train_like_one_and_stop_and_resume_together(tmp_path, monkeypatch):
+    """Catches: sampling that depends on the number of hosts, statistics or gradients of one host only, rows on another
+    host's devices, deadlocks between hosts, and Ctrl-C that reaches only one host."""
+    monkeypatch.setattr(run_module, "load_policy_spec", one_layer_spec)
     assert run(tmp_path / "one", hosts=1) == ["steps 2, recompilations 0"]
     assert run(tmp_path / "two", "1", hosts=2) == ["steps 1, recompilations 0"] * 2
     assert run(tmp_path / "two", hosts=2) == ["steps 2, recompilations 0"] * 2

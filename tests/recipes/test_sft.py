@@ -1,4 +1,4 @@
-"""The supervised recipe from its configuration to its run directory: data forms, resuming, interrupts."""
+"""Tests of the SFT recipe: data sources, resuming and interrupts."""
 
 import io
 import json
@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from dv2_jax.agent.observation import Observation
-from dv2_jax.agent.prompt_encoder import SpliceCodec
-from dv2_jax.agent.trajectory_builder import Transcript
+from dv2_jax.agent.prompt_encoder import PromptEncoder
+from dv2_jax.agent.trajectory_builder import TrajectoryBuilder
 from dv2_jax.checkpoint.store import CheckpointStore
 from dv2_jax.config import Config, ImageConfig, ModelSource, OptimConfig, RunConfig, SFTConfig
 from dv2_jax.data.chat_encoder import ChatEncoder
@@ -32,7 +32,7 @@ def png(seed, size=(60, 40)):
 
 @pytest.fixture(scope="module")
 def conversations(tmp_path_factory):
-    """Thirty stored dialogues of one or two turns, most with a picture; one is too long for a row."""
+    """Write thirty conversations, most with an image; one is too long for a row. Returns the path."""
     folder = tmp_path_factory.mktemp("data")
     rows = []
     for i in range(30):
@@ -51,15 +51,15 @@ def conversations(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small(monkeypatch_module):
-    """The package's tiny architecture with fewer layers, so that it compiles quickly."""
-    original = run_module.architecture
+    """Patch the tiny architecture to one text layer, so that it compiles quickly."""
+    original = run_module.load_policy_spec
 
-    def thinner(source):
+    def one_layer_spec(source):
         found = original(source)
         text = replace(found.config.text, num_layers=1)
         return replace(found, config=replace(found.config, text=text))
 
-    monkeypatch_module.setattr(run_module, "architecture", thinner)
+    monkeypatch_module.setattr(run_module, "load_policy_spec", one_layer_spec)
 
 
 @pytest.fixture(scope="module")
@@ -82,24 +82,24 @@ def config(conversations, tmp_path, small):
 
 def weights(config):
     policy = run_module.load_policy(config)
-    learning = run_module.make_learning(config, policy, config.sft.steps)
-    abstract = run_module.abstract_state(policy, learning)
+    optimizer_bundle = run_module.make_optimizer_bundle(config, policy, config.sft.steps)
+    abstract = run_module.abstract_state(policy, optimizer_bundle)
     with CheckpointStore(f"{config.run.root}/{config.run.name}/checkpoints") as store:
         found = store.restore(abstract.params, abstract.opt_state)
     return found.step, jax.tree.map(np.asarray, (found.params, found.opt_state))
 
 
 def test_a_killed_run_continues_bit_for_bit(config, capsys):
-    """Catches: data repeated or skipped on resume, moments or the schedule's step lost, metrics written twice."""
-    whole = sft.run_sft(config)
+    """Catches: data repeated or skipped on resume, lost moments or schedule step, metrics written twice."""
+    summary = sft.run_sft(config)
     step, expected = weights(config)
     rows = read_metrics(f"{config.run.root}/sft")
-    assert step == whole["steps"] == 6 and not whole["interrupted"]
+    assert step == summary["steps"] == 6 and not summary["interrupted"]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert rows[-1]["recompilations"] == 0 and rows[-1]["loss"] < rows[0]["loss"]
-    assert "left out: rows:7 has" in capsys.readouterr().out
+    assert "skipped: rows:7 has" in capsys.readouterr().out
 
-    # Killed after step 5: the checkpoint is of step 4, step 5 was logged and is done again.
+    # Killed after step 5: the newest checkpoint is of step 4; step 5 was logged and is repeated.
     killed = replace(config, run=replace(config.run, name="killed"))
 
     class Killed(BaseException):
@@ -110,8 +110,10 @@ def test_a_killed_run_continues_bit_for_bit(config, capsys):
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        written = run_module.Metrics.write
-        patch.setattr(run_module.Metrics, "write", lambda self, step, values: (written(self, step, values), die(step)))
+        written = run_module.MetricsWriter.write
+        patch.setattr(
+            run_module.MetricsWriter, "write", lambda self, step, values: (written(self, step, values), die(step))
+        )
         with pytest.raises(Killed):
             sft.run_sft(killed)
     sft.run_sft(killed)
@@ -122,20 +124,20 @@ def test_a_killed_run_continues_bit_for_bit(config, capsys):
     assert [row["loss"] for row in again] == [row["loss"] for row in rows]
 
 
-def test_an_interrupt_saves_after_the_step_and_the_same_command_continues(config):
-    """Catches: Ctrl-C that loses the run, or that leaves a checkpoint whose data position is of another step."""
+def test_an_interrupt_saves_after_the_step_and_the_same_command_resumes(config):
+    """Catches: Ctrl-C that loses the run, or a checkpoint whose data iterator state is of another step."""
     plain = replace(config, run=replace(config.run, name="plain"), sft=replace(config.sft, steps=3))
     sft.run_sft(plain)
     stopped = replace(plain, run=replace(plain.run, name="stopped"))
     with pytest.MonkeyPatch.context() as patch:
-        written = run_module.Metrics.write
+        written = run_module.MetricsWriter.write
 
         def write_and_interrupt(self, step, values):
             written(self, step, values)
             if step == 2:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        patch.setattr(run_module.Metrics, "write", write_and_interrupt)
+        patch.setattr(run_module.MetricsWriter, "write", write_and_interrupt)
         summary = sft.run_sft(stopped)
     assert summary["interrupted"] and summary["steps"] == 2
     assert not sft.run_sft(stopped)["interrupted"]
@@ -144,19 +146,21 @@ def test_an_interrupt_saves_after_the_step_and_the_same_command_continues(config
         sft.run_sft(replace(stopped, run=replace(stopped.run, resume=False)))
 
 
-def test_stored_trajectories_train_on_what_the_rollout_saw(config, tmp_path):
-    """Catches: a mask, an id or a picture that changes between a trajectory and the example made of its record."""
+def test_stored_trajectories_encode_to_the_rollout_tokens_and_images(config, tmp_path):
+    """Catches: a mask, token id or image that differs between a trajectory and the example encoded from its record."""
     tokenizer = Tokenizer.from_package()
-    codec = SpliceCodec(tokenizer, config.image, config.agent)
+    prompt_encoder = PromptEncoder(tokenizer, config.image, config.agent)
     made = []
     for i in range(5):
-        transcript = Transcript(codec, Question(f"q{i}", "perception", "perception", "Which digit?", (png(i),), "7"))
-        transcript.add_turn_text("<think>I zoom.</think>\n<code>\n```python\ndisplay(image_1)\n```\n</code>")
-        transcript.add_observation(
+        builder = TrajectoryBuilder(
+            prompt_encoder, Question(f"q{i}", "perception", "perception", "Which digit?", (png(i),), "7")
+        )
+        builder.append_scripted_turn("<think>I zoom.</think>\n<code>\n```python\ndisplay(image_1)\n```\n</code>")
+        builder.append_observation(
             Observation("Code execution result:\n<image>", (png(10 + i, (30, 30)),)), status="OK"
         )
-        transcript.add_turn_text("Seen.</think>\n<answer>7</answer>")
-        made.append(transcript.trajectory())
+        builder.append_scripted_turn("Seen.</think>\n<answer>7</answer>")
+        made.append(builder.trajectory())
     calls = []
 
     def solve(questions, seed):
@@ -164,7 +168,7 @@ def test_stored_trajectories_train_on_what_the_rollout_saw(config, tmp_path):
         return [t for t in made if t.question in questions]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sft_data, "CHUNK", 2)
+        patch.setattr(sft_data, "QUESTIONS_PER_WRITE", 2)
         questions = [t.question for t in made]
         sft_data.generate_trajectories(solve, questions[:3], tmp_path / "data", tokenizer, seed=5)
         sft_data.generate_trajectories(solve, questions, tmp_path / "data", tokenizer, seed=5)
@@ -175,5 +179,5 @@ def test_stored_trajectories_train_on_what_the_rollout_saw(config, tmp_path):
         example = encode(record)
         assert list(example.token_ids) == trajectory.token_ids
         assert list(example.loss_weight) == trajectory.loss_mask
-        assert [p.digest for p in example.pictures] == [p.digest for p in trajectory.pictures]
-        np.testing.assert_array_equal(example.pictures[1].patches, trajectory.pictures[1].patches)
+        assert [p.digest for p in example.images] == [p.digest for p in trajectory.images]
+        np.testing.assert_array_equal(example.images[1].patches, trajectory.images[1].patches)

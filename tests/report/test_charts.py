@@ -16,8 +16,8 @@ def test_ticks_are_few_even_and_cover_the_range(low, high):
 
 
 def test_step_ticks_are_whole_numbers_inside_the_range():
-    assert ticks(1, 40, whole=True) == [10, 20, 30, 40] or ticks(1, 40, whole=True) == [8, 16, 24, 32, 40]
-    assert ticks(1, 3, whole=True) == [1, 2, 3]
+    assert ticks(1, 40, integers=True) == [10, 20, 30, 40] or ticks(1, 40, integers=True) == [8, 16, 24, 32, 40]
+    assert ticks(1, 3, integers=True) == [1, 2, 3]
 
 
 def test_the_running_mean_starts_at_the_first_value_and_follows():

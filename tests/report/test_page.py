@@ -1,4 +1,4 @@
-"""The report page: complete without network, exact about tokens, and inert whatever a policy or a website wrote."""
+"""Tests the report page: self-contained, exact about tokens, safe against markup of policies and websites."""
 
 import base64
 import dataclasses
@@ -24,7 +24,7 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__(convert_charrefs=True)
-        self.stack, self.tokens, self.pictures, self.cards, self.addresses = [], [], [], [], []
+        self.stack, self.tokens, self.images, self.cards, self.addresses = [], [], [], [], []
         self.scripts, self.blob, self._in_token, self._blob = 0, "", False, False
         self.feed(text)
         self.close()
@@ -38,12 +38,12 @@ class Page(HTMLParser):
         if tag == "i" and "title" in attrs:
             self.tokens.append([attrs["title"], ""])
             self._in_token = True
-        if "data-picture" in attrs:
-            self.pictures.append(attrs["data-picture"])
+        if "data-image" in attrs:
+            self.images.append(attrs["data-image"])
         if tag == "details" and "data-skill" in attrs:
             self.cards.append(attrs)
         self.scripts += tag == "script"
-        self._blob = attrs.get("id") == "pictures"
+        self._blob = attrs.get("id") == "images"
         self.addresses += [attrs[name] for name in ("src", "href") if name in attrs]
 
     handle_startendtag = handle_starttag
@@ -124,17 +124,17 @@ def test_every_token_that_was_trained_on_is_there_with_its_log_prob(run_dir):
             assert any(all(tip.startswith(w) for tip, w in zip(row, wanted, strict=True)) for row in tips), record["id"]
 
 
-def test_pictures_are_embedded_once_and_small_ones_keep_every_pixel(run_dir, trajectories):
+def test_images_are_embedded_once_and_small_ones_keep_every_pixel(run_dir, trajectories):
     page = Page(render(run_dir))
     embedded = json.loads(page.blob)
-    assert set(page.pictures) == set(embedded) and len(page.pictures) > len(embedded)
+    assert set(page.images) == set(embedded) and len(page.images) > len(embedded)
     crop = trajectories[0].turns[0].images[0]
     sizes = {}
     for name, uri in embedded.items():
-        with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as picture:
-            sizes[name] = picture.size
-            if picture.size == (40, 40):
-                assert picture.convert("RGB").tobytes() == Image.open(io.BytesIO(crop)).convert("RGB").tobytes()
+        with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as image:
+            sizes[name] = image.size
+            if image.size == (40, 40):
+                assert image.convert("RGB").tobytes() == Image.open(io.BytesIO(crop)).convert("RGB").tobytes()
     assert (40, 40) in sizes.values() and max(max(size) for size in sizes.values()) == 640
 
 

@@ -1,4 +1,4 @@
-"""Which trajectories the page shows."""
+"""Tests the selection of trajectories for the report page."""
 
 from dv2_jax.report.selection import GROUPS_PER_STEP, select
 from dv2_jax.telemetry.trajectories import TrajectoryWriter
@@ -13,7 +13,7 @@ def _score(trajectories, rewards):
 def test_of_training_the_first_middle_and_last_step_show_whole_groups_where_rewards_differ(
     tmp_path, tokenizer, make, parts, trajectories
 ):
-    """Catches a page of groups that taught nothing, a group cut in two, and one skill that fills the page."""
+    """Catches groups without reward variance, an incomplete group, and a page filled by one skill."""
     questions = [trajectory.question for trajectory in trajectories[1:]]
     with TrajectoryWriter(tmp_path, tokenizer) as writer:
         for step in range(1, 10):

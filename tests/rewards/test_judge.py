@@ -1,63 +1,38 @@
-"""The judge's client against a real HTTP server: what is asked, how verdicts are read, what outages do."""
+"""Tests of the judge's client against a local HTTP server: requests, verdicts, retries, the probe and outages."""
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
 
 import pytest
 
-from dv2_jax.rewards.judge import Judge, JudgeUnavailable, bare_expression, parse_consistency, parse_equivalence
+from dv2_jax.config import ConfigError, RunFailure
+from dv2_jax.rewards.judge import (
+    Judge,
+    JudgeOutage,
+    JudgeUnavailable,
+    bare_expression,
+    parse_consistency,
+    parse_equivalence,
+)
+from tests.rewards.judge_endpoint import JudgeEndpoint
 
-
-class Endpoint:
-    """An OpenAI-compatible endpoint that plays back (status, content) pairs; the last one repeats."""
-
-    def __init__(self, *replies: tuple[int, str]):
-        self.replies, self.requests = list(replies), []
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                endpoint.requests.append(self.path)
-                self.send(200, {"data": [{"id": "served-model"}]})
-
-            def do_POST(self):
-                endpoint.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                replies = endpoint.replies
-                status, content = replies.pop(0) if len(replies) > 1 else replies[0]
-                self.send(status, {"choices": [{"message": {"content": content}}]})
-
-            def send(self, status, value):
-                body = json.dumps(value).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+CLOSED = "http://127.0.0.1:1/v1"  # nothing listens there
 
 
 @pytest.fixture
 def serve():
     opened = []
 
-    def start(*replies):
-        opened.append(Endpoint(*replies))
+    def start(*replies, **fields):
+        opened.append(JudgeEndpoint(*replies, **fields))
         return opened[-1]
 
     yield start
     for endpoint in opened:
-        endpoint.server.shutdown()
-        endpoint.server.server_close()
+        endpoint.close()
 
 
 def judge(endpoint, **fields) -> Judge:
-    return Judge(endpoint.url, longest_wait_s=0.01, attempts=3, **fields)
+    return Judge(endpoint.url, **{"longest_wait_s": 0.01, "attempts": 3} | fields)
 
 
 def test_a_consistency_question_carries_all_three_texts_and_the_released_sampling(serve):
@@ -83,7 +58,7 @@ def test_a_math_question_is_one_message_and_the_answer_is_unwrapped(serve):
     client.close()
 
 
-def test_passing_failures_are_retried(serve):
+def test_transient_failures_are_retried(serve):
     endpoint = serve((503, ""), (200, ""), (200, r"\boxed{Yes}"))
     assert judge(endpoint, model="m").consistent("Q", "A", "P") and len(endpoint.requests) == 3
 
@@ -94,7 +69,7 @@ def test_an_outage_is_an_error_and_no_verdict(serve):
         judge(endpoint, model="m").consistent("Q", "A", "P")
     assert len(endpoint.requests) == 3
     with pytest.raises(JudgeUnavailable):
-        Judge("http://127.0.0.1:1/v1", attempts=2, longest_wait_s=0.01).consistent("Q", "A", "P")
+        Judge(CLOSED, attempts=2, longest_wait_s=0.01).consistent("Q", "A", "P")
 
 
 def test_a_refused_request_is_not_repeated(serve):
@@ -102,6 +77,101 @@ def test_a_refused_request_is_not_repeated(serve):
     with pytest.raises(JudgeUnavailable, match="401"):
         judge(endpoint, model="m").consistent("Q", "A", "P")
     assert len(endpoint.requests) == 1
+
+
+def test_what_a_policy_wrote_is_encoded(serve):
+    """Catches: a lone surrogate that fails the request eight times."""
+    endpoint = serve((200, r"\boxed{No}"))
+    assert not judge(endpoint, model="m").consistent("Q", "A", "P \ud83d")
+    assert endpoint.requests[0]["messages"][1]["content"].endswith("P ?")
+
+
+def test_a_working_judge_passes_the_probe(serve):
+    endpoint = serve((200, "Yes"))
+    judge(endpoint).probe()
+    judge(endpoint, model="served-model").probe()
+    assert endpoint.requests[-1]["model"] == "served-model" and endpoint.requests[-1]["max_tokens"] <= 64
+    unlisted = serve((200, "Yes"), models=404)  # a gateway without a list
+    judge(unlisted, model="any").probe()
+    judge(serve((503, ""), (200, "Yes"))).probe()  # still loading
+
+
+@pytest.mark.parametrize(
+    ("replies", "models", "model", "message"),
+    [
+        ((401, ""), ("served-model",), "", r"401, the API key is refused; set DV2_JUDGE_API_KEY"),
+        ((200, "Yes"), 401, "", r"401, the API key is refused; set DV2_JUDGE_API_KEY"),
+        ((404, ""), ("served-model",), "", r"404 for /v1/chat/completions"),
+        ((200, "Yes"), 404, "", r"404 for /v1/models; the address ends with /v1"),
+        (
+            (200, "Yes"),
+            ("big", "small"),
+            "huge",
+            r"reward.judge_model = 'huge' is not served at .*, which has big, small",
+        ),
+        ((200, "Yes"), (), "", r"no model is served there"),
+        ((200, ""), ("m",), "m", r"does not answer like an OpenAI-compatible API"),
+        ((400, "no"), ("m",), "m", r"400 from /v1/chat/completions"),
+        ((500, ""), ("m",), "m", r"500 from /v1/chat/completions"),
+    ],
+)
+def test_the_probe_fails_with_one_sentence(serve, replies, models, model, message):
+    """Catches: a wrong address, key or model that shows only after the first rollouts, as dropped trajectories."""
+    endpoint = serve(replies, models=models if isinstance(models, int) else list(models))
+    with pytest.raises(ConfigError, match=message) as error:
+        judge(endpoint, model=model).probe()
+    assert "\n" not in str(error.value) and endpoint.url in str(error.value)
+
+
+@pytest.mark.parametrize("url", [CLOSED, "http://no-such-host.invalid/v1", "not a url", "ftp://127.0.0.1/v1"])
+def test_the_probe_names_an_address_without_a_server(url):
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match="reward.judge_base_url = .*no connection"):
+        Judge(url, attempts=3, longest_wait_s=0.01).probe()
+    assert time.monotonic() - started < 30
+
+
+def test_no_verdict_for_long_enough_is_an_outage(serve):
+    """Catches: an outage tolerated without end, every question dropped."""
+    endpoint = serve((500, ""))
+    client = judge(endpoint, model="m", outage_s=0.5)
+    started = time.monotonic()
+    with pytest.raises(
+        JudgeOutage, match=r"given no verdict for \d+ s .reward.judge_outage_s = 0.5.; last error: .*500"
+    ):
+        for _ in range(100_000):
+            try:
+                client.consistent("Q", "A", "P")
+            except JudgeUnavailable:
+                assert time.monotonic() - started < 60
+    assert time.monotonic() - started >= 0.5
+    assert issubclass(JudgeOutage, RunFailure) and not issubclass(JudgeOutage, JudgeUnavailable)
+
+
+def test_one_verdict_ends_the_count(serve):
+    """Catches: failures added up over a run, and pauses without questions counted as an outage."""
+    endpoint = serve((500, ""))
+    client = judge(endpoint, model="m", outage_s=0.4, attempts=1)
+    with pytest.raises(JudgeUnavailable):
+        client.consistent("Q", "A", "P")
+    endpoint.replies[:] = [(200, r"\boxed{Yes}")]
+    assert client.consistent("Q", "A", "P")
+    time.sleep(0.5)
+    endpoint.replies[:] = [(500, "")]
+    with pytest.raises(JudgeUnavailable):
+        client.consistent("Q", "A", "P")
+    time.sleep(0.5)
+    with pytest.raises(JudgeOutage):
+        client.consistent("Q", "A", "P")
+
+
+def test_retries_end_with_the_outage(serve):
+    """Catches: eight slow attempts of one question that delay the end of a run by many minutes."""
+    client = judge(serve((500, "")), model="m", outage_s=0.5, attempts=1_000_000)
+    started = time.monotonic()
+    with pytest.raises(JudgeOutage):
+        client.consistent("Q", "A", "P")
+    assert 0.5 <= time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize(

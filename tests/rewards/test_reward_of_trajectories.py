@@ -1,5 +1,6 @@
-"""From a trajectory to its reward: which text is read, who decides, and what an outage does."""
+"""Tests of the reward of trajectories: the text that is read, the order of verdict sources, dropped rows and outages."""
 
+import dataclasses
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -7,9 +8,10 @@ import pytest
 
 import dv2_jax.rewards as rewards
 from dv2_jax.agent.trajectory import Finish, Trajectory
-from dv2_jax.config import RewardConfig
+from dv2_jax.config import ConfigError, RewardConfig
 from dv2_jax.data.question import Question
 from dv2_jax.data.tokenizer import train_bpe
+from dv2_jax.rewards import verdicts
 from dv2_jax.rewards.judge import Judge
 
 
@@ -28,7 +30,7 @@ def finished(
 
 
 def test_only_the_response_is_scored(tokenizer):
-    parts = rewards.reward(finished(tokenizer, "the PARIS!"), tokenizer, RewardConfig())
+    parts = rewards.trajectory_reward(finished(tokenizer, "the PARIS!"), tokenizer, RewardConfig())
     assert (parts.accuracy, parts.format, parts.total) == (1.0, 1.0, pytest.approx(1.0))
 
 
@@ -36,14 +38,14 @@ def test_a_lost_trajectory_has_no_reward(tokenizer):
     lost = finished(tokenizer, "Paris")
     lost.finish, lost.dropped = Finish.LOST, True
     with pytest.raises(ValueError, match="lost"):
-        rewards.reward(lost, tokenizer, RewardConfig())
-    rewards.assign([lost], tokenizer, RewardConfig())
+        rewards.trajectory_reward(lost, tokenizer, RewardConfig())
+    rewards.compute_rewards([lost], tokenizer, RewardConfig())
     assert lost.reward is None and lost.reward_parts == {}
 
 
-def test_assign_fills_the_parts(tokenizer):
+def test_compute_rewards_fills_the_parts(tokenizer):
     right, wrong = finished(tokenizer, "Paris"), finished(tokenizer, "Rome")
-    rewards.assign([right, wrong], tokenizer, RewardConfig())
+    rewards.compute_rewards([right, wrong], tokenizer, RewardConfig())
     assert (right.reward, wrong.reward) == (pytest.approx(1.0), pytest.approx(0.2))
     assert right.reward_parts["accuracy"] == 1.0 and wrong.reward_parts["format"] == 1.0
 
@@ -87,14 +89,45 @@ def test_the_judge_is_asked_only_where_rules_cannot_decide(tokenizer, lenient_ju
     ]
     for trajectory, accuracy, questions in cases:
         before = len(asked)
-        assert rewards.reward(trajectory, tokenizer, config).accuracy == accuracy
+        assert rewards.trajectory_reward(trajectory, tokenizer, config).accuracy == accuracy
         assert len(asked) - before == questions
 
 
 def test_a_silent_judge_drops_the_trajectory_instead_of_failing_the_answer(tokenizer, monkeypatch):
-    monkeypatch.setattr(rewards, "_judge", lambda url, model: Judge(url, model, attempts=1))
+    monkeypatch.setattr(
+        verdicts, "judge_client", lambda config: Judge(config.judge_base_url, config.judge_model, attempts=1)
+    )
     config = RewardConfig(judge_base_url="http://127.0.0.1:1/v1", judge_model="m")
     unsure, sure = finished(tokenizer, "the capital of France"), finished(tokenizer, "Paris")
-    rewards.assign([unsure, sure], tokenizer, config)
+    rewards.compute_rewards([unsure, sure], tokenizer, config)
     assert unsure.dropped and unsure.reward is None
     assert sure.reward == pytest.approx(1.0) and not sure.dropped
+
+
+def test_an_outage_ends_the_batch(tokenizer, monkeypatch):
+    """Catches: an outage that only drops trajectories, so that a run goes on and exports with exit code 0."""
+    judge = Judge("http://127.0.0.1:1/v1", "m", attempts=2, longest_wait_s=0.01, outage_s=0.0)
+    monkeypatch.setattr(verdicts, "judge_client", lambda config: judge)
+    config = RewardConfig(judge_base_url="http://127.0.0.1:1/v1", judge_model="m")
+    with pytest.raises(rewards.JudgeOutage, match="no verdict"):
+        rewards.compute_rewards([finished(tokenizer, "the capital of France") for _ in range(50)], tokenizer, config)
+
+
+def test_a_row_with_an_unusable_reference_costs_that_row(tokenizer, caplog):
+    """Catches: one bad row that ends the run after its rollouts."""
+    bad = finished(tokenizer, "5", verifier="number", reference="red", name="bad")
+    good = finished(tokenizer, "Paris")
+    rewards.compute_rewards([bad, good], tokenizer, RewardConfig())
+    assert bad.dropped and bad.reward is None and "question bad dropped" in caplog.text and "'red'" in caplog.text
+    assert good.reward == pytest.approx(1.0) and not good.dropped
+
+
+def test_preparing_fails_at_once_without_a_judge():
+    """Catches: a run whose judge is missing, noticed only after the first rollouts."""
+    config = RewardConfig(judge_base_url="http://127.0.0.1:1/v1")
+    with pytest.raises(ConfigError, match="no connection to the judge"):
+        rewards.prepare_rewards(config)
+    rewards.prepare_rewards(dataclasses.replace(config, verdicts=("rules",)))  # it is not asked
+    rewards.prepare_rewards(RewardConfig())
+    with pytest.raises(ConfigError, match="reward.terms"):
+        rewards.prepare_rewards(RewardConfig(terms=("nothing",)))

@@ -3,7 +3,7 @@
 import pytest
 
 from dv2_jax.config import RewardConfig
-from dv2_jax.rewards.rules import final_answer, score, well_formed
+from dv2_jax.rewards.rules import final_answer, is_well_formed, score_response
 
 CONFIG = RewardConfig()
 ANSWER = "<think>a</think>\n<answer>7</answer><|im_end|>"
@@ -38,7 +38,7 @@ SEARCH = CODE.replace("<code>", "<tool_call>").replace("</code>", "</tool_call>"
     ],
 )
 def test_totals_are_the_released_ones(text, right, source, total):
-    assert score(text, right, source, CONFIG).total == pytest.approx(total, abs=1e-12)
+    assert score_response(text, right, source, CONFIG).total == pytest.approx(total, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_totals_are_the_released_ones(text, right, source, total):
     ],
 )
 def test_format_is_balance_and_one_place_for_the_answer(text, good):
-    assert well_formed(text, "reason", CONFIG) == good
+    assert is_well_formed(text, "reason", CONFIG) == good
 
 
 def test_the_length_limit_holds_for_perception_and_search_alone():
@@ -68,7 +68,7 @@ def test_the_length_limit_holds_for_perception_and_search_alone():
         (299, "perception", 1.0), (300, "perception", 0.0), (300, "search", 0.0), (300, "reason", 1.0),
     ):  # fmt: skip
         text = f"<think>a</think><answer>{'x' * length}</answer>"
-        assert score(text, True, source, CONFIG).total == pytest.approx(total), (length, source)
+        assert score_response(text, True, source, CONFIG).total == pytest.approx(total), (length, source)
 
 
 def test_the_answer_is_the_first_after_the_last_thought():
@@ -81,6 +81,10 @@ def test_the_answer_is_the_first_after_the_last_thought():
 
 def test_weights_and_bonus_come_from_the_config():
     config = RewardConfig(accuracy_weight=2.0, format_weight=1.0, search_penalty=0.5, tool_bonus=0.2)
-    assert score(SEARCH, True, "search", config).total == pytest.approx(2.0 * 0.5 + 1.0 + 0.2)
-    assert score(CODE, True, "reason", config).bonus == pytest.approx(0.2)
-    assert score(CODE, False, "reason", config).bonus == 0.0 == score(ANSWER, True, "reason", config).bonus
+    assert score_response(SEARCH, True, "search", config).total == pytest.approx(2.0 * 0.5 + 1.0 + 0.2)
+    assert score_response(CODE, True, "reason", config).bonus == pytest.approx(0.2)
+    assert (
+        score_response(CODE, False, "reason", config).bonus
+        == 0.0
+        == score_response(ANSWER, True, "reason", config).bonus
+    )

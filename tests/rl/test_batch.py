@@ -1,4 +1,4 @@
-"""Trajectories to minibatches: which tokens count, by what they are divided, and what is left out."""
+"""Tests of the conversion of trajectories to minibatches: loss weights, denominators and skipped trajectories."""
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ from dv2_jax.agent.trajectory import Trajectory
 from dv2_jax.config import RLConfig
 from dv2_jax.data.question import Question
 from dv2_jax.rl.batch import make_minibatches
-from dv2_jax.rl.policy_metrics import mismatch, token_means
+from dv2_jax.rl.policy_metrics import rollout_mismatch_metrics, token_metric_means
 
 QUESTION = Question("q", "plain", "perception", "?", (), "7")
 
@@ -20,8 +20,8 @@ def trajectory(sampled, prompt=3, *, dropped=False):
     return Trajectory(f"t{sampled}", QUESTION, ids, mask, logprobs, [0 if m else -1 for m in mask], dropped=dropped)
 
 
-def test_token_mean_weighs_tokens_and_counts_those_without_advantage():
-    """Catches: a denominator over the computed trajectories only, or one that counts prompts and lost trajectories."""
+def test_token_mean_counts_the_tokens_of_zero_advantage_trajectories():
+    """Catches: a denominator over computed trajectories only, or one that counts prompts or lost trajectories."""
     rollouts = [trajectory(4), trajectory(6), trajectory(5, dropped=True), trajectory(7)]
     (part,) = make_minibatches(rollouts, [1.0, 0.0, 0.5, -1.0], RLConfig())
     assert part.denominator == 4 + 6 + 7
@@ -40,14 +40,14 @@ def test_sequence_mean_gives_every_trajectory_the_same_weight():
 
 
 def test_a_kl_term_keeps_trajectories_without_advantage():
-    """Catches: a divergence from the reference that is only measured where rewards differ."""
+    """Catches: a KL penalty that is applied only to groups with reward variance."""
     rollouts = [trajectory(4), trajectory(6)]
     assert len(make_minibatches(rollouts, [0.0, 0.0], RLConfig(kl_coefficient=0.1))[0].examples) == 2
     assert not make_minibatches(rollouts, [0.0, 0.0], RLConfig())[0].examples
 
 
-def test_hosts_divide_by_what_all_of_them_have():
-    """Catches: a denominator of one host's own trajectories, or one that another host computes as well."""
+def test_hosts_use_the_denominator_of_all_hosts():
+    """Catches: a denominator of one host's trajectories only, and trajectories that two hosts compute."""
     rollouts = [trajectory(4), trajectory(6), trajectory(5, dropped=True), trajectory(7)]
     advantages, tokens = [1.0, 0.5, 0.5, -1.0], [4, 6, 0, 7]
     for aggregation in ("token_mean", "sequence_mean"):
@@ -67,7 +67,7 @@ def test_hosts_divide_by_what_all_of_them_have():
 
 
 def test_a_broken_trajectory_is_refused_by_name():
-    """Catches: lists out of step, or a sampled token without its log-prob, reaching the loss."""
+    """Catches: lists of different lengths, or a sampled token without log-prob, reaching the loss."""
     short = trajectory(4)
     short.logprobs.pop()
     with pytest.raises(ValueError, match="'t4': its lists differ in length"):
@@ -81,7 +81,7 @@ def test_a_broken_trajectory_is_refused_by_name():
 
 
 def test_mismatch_estimates_the_divergence_of_sampler_and_trainer():
-    """Catches: k1 with its sign turned, masked tokens in the sums, a maximum without its absolute value."""
+    """Catches: k1 with the wrong sign, masked tokens in the sums, a maximum without absolute value."""
     rng = np.random.default_rng(0)
     mu = rng.dirichlet(np.ones(8) * 5)
     pi = 0.7 * mu + 0.3 * rng.dirichlet(np.ones(8) * 5)
@@ -89,12 +89,15 @@ def test_mismatch_estimates_the_divergence_of_sampler_and_trainer():
     used = rng.random(len(drawn)) < 0.5
     gap = np.log(pi[drawn]) - np.log(mu[drawn])
     sums = {
-        k: float(v) for k, v in jax.jit(mismatch)(np.log(pi[drawn])[None], np.log(mu[drawn])[None], used[None]).items()
+        k: float(v)
+        for k, v in jax.jit(rollout_mismatch_metrics)(
+            np.log(pi[drawn])[None], np.log(mu[drawn])[None], used[None]
+        ).items()
     }
-    means = token_means(sums | {"loss_tokens": float(used.sum())})
+    means = token_metric_means(sums | {"loss_tokens": float(used.sum())})
     divergence = float((mu * np.log(mu / pi)).sum())
-    assert means["gap_k1"] == pytest.approx(divergence, rel=0.1)
-    assert means["gap_k3"] == pytest.approx(divergence, rel=0.05)
+    assert means["logprob_gap_k1"] == pytest.approx(divergence, rel=0.1)
+    assert means["logprob_gap_k3"] == pytest.approx(divergence, rel=0.05)
     assert means["ratio"] == pytest.approx(1.0, rel=0.02)
-    assert means["gap_max"] == pytest.approx(np.abs(gap[used]).max(), rel=1e-5)
-    assert means["gap_abs"] == pytest.approx(np.abs(gap[used]).mean(), rel=1e-3)
+    assert means["logprob_gap_max"] == pytest.approx(np.abs(gap[used]).max(), rel=1e-5)
+    assert means["logprob_gap_abs"] == pytest.approx(np.abs(gap[used]).mean(), rel=1e-3)

@@ -1,4 +1,4 @@
-"""The policy loss against the formulas of TRL and verl written out in float64 numpy, and torch's autograd."""
+"""Tests of the policy loss against float64 reference formulas of TRL and verl, and torch's autograd."""
 
 import dataclasses
 import functools
@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from dv2_jax.config import RLConfig
-from dv2_jax.rl.advantages import group_advantages, informative_groups
-from dv2_jax.rl.losses import policy_loss, with_algorithm
+from dv2_jax.rl.advantages import group_advantages, groups_with_reward_variance
+from dv2_jax.rl.losses import policy_loss, resolve_algorithm
 
 B, T = 6, 24
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def evaluated(new, old, advantages, weight, denominator, reference=None, *, config):
-    """Loss, clip flags and gradient with respect to the new log-probs, as one program."""
+    """Compute loss, clip masks and the gradient with respect to the new log-probs in one program."""
 
     def loss(x):
         return policy_loss(x, old, advantages, weight, config, denominator, reference)
@@ -28,7 +28,7 @@ def evaluated(new, old, advantages, weight, denominator, reference=None, *, conf
 
 @pytest.fixture(scope="module")
 def sample():
-    """An off-policy batch with tool masks; some ratios beyond every clip."""
+    """Return an off-policy batch with masked tool responses; some ratios exceed every clip bound."""
     rng = np.random.default_rng(0)
     old = -rng.exponential(1.0, (B, T))
     new = old + rng.normal(0.0, 0.5, (B, T))
@@ -42,7 +42,7 @@ def sample():
 
 
 def torch_token_losses(new, old, advantages, config):
-    """Per-token loss as verl's compute_policy_loss_vanilla and TRL's dapo state it."""
+    """Compute the per-token loss of verl's compute_policy_loss_vanilla and TRL's `dapo`."""
     ratio = torch.exp(torch.clamp(new - old, -20.0, 20.0))
     loss = torch.maximum(
         -advantages * ratio, -advantages * torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high)
@@ -81,7 +81,7 @@ def test_loss_and_gradient_equal_the_published_formulas(sample, aggregation, cli
 
 
 def test_kl_to_a_reference_is_the_k3_estimate(sample):
-    """Catches: k3 with its sign or its arguments exchanged (the gradient then pushes away from the reference)."""
+    """Catches: k3 with the wrong sign or swapped arguments (the gradient then pushes away from the reference)."""
     new, old, _, mask = sample
     new = np.clip(new, old - 1, old + 1)
     reference = old - 0.3
@@ -94,7 +94,7 @@ def test_kl_to_a_reference_is_the_k3_estimate(sample):
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
 def test_losses_of_microbatches_add_up_to_the_loss_of_the_batch(sample, aggregation):
-    """Catches: a mean of means, the defect that turned the released token-mean into a mean over sequences."""
+    """Catches: a mean of means, the defect by which the released token mean became a sequence mean."""
     new, old, advantages, mask = sample
     weight, denominator = weights(mask, aggregation)
     config = RLConfig(loss_aggregation=aggregation)
@@ -107,7 +107,7 @@ def test_losses_of_microbatches_add_up_to_the_loss_of_the_batch(sample, aggregat
 
 
 def test_a_fully_masked_row_changes_nothing_and_padding_may_hold_anything(sample):
-    """Catches: NaN of padding reaching the loss or the gradient through 0 * nan."""
+    """Catches: NaN in padding reaching the loss or the gradient through 0 * nan."""
     new, old, advantages, mask = sample
     config = RLConfig()
     padded = [np.concatenate([x, np.full((1, T), np.nan)]) for x in (new, old)]
@@ -122,7 +122,7 @@ def test_a_fully_masked_row_changes_nothing_and_padding_may_hold_anything(sample
 
 
 def test_clip_flags_mark_the_tokens_whose_gradient_is_cut(sample):
-    """Catches: fractions counted on the wrong sign of the advantage, or on masked tokens."""
+    """Catches: clip fractions counted for the wrong sign of the advantage, or on masked tokens."""
     new, old, advantages, mask = sample
     config = RLConfig()
 
@@ -134,7 +134,7 @@ def test_clip_flags_mark_the_tokens_whose_gradient_is_cut(sample):
 
 
 def test_advantages_equal_the_published_group_normalization():
-    """Catches: a biased deviation, a wrong epsilon, groups mixed up when they are interleaved."""
+    """Catches: a biased standard deviation, a wrong epsilon, interleaved groups that are mixed up."""
     rng = np.random.default_rng(1)
     rewards = rng.choice([0.0, 0.2, 0.72, 0.8, 0.92, 1.0], 32)
     groups = np.arange(32) % 4
@@ -148,20 +148,20 @@ def test_advantages_equal_the_published_group_normalization():
 
 
 def test_lost_trajectories_and_constant_groups_get_no_advantage():
-    """Catches: a lost trajectory entering its group's mean as an empty answer, rounding blown up by a tiny deviation."""
+    """Catches: a lost trajectory entering its group's mean, rounding errors amplified by a tiny standard deviation."""
     rewards = np.array([1.0, 0.0, np.nan, 0.1, 0.1, 0.1, 0.7, np.nan])
     groups = np.array([0, 0, 0, 1, 1, 1, 2, 2])
     valid = np.isfinite(rewards)
     got = group_advantages(rewards, groups, valid=valid)
     np.testing.assert_allclose(got, [0.5 / (0.5**0.5 + 1e-6), -0.5 / (0.5**0.5 + 1e-6), 0, 0, 0, 0, 0, 0])
-    assert informative_groups(rewards, groups, valid) == {0}
+    assert groups_with_reward_variance(rewards, groups, valid) == {0}
     with pytest.raises(ValueError, match="not finite"):
         group_advantages(rewards, groups)
 
 
-def test_the_released_preset_sets_what_was_left_at_its_default():
-    """Catches: a preset that overwrites what the user chose, or one that changes nothing."""
-    released = with_algorithm(RLConfig(algorithm="released", clip_low=0.1))
+def test_the_released_algorithm_sets_fields_with_default_values():
+    """Catches: a preset that overwrites explicit values, or one that changes nothing."""
+    released = resolve_algorithm(RLConfig(algorithm="released", clip_low=0.1))
     assert (released.clip_low, released.clip_high, released.loss_aggregation) == (0.1, 0.2, "sequence_mean")
-    assert with_algorithm(RLConfig()) == RLConfig()
+    assert resolve_algorithm(RLConfig()) == RLConfig()
     assert {f.name for f in dataclasses.fields(RLConfig)} >= {"clip_low", "dual_clip", "normalize_std"}

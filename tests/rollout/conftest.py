@@ -1,4 +1,4 @@
-"""One real tools service with a small corpus."""
+"""Starts one real tools service with a small corpus."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from dv2_jax.data.tokenizer import Tokenizer
-from tests.rollout.rollout_cases import picture
+from tests.rollout.rollout_cases import make_image
 from tools_service.client import ToolsClient, start_local_service
 
 
@@ -26,10 +26,10 @@ def service(tmp_path_factory):
         {"title": "Tea", "text": "Tea is a drink."},
     ]
     (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for seed, name in enumerate(("red house", "blue boat")):
-        (folder / "pictures" / f"{name}.png").write_bytes(picture(seed))
-    for kind, source in (("text", "corpus.jsonl"), ("image", "pictures")):
+        (folder / "images" / f"{name}.png").write_bytes(make_image(seed))
+    for kind, source in (("text", "corpus.jsonl"), ("image", "images")):
         command = [sys.executable, "-m", "tools_service.cli.index", kind, str(folder / source)]
         subprocess.run([*command, "--output", str(folder / kind)], check=True, capture_output=True)
     service = start_local_service(

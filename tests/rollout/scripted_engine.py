@@ -1,6 +1,6 @@
-"""An engine that says what a script tells it, and clients that break what passes through them.
+"""A fake engine with scripted turns, and fault-injecting wrappers of the tools client.
 
-The scheduler sees an `Engine`; what it appends is kept, so that a test can compare it with the trajectory.
+The fake records the ids that the scheduler appends, so that a test can compare them with the trajectory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tools_service.client import Status, ToolResult, ToolsClient
 
 
 class ScriptedEngine:
-    """``script(trajectory id, turn)`` is the text of a turn, from 0; all turns asked for are over at the next tick."""
+    """Fake engine: `script(trajectory id, turn)` returns the text of a turn, which ends in the next step."""
 
     version = 6
 
@@ -30,28 +30,28 @@ class ScriptedEngine:
         self._turns: dict[str, int] = {}
         self._asked: dict[str, int] = {}
 
-    def open(self, seq_id: str, key: int) -> None:
+    def add_sequence(self, seq_id: str, key: int) -> None:
         assert seq_id not in self.ids
         self.ids[seq_id], self._turns[seq_id] = [], 0
 
-    def append(self, seq_id: str, token_ids, pictures=()) -> None:
+    def append(self, seq_id: str, token_ids, images=()) -> None:
         assert seq_id not in self._asked
         image_pad = self._encoder.tokenizer.id("<|image_pad|>")
-        assert list(token_ids).count(image_pad) == sum(picture.tokens for picture in pictures)
+        assert list(token_ids).count(image_pad) == sum(image.tokens for image in images)
         self.ids[seq_id] += token_ids
 
-    def generate(self, seq_id: str, max_new_tokens: int, temperature: float) -> None:
+    def request_turn(self, seq_id: str, max_new_tokens: int, temperature: float) -> None:
         assert seq_id not in self._asked and max_new_tokens > 0
         self._asked[seq_id] = max_new_tokens
 
-    def tick(self) -> list[TurnOutput]:
+    def step(self) -> list[TurnOutput]:
         outputs = []
-        for seq_id, allowance in self._asked.items():
+        for seq_id, limit in self._asked.items():
             trajectory_id = seq_id.split(":")[1]
-            token_ids = self._encoder.assistant(self._script(trajectory_id, self._turns[seq_id]))
+            token_ids = self._encoder.encode_assistant(self._script(trajectory_id, self._turns[seq_id]))
             finish = "eos" if token_ids[-1] == self._encoder.im_end else "stop"
-            if len(token_ids) > allowance:
-                token_ids, finish = token_ids[:allowance], "length"
+            if len(token_ids) > limit:
+                token_ids, finish = token_ids[:limit], "length"
             self._turns[seq_id] += 1
             self.ids[seq_id] += token_ids
             self.stats.sampled_tokens += len(token_ids)
@@ -60,13 +60,13 @@ class ScriptedEngine:
         self.idle = not outputs
         return outputs
 
-    def release(self, seq_id: str) -> None:
+    def free_sequence(self, seq_id: str) -> None:
         self.released[seq_id] = self.ids.pop(seq_id)
         self._asked.pop(seq_id, None)
 
 
 class Passing:
-    """Passes everything on, and counts."""
+    """Forwards everything to the client and records it."""
 
     def __init__(self, client: ToolsClient):
         self.client = client
@@ -94,7 +94,7 @@ class Passing:
 
 
 class Failing(Passing):
-    """The infrastructure fails the first ``times`` requests of the trajectories in ``victims``."""
+    """Replaces the first `times` results of the trajectories in `victims` by infrastructure failures."""
 
     def __init__(self, client: ToolsClient, victims: set[str], times: int, status: Status):
         super().__init__(client)
@@ -113,7 +113,7 @@ class Failing(Passing):
 
 
 class Swallowing(Passing):
-    """The first result never comes; it turns up after the second one."""
+    """Delays the first result until after the second one."""
 
     kept: ToolResult | None = None
     done = False
@@ -127,7 +127,7 @@ class Swallowing(Passing):
 
 
 class Doubling(Passing):
-    """Every result comes twice."""
+    """Returns every result twice."""
 
     def change(self, results):
         return [result for result in results for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Which questions train and which evaluate."""
+"""Tests the split of questions into training and evaluation."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import json
 import pytest
 
 from dv2_jax.config import ConfigError, TaskConfig
-from dv2_jax.rollout.question_sources import benchmark, held_out, train_questions
+from dv2_jax.rollout.question_sources import benchmark_questions, eval_questions, train_questions
 
 
 @pytest.fixture
@@ -31,36 +31,36 @@ def rows(tmp_path):
 
 def test_a_file_is_split_into_rows_to_train_on_and_its_last_rows_held_out(rows):
     task = TaskConfig(source=rows("a.jsonl", 10), eval_size=3)
-    trained, held = train_questions(task), held_out(task)
+    trained, held = train_questions(task), eval_questions(task)
     assert [q.answer for q in trained] == [str(i) for i in range(7)]
     assert [q.answer for q in held] == ["7", "8", "9"]
 
 
-def test_another_file_of_held_out_questions_leaves_the_first_whole(rows):
+def test_with_a_separate_eval_file_the_first_is_used_entirely_for_training(rows):
     task = TaskConfig(source=rows("a.jsonl", 10), eval_source=rows("b.jsonl", 6), eval_size=4)
     assert len(train_questions(task)) == 10
-    assert [q.text for q in held_out(task)] == [f"b.jsonl {i}?" for i in range(4)]
-    assert len(held_out(dataclasses.replace(task, eval_size=0))) == 6
+    assert [q.text for q in eval_questions(task)] == [f"b.jsonl {i}?" for i in range(4)]
+    assert len(eval_questions(dataclasses.replace(task, eval_size=0))) == 6
 
 
 def test_embedded_questions_may_be_evaluated_on_a_file(rows):
     task = TaskConfig(eval_source=rows("b.jsonl", 2), train_size=5)
-    assert len(train_questions(task)) == 5 and len(held_out(task)) == 2
+    assert len(train_questions(task)) == 5 and len(eval_questions(task)) == 2
 
 
 def test_where_nothing_is_trained_a_file_is_read_from_its_first_row(rows):
     task = TaskConfig(source=rows("a.jsonl", 10), eval_size=3)
-    assert [q.answer for q in benchmark(task)] == ["0", "1", "2"]
-    assert len(benchmark(dataclasses.replace(task, eval_size=0))) == 10
+    assert [q.answer for q in benchmark_questions(task)] == ["0", "1", "2"]
+    assert len(benchmark_questions(dataclasses.replace(task, eval_size=0))) == 10
 
 
 @pytest.mark.parametrize("size", (0, 10, 500))
 def test_a_file_that_is_too_small_to_split_is_refused(rows, size):
     with pytest.raises(ConfigError, match="task.eval_source"):
-        held_out(TaskConfig(source=rows("a.jsonl", 10), eval_size=size))
+        eval_questions(TaskConfig(source=rows("a.jsonl", 10), eval_size=size))
 
 
 @pytest.mark.parametrize("key", ("source", "eval_source"))
-def test_a_file_that_is_not_there_is_named(key):
-    with pytest.raises(ConfigError, match=rf"task\.{key} = 'nowhere.jsonl'"):
-        held_out(TaskConfig(**{key: "nowhere.jsonl"}))
+def test_a_missing_file_is_named(key):
+    with pytest.raises(ConfigError, match=rf"task\.{key} = 'missing.jsonl'"):
+        eval_questions(TaskConfig(**{key: "missing.jsonl"}))

@@ -1,8 +1,8 @@
-"""Scheduler and engine together, with a policy of random weights that ends its turns at many tokens.
+"""Tests scheduler and engine together, with random weights and many tokens that end a turn.
 
-Its turns mean nothing, so every one of them but the last gets an error to read: multi-turn trajectories without a
-tool. Catches: ids, masks or log-probs that get out of step between engine and transcript, samples that depend on who
-else is being rolled out, pages that are not given back.
+The turns contain no valid tool call, so every turn but the last is answered by an error message: multi-turn
+trajectories without a tool. Catches: ids, masks or log-probs that differ between engine and trajectory, samples that
+depend on the other trajectories in flight, pages that are not freed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dv2_jax.agent.prompt_encoder import SpliceCodec
+from dv2_jax.agent.prompt_encoder import PromptEncoder
 from dv2_jax.agent.trajectory import Finish
 from dv2_jax.config import AgentConfig, ImageConfig, SamplingConfig
 from dv2_jax.engine import StopAutomaton
@@ -33,8 +33,8 @@ def world():
 
 def roll_out(world, client, names, **sizes):
     engine = world.engine(max_tokens=AGENT.max_total_tokens, **sizes)
-    codec = SpliceCodec(world.tokenizer, ImageConfig(), AGENT)
-    rollout = RolloutScheduler(engine, client, codec, world.tokenizer, AGENT, TOOLS, SamplingConfig())
+    prompt_encoder = PromptEncoder(world.tokenizer, ImageConfig(), AGENT)
+    rollout = RolloutScheduler(engine, client, prompt_encoder, world.tokenizer, AGENT, TOOLS, SamplingConfig())
     requests = [RolloutRequest(question(n % 3, n % 3, f"Question {n % 3}?"), f"t{n}", 50 + n) for n in names]
     trajectories = rollout.run(requests)
     assert engine.free_pages == sizes.get("pages", SMALL.pages)
@@ -48,7 +48,7 @@ def test_trajectories_are_exact_and_do_not_depend_on_their_company(world, client
     assert stats["sampled_tokens"] == sum(t.sampled_tokens for t in trajectories.values())
     for trajectory in trajectories.values():
         sampled = np.array(trajectory.loss_mask, bool)
-        full = world.full_logprobs(trajectory.token_ids, trajectory.pictures, 1.0)
+        full = world.full_logprobs(trajectory.token_ids, trajectory.images, 1.0)
         np.testing.assert_allclose(np.array(trajectory.logprobs)[sampled], full[sampled], atol=1e-4)
         assert (np.array(trajectory.versions)[sampled] == 3).all() and (
             np.array(trajectory.versions)[~sampled] == -1

@@ -1,8 +1,8 @@
-"""Trajectories with a scripted policy and the real tools service.
+"""Tests rollouts with a scripted policy and the real tools service.
 
-Catches: an observation that reaches the wrong trajectory, ids that differ between engine and trajectory, a request
-that is answered twice or never, an infrastructure failure that the policy gets to read, a turn barrier, a budget
-that is not kept, sessions that stay open.
+Catches: an observation appended to the wrong trajectory, ids that differ between engine and trajectory, a request that
+is answered twice or never, an infrastructure failure shown to the policy, a barrier between turns, an exceeded budget,
+sandbox sessions that are not closed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def test_every_kind_of_turn_gets_its_own_observation(tokenizer, client):
         turns, key=lambda item: list(SCRIPTS).index(item[0])
     )
 
-    # The last action of a trajectory without turns left is not run.
+    # A tool call in the last allowed turn is not executed.
     assert len(tools.sent) == 2 + 1 + 1 + 1 + 1 + (AGENT.max_turns - 1)
     assert sorted(tools.sent) == sorted(tools.received) and len(set(tools.sent)) == len(tools.sent)
     assert max(tools.batches) > 3, "requests of one round leave together"
@@ -82,7 +82,7 @@ def test_the_engine_was_given_exactly_the_ids_of_the_trajectory(tokenizer, clien
 
 
 @pytest.mark.parametrize("status", [Status.UNAVAILABLE, Status.SESSION_LOST, Status.CANCELLED])
-def test_what_the_infrastructure_failed_is_begun_afresh_and_never_shown(tokenizer, client, status):
+def test_infrastructure_failures_restart_the_trajectory_and_are_never_shown(tokenizer, client, status):
     tools = Failing(client, {"calculates", "searches"}, TOOLS.retries, status)
     rollout = scheduler(tokenizer, tools, script)
     trajectories = rollout.run(requests("calculates", "crops", "searches"))
@@ -105,7 +105,7 @@ def test_a_trajectory_that_keeps_failing_is_dropped_and_the_others_are_not(token
     assert not rollout.engine.ids, "all sequences were released"
 
 
-def test_a_result_that_does_not_come_in_time_ends_its_request_and_is_ignored_when_it_comes(tokenizer, client):
+def test_a_request_that_times_out_ends_and_its_late_result_is_ignored(tokenizer, client):
     rollout = scheduler(tokenizer, Swallowing(client), script, tools=replaced(TOOLS, request_timeout_s=0.5))
     (trajectory,) = rollout.run(requests("calculates"))
     assert trajectory.finish is Finish.ANSWER
@@ -113,7 +113,7 @@ def test_a_result_that_does_not_come_in_time_ends_its_request_and_is_ignored_whe
 
 
 def test_a_request_is_lost_after_its_time_and_not_later(tokenizer, client, monkeypatch):
-    """Catches a limit that is applied twice, one after the other."""
+    """Catches a timeout that is applied twice, one after the other."""
     now, sent = [0.0], []
 
     class Ticking(Swallowing):
@@ -162,10 +162,10 @@ def test_an_observation_that_does_not_fit_ends_the_trajectory_with_its_own_words
     assert trajectory.loss_mask[-1] == 1 and trajectory.turns[0].status == "OK"
 
 
-def test_picture_search_without_a_picture_is_an_observation_and_no_request(tokenizer, client):
+def test_image_search_without_an_image_is_an_observation_and_no_request(tokenizer, client):
     tools = Passing(client)
     rollout = scheduler(tokenizer, tools, script)
-    (trajectory,) = rollout.run([RolloutRequest(question(0, pictures=0), "looks", 0)])
+    (trajectory,) = rollout.run([RolloutRequest(question(0, num_images=0), "looks", 0)])
     assert trajectory.finish is Finish.ANSWER
     assert "no picture" in trajectory.turns[0].observation and not tools.sent
 

@@ -1,4 +1,4 @@
-"""The tools of a run: found or started, and gone afterwards."""
+"""Tests connecting to a tools service, starting a local one and stopping it."""
 
 import dataclasses
 import os
@@ -33,7 +33,7 @@ def test_our_own_service_knows_the_embedded_facts_and_ends_with_the_block(tmp_pa
 
 
 def _children() -> list[int]:
-    """Process ids, whichever thread started them."""
+    """Returns the ids of child processes of all threads."""
     return [int(child) for path in Path("/proc/self/task").glob("*/children") for child in path.read_text().split()]
 
 
@@ -58,7 +58,7 @@ def test_a_token_file_that_is_not_there_is_named(tmp_path):
     ("given", "named"),
     [
         ({"address": "somewhere"}, "tools.address = 'somewhere'.*host:port"),
-        ({"tls_ca": "/nowhere/ca.pem"}, "/nowhere/ca.pem"),
+        ({"tls_ca": "/missing/ca.pem"}, "/missing/ca.pem"),
         ({"tls_ca": "ca", "tls_cert": "cert"}, "tools.tls_key"),
         ({"tls_cert": "cert", "tls_key": "key"}, "tools.tls_ca"),
     ],

@@ -1,3 +1,3 @@
-"""Fixtures of scored trajectories of every form."""
+"""Fixtures with example trajectories."""
 
-from tests.example_trajectories import codec, make, parts, tokenizer, trajectories  # noqa: F401
+from tests.example_trajectories import make, parts, prompt_encoder, tokenizer, trajectories  # noqa: F401

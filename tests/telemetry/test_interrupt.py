@@ -1,4 +1,4 @@
-"""Signals sent to a real process: the first lets the step end, the second ends it at once."""
+"""Sends signals to a real process: the first lets the step finish, the second ends it at once."""
 
 import os
 import signal

@@ -8,7 +8,7 @@ import select
 
 import pytest
 
-from dv2_jax.telemetry.progress import Display, duration, figure
+from dv2_jax.telemetry.progress import Display, duration, format_number
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(4.24, "4.2 s"), (187, "3:07"), (59.96, "1:00"), (7387, "2:03:07")])
@@ -21,7 +21,7 @@ def test_durations_read_as_a_clock(seconds, text):
     [(12345, "12,345"), (0.71349, "0.713"), (1.2e-5, "1.2e-05"), (2345.6, "2,346"), ("dapo", "dapo"), (0, "0")],
 )
 def test_figures_keep_three_digits_and_group_thousands(value, text):
-    assert figure(value) == text
+    assert format_number(value) == text
 
 
 def test_a_file_gets_one_line_per_step_without_control_characters():

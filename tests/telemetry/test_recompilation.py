@@ -1,4 +1,4 @@
-"""What compiles is counted and named; what is compiled already is not."""
+"""Tests that new programs are counted and named, and compiled ones are not."""
 
 import jax
 import jax.numpy as jnp

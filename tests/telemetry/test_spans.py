@@ -1,4 +1,4 @@
-"""The timeline is a trace that Perfetto reads, also after a kill, and its totals are the step's seconds."""
+"""Tests that the timeline is a valid trace, also after a kill, and that its totals are correct."""
 
 import json
 import threading
@@ -38,7 +38,7 @@ def test_a_killed_trace_is_read_up_to_its_torn_end_and_continued(tmp_path):
     torn = path.read_text()[:-5]
     path.write_text(torn)
     assert [event["name"] for event in read_timeline(path)] == ["thread_name", "one"]
-    for name in ("three", "four"):  # the second time behind a whole file
+    for name in ("three", "four"):  # the second time the file is complete
         with Spans(path) as again:
             again.add(name, 2.0, 3.0)
         assert json.loads(path.read_text()) == read_timeline(path)

@@ -1,4 +1,4 @@
-"""Records on disk equal the trajectories they came from, whatever happens to the writer."""
+"""Tests that records on disk equal their trajectories, also if the writer is killed."""
 
 import json
 import os
@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from dv2_jax.telemetry.trajectories import (
-    PICTURE,
+    IMAGE_MARK,
     TrajectoryWriter,
+    image_file_name,
     loss_mask,
-    picture_name,
     read_trajectories,
     segments,
     stages,
@@ -41,19 +41,19 @@ def test_a_record_holds_ids_mask_and_float32_logprobs_exactly(written, trajector
         assert (record["finish"], record["step"], record["stage"]) == ("answer", 3, "train")
 
 
-def test_text_is_what_the_ids_decode_to_with_one_mark_per_picture(written, trajectories, tokenizer):
+def test_text_equals_the_decoded_ids_with_one_mark_per_image(written, trajectories, tokenizer):
     pad = "<|image_pad|>"
     for record, trajectory in zip(read_trajectories(written, "train"), trajectories, strict=True):
         text = "".join(piece["text"] for piece in record["segments"])
         decoded = tokenizer.decode(trajectory.token_ids)
         while pad * 2 in decoded:
             decoded = decoded.replace(pad * 2, pad)
-        assert text.replace(PICTURE, pad) == decoded
-        assert text.count(PICTURE) == len(trajectory.pictures) == len(record["views"])
+        assert text.replace(IMAGE_MARK, pad) == decoded
+        assert text.count(IMAGE_MARK) == len(trajectory.images) == len(record["views"])
 
 
 def test_token_ends_cut_the_text_of_a_turn_into_its_tokens(written, tokenizer):
-    """Catches characters that span tokens: the comment in one cell is Japanese, which this vocabulary spells in bytes."""
+    """Catches characters that span tokens: the comment in one cell is Japanese, which this vocabulary encodes as bytes."""
     multibyte = 0
     for record in read_trajectories(written, "train"):
         for piece in record["segments"]:
@@ -64,11 +64,11 @@ def test_token_ends_cut_the_text_of_a_turn_into_its_tokens(written, tokenizer):
                 ids = record["token_ids"][piece["start"] : piece["end"]]
                 for part, token in zip(parts, ids, strict=True):
                     try:
-                        whole = tokenizer.token_bytes(token).decode()
+                        complete = tokenizer.token_bytes(token).decode()
                     except UnicodeDecodeError:
                         multibyte += 1
                     else:
-                        assert part == whole
+                        assert part == complete
     assert multibyte >= 2
 
 
@@ -78,24 +78,24 @@ def test_bytes_that_never_become_a_character_still_end_somewhere(tokenizer):
     assert piece["text"] == "\ufffd" and piece["ends"][-1] == 1
 
 
-def test_a_picture_is_stored_once_whoever_shows_it(written, trajectories):
+def test_an_image_is_stored_once(written, trajectories):
     question = trajectories[0].question
     names = sorted(path.name for path in (written / "pictures").iterdir())
     shown = {image for trajectory in trajectories for image in trajectory.question.images}
     shown |= {image for trajectory in trajectories for turn in trajectory.turns for image in turn.images}
-    assert names == sorted(map(picture_name, shown))
-    assert (written / "pictures" / picture_name(question.images[0])).read_bytes() == question.images[0]
+    assert names == sorted(map(image_file_name, shown))
+    assert (written / "pictures" / image_file_name(question.images[0])).read_bytes() == question.images[0]
 
 
 def test_the_reader_steps_over_a_torn_line_and_the_next_writer_starts_a_fresh_one(written, trajectories, tokenizer):
     path = written / "train.jsonl"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) - 200])  # killed in the last line
-    with pytest.warns(UserWarning, match="1 lines are not whole"):
+    complete = path.read_bytes()
+    path.write_bytes(complete[: len(complete) - 200])  # killed in the last line
+    with pytest.warns(UserWarning, match="1 incomplete lines were skipped"):
         assert len(list(read_trajectories(written, "train"))) == len(trajectories) - 1
     with TrajectoryWriter(written, tokenizer) as writer:
         writer.write(trajectories[-1:], stage="train", step=3)
-    with pytest.warns(UserWarning, match="1 lines are not whole"):
+    with pytest.warns(UserWarning, match="1 incomplete lines were skipped"):
         assert [record["id"] for record in read_trajectories(written, "train")] == [t.id for t in trajectories]
 
 
@@ -107,8 +107,8 @@ def test_a_step_that_was_written_twice_is_read_once_the_newest(written, trajecto
     assert advantages == [9.0] * 5 + [8.0]
 
 
-def test_a_writer_killed_at_any_moment_leaves_whole_lines_and_whole_pictures(tmp_path):
-    """Catches a rewrite of the file, a picture written in place, and a buffer held over many trajectories."""
+def test_a_writer_killed_at_any_moment_leaves_complete_lines_and_images(tmp_path):
+    """Catches a rewrite of the file, an image written in place, and a buffer held over many trajectories."""
     code = textwrap.dedent("""
         import sys
         from types import SimpleNamespace as N
@@ -116,10 +116,10 @@ def test_a_writer_killed_at_any_moment_leaves_whole_lines_and_whole_pictures(tmp
         tokenizer = N(id=lambda name: 999, token_bytes=lambda token: bytes([token]))
         writer = TrajectoryWriter(sys.argv[1], tokenizer)
         for step in range(10**6):
-            picture = b"\\x89PNG" + step.to_bytes(4, "big") * 100_000
-            question = N(id="q", skill="s", data_source="reason", text="t", answer="a", verifier="text", images=(picture,))
+            image = b"\\x89PNG" + step.to_bytes(4, "big") * 100_000
+            question = N(id="q", skill="s", data_source="reason", text="t", answer="a", verifier="text", images=(image,))
             trajectory = N(id=str(step), question=question, token_ids=[65] * 3000, loss_mask=[0, 1, 1] * 1000,
-                           logprobs=[-0.1] * 3000, versions=[0] * 3000, pictures=[], turns=[], finish="answer",
+                           logprobs=[-0.1] * 3000, versions=[0] * 3000, images=[], turns=[], finish="answer",
                            dropped=False, reward=1.0, reward_parts={}, tool_calls=0)
             writer.write([trajectory], stage="train", step=step)
             if step == 5:
@@ -128,15 +128,15 @@ def test_a_writer_killed_at_any_moment_leaves_whole_lines_and_whole_pictures(tmp
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"going\n"
         os.kill(process.pid, signal.SIGKILL)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         records = list(read_trajectories(tmp_path, "train"))
-    assert all("1 lines are not whole" in str(warning.message) for warning in told)
+    assert all("1 incomplete lines were skipped" in str(warning.message) for warning in caught)
     assert len(records) >= 6 and [record["step"] for record in records] == list(range(len(records)))
     for record in records:
         (name,) = record["question"]["pictures"]
         data = (tmp_path / "pictures" / name).read_bytes()
-        assert picture_name(data) == name
+        assert image_file_name(data) == name
 
 
 def test_misuse_is_refused_by_name(tmp_path, tokenizer, trajectories):

@@ -1,4 +1,4 @@
-"""A running service with a client, and what tests of it need to know about processes."""
+"""A running service with a client for tests, and helpers that inspect processes."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Bench:
     def run(
         self, session: str, code: str, timeout_s: float = 20.0, images: tuple[bytes, ...] = (), request_id: str = ""
     ) -> ToolResult:
-        """One cell, waited for."""
+        """Runs one cell and waits for its result."""
         self.client.submit([ExecRequest(request_id or f"request-{next(_numbers)}", session, code, timeout_s, images)])
         return self.results(1)[0]
 
     def results(self, count: int, within_s: float = 90.0) -> list[ToolResult]:
-        """Exactly ``count`` results, in order of completion."""
+        """Waits for exactly `count` results and returns them in order of completion."""
         found: list[ToolResult] = []
         deadline = time.monotonic() + within_s
         while len(found) < count:
@@ -49,7 +49,7 @@ class Bench:
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes below ``pid``, by the process list."""
+    """Returns the pids of all descendants of `pid`."""
     parents: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -67,7 +67,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def alive(pids: list[int]) -> list[int]:
-    """Those that still run (a zombie does not)."""
+    """Returns the pids that still run; zombies do not count."""
     left = []
     for pid in pids:
         try:
@@ -79,7 +79,7 @@ def alive(pids: list[int]) -> list[int]:
 
 
 def wait_until_gone(pids: list[int], within_s: float = 20.0) -> list[int]:
-    """What is left of ``pids`` when all are gone or the time is over."""
+    """Waits until all `pids` have ended; returns those that still run after `within_s`."""
     deadline = time.monotonic() + within_s
     while (left := alive(pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -87,7 +87,7 @@ def wait_until_gone(pids: list[int], within_s: float = 20.0) -> list[int]:
 
 
 def start_as_nobody(log_path: Path, *arguments: str) -> LocalService:
-    """A service that an unprivileged user runs. Needs root, to become that user."""
+    """Starts a service as the user nobody. Needs root."""
     base = sysconfig.get_path("stdlib", vars={"installed_base": sys.base_prefix})
     paths = {sys.prefix, sys.base_prefix, base, str(_ROOT)}
     command = [sys.executable, str(Path(__file__).parent / "unprivileged.py"), ":".join(sorted(paths))]

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: valid by the API's own schemas, and in agreement with one another and with the service."""
+"""The Kubernetes manifests: valid by the API's schemas, and consistent with each other and with the service."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KUSTOMIZATION = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text())
 
 
 def documents() -> dict[tuple[str, str], dict]:
-    """Every object by kind and name, the optional ones included."""
+    """Returns every object by (kind, name), including the optional ones."""
     found = {}
     for path in sorted(DEPLOY.glob("*.yaml")):
         if path.name != "kustomization.yaml":
@@ -48,7 +48,7 @@ def test_every_object_is_valid_by_the_strict_schema_of_the_api(version):
             pytest.fail(f"{name}: {'.'.join(map(str, error.path))}: {error.message}")
 
 
-def test_the_validator_sees_a_misspelt_field_and_a_wrong_type():
+def test_the_validator_sees_a_misspelled_field_and_a_wrong_type():
     good = OBJECTS["PodDisruptionBudget", "tools"]
     for spec in (good["spec"] | {"maxUnavailible": 1}, good["spec"] | {"selector": "tools"}):
         with pytest.raises(kubernetes_validate.ValidationError):
@@ -64,8 +64,8 @@ def test_kustomize_applies_every_file_but_the_optional_one():
     assert {"StatefulSet", "Service", "NetworkPolicy", "RuntimeClass", "PodDisruptionBudget"} <= kinds
 
 
-def served(folder: Path) -> command_line.Options:
-    """The options that the container's arguments give, with a real token in the secret's place."""
+def served(folder: Path) -> command_line.ServiceOptions:
+    """Parses the container's arguments into options, with a real token file in place of the secret."""
     (folder / "token").write_text("correct-horse-battery-staple")
     (mount,) = [m for m in CONTAINER["volumeMounts"] if m["name"] == "token"]
     (volume,) = [v for v in POD["spec"]["volumes"] if v["name"] == "token"]
@@ -81,7 +81,7 @@ def served(folder: Path) -> command_line.Options:
 
 
 def test_the_service_accepts_its_arguments_and_listens_where_the_objects_say(tmp_path):
-    """Catches an option that was renamed, and a port that one of the objects has wrong."""
+    """Catches: a renamed option, and a wrong port in one of the objects."""
     options = served(tmp_path)
     assert options.tokens and not options.insecure
     ports = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
@@ -101,19 +101,19 @@ def _bytes(quantity: str) -> int:
     return int(number) << {"Mi": 20, "Gi": 30}[unit]
 
 
-def test_time_memory_and_disk_suffice_for_what_the_service_was_told(tmp_path):
-    """Catches a pod killed while it drains, or one that is given more sessions than its memory or disk holds."""
+def test_time_memory_and_disk_suffice_for_the_options_of_the_service(tmp_path):
+    """Catches: a pod killed while it drains, and more sessions than its memory or disk holds."""
     options = served(tmp_path)
     assert POD["spec"]["terminationGracePeriodSeconds"] >= options.drain_s + 10
     resources = CONTAINER["resources"]
-    assert resources["requests"] == resources["limits"]  # guaranteed: never the first to be evicted
+    assert resources["requests"] == resources["limits"]  # QoS class Guaranteed: evicted last
     assert _bytes(resources["limits"]["memory"]) >= options.max_sessions * (26 << 20) + 16 * (
         options.limits.memory_mb << 19
     )
     (scratch,) = [v for v in POD["spec"]["volumes"] if v["name"] == "scratch"]
     assert _bytes(scratch["emptyDir"]["sizeLimit"]) >= options.max_sessions * (options.limits.disk_mb << 20)
     assert _bytes(resources["limits"]["ephemeral-storage"]) > _bytes(scratch["emptyDir"]["sizeLimit"])
-    assert options.cells == 2 * int(resources["limits"]["cpu"])
+    assert options.max_running == 2 * int(resources["limits"]["cpu"])
 
 
 def test_selectors_and_references_meet():
@@ -135,7 +135,7 @@ def test_selectors_and_references_meet():
 
 
 def test_pods_hold_no_credential_and_no_privilege():
-    """What the "restricted" profile of the Pod Security Standards asks for, and no token of the cluster."""
+    """Catches: a violation of the "restricted" profile of the Pod Security Standards, and a mounted cluster token."""
     assert OBJECTS["Namespace", "tools"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     spec, security = POD["spec"], POD["spec"]["securityContext"]
     assert spec["automountServiceAccountToken"] is False and spec["enableServiceLinks"] is False
@@ -146,7 +146,7 @@ def test_pods_hold_no_credential_and_no_privilege():
     own = CONTAINER["securityContext"]
     assert own["allowPrivilegeEscalation"] is False and own["readOnlyRootFilesystem"] is True
     assert own["capabilities"] == {"drop": ["ALL"]} and "privileged" not in own
-    assert "envFrom" not in CONTAINER  # secrets come as files: an environment is inherited, and shown
+    assert "envFrom" not in CONTAINER  # secrets are files: an environment is inherited and visible in /proc
     assert all("fieldRef" in variable["valueFrom"] for variable in CONTAINER["env"])
 
 
@@ -174,7 +174,7 @@ def test_nothing_leaves_by_default_and_search_reaches_public_addresses_alone():
 
 
 def _requirements(lines: list[str]) -> dict[str, str]:
-    """Canonical name → range."""
+    """Maps canonical package names to version ranges."""
     found = {}
     for line in lines:
         name, bounds = re.fullmatch(r"([A-Za-z0-9_.-]+)(.*)", line.split("#")[0].strip()).groups()
@@ -183,7 +183,7 @@ def _requirements(lines: list[str]) -> dict[str, str]:
 
 
 def test_the_image_installs_what_the_service_imports_in_the_ranges_of_the_project():
-    """Catches an import that works in the trainer's environment and nowhere else."""
+    """Catches: an import that works in the trainer's environment but not in the image."""
     lines = [line for line in (DEPLOY / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
     installs = _requirements(lines)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

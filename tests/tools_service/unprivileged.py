@@ -2,8 +2,8 @@
 
     python unprivileged.py PATH[:PATH...] COMMAND...
 
-The interpreter may lie below a folder that only root may enter: such folders are replaced, for this
-command alone, by empty ones that show nothing but the paths given. Must be started as root.
+The interpreter may be below a folder that only root may enter: in the mount namespace of the command such folders are
+covered by empty ones that contain only the paths given. Must be started as root.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _closed_folder(path: str) -> str:
-    """The topmost folder on the way to ``path`` that others may not enter; empty if there is none."""
+    """Returns the topmost parent folder of `path` that other users may not enter; empty if there is none."""
     folder = ""
     for part in os.path.realpath(path).strip("/").split("/"):
         folder += "/" + part

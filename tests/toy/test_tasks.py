@@ -1,4 +1,4 @@
-"""The default tasks: exact answers, disjoint splits, and nothing given away at sight."""
+"""Tests the default tasks: exact answers, disjoint splits, and answers that cannot be read without the tools."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dv2_jax.toy.tasks import drawing, facts, lookup, perception, plain, reasoni
 
 @pytest.fixture(scope="module")
 def questions():
-    return {split: list(tasks.generate(split, 80, seed=3)) for split in ("train", "eval")}
+    return {split: list(tasks.make_questions(split, 80, seed=3)) for split in ("train", "eval")}
 
 
 def test_a_question_is_a_function_of_split_seed_and_index(questions):
-    again = tasks.generate("eval", 500, seed=3)
+    again = tasks.make_questions("eval", 500, seed=3)
     assert again[37] == questions["eval"][37]
-    assert tasks.generate("eval", 80, seed=4)[37] != questions["eval"][37]
+    assert tasks.make_questions("eval", 80, seed=4)[37] != questions["eval"][37]
 
 
 def test_skills_take_equal_turns(questions):
@@ -50,7 +50,7 @@ def test_facts_agree_with_the_packages_themselves():
 
 
 def test_reasoning_answers_follow_from_the_text_alone(questions):
-    """Recomputes them from the numbers that a reader sees; finds a phrase whose slots are swapped."""
+    """Catches a phrase with swapped slots, by recomputing the answer from the numbers in the text."""
     checks = {
         "multiply_add": lambda a, b, c: a * b + c,
         "remainder": lambda a, b: a - b * (a // b),
@@ -67,7 +67,7 @@ def test_reasoning_answers_follow_from_the_text_alone(questions):
     assert seen == set(checks)
 
 
-def test_picture_reasoning_is_measured_in_the_encoded_picture(questions):
+def test_image_reasoning_is_measured_in_the_encoded_image(questions):
     kinds = {q.meta["kind"]: q for q in questions["eval"] if q.skill == "reasoning"}
     pixels = np.asarray(Image.open(io.BytesIO(kinds["picture_count"].images[0])).convert("RGB"))
     threshold = int(re.search(r"above (\d+)", kinds["picture_count"].text).group(1))
@@ -76,12 +76,12 @@ def test_picture_reasoning_is_measured_in_the_encoded_picture(questions):
     assert int(kinds["picture_size"].answer) == size[0] + size[1]
 
 
-def test_a_perception_picture_has_a_megapixel_and_its_digit_cannot_be_read_in_the_capped_view():
-    """The reader that never errs on a crop must guess on the view that the model gets."""
+def test_a_perception_image_has_a_megapixel_and_its_digit_cannot_be_read_in_the_downscaled_view():
+    """Catches digits that are legible in the model's view: a reader that is exact on crops must guess there."""
     rng = np.random.default_rng(0)
     config, right, count = ImageConfig(), 0, 40
     for i in range(count):
-        question = perception.point(rng, "eval", str(i))
+        question = perception.point_question(rng, "eval", str(i))
         image = drawing.load(question.images[0])
         assert image.width * image.height >= 1_000_000
         x, y, half = question.meta["x"], question.meta["y"], drawing.DIGIT // 2
@@ -95,24 +95,24 @@ def test_a_perception_picture_has_a_megapixel_and_its_digit_cannot_be_read_in_th
     assert right <= count * 0.35
 
 
-def test_a_coloured_tag_can_be_found_by_its_colour():
+def test_a_colored_tag_can_be_found_by_its_color():
     rng = np.random.default_rng(1)
     for i in range(6):
-        question = perception.colour(rng, "eval", str(i))
+        question = perception.color_question(rng, "eval", str(i))
         image = drawing.load(question.images[0])
-        y, x = np.nonzero(perception.near_colour(np.asarray(image), drawing.COLOURS[question.meta["colour"]]))
-        centre = ((x.min() + x.max() + 1) // 2, (y.min() + y.max() + 1) // 2)
+        y, x = np.nonzero(perception.near_color(np.asarray(image), drawing.COLORS[question.meta["colour"]]))
+        center = ((x.min() + x.max() + 1) // 2, (y.min() + y.max() + 1) // 2)
         half = drawing.DIGIT // 2
-        crop = image.crop((centre[0] - half, centre[1] - half, centre[0] + half, centre[1] + half))
+        crop = image.crop((center[0] - half, center[1] - half, center[0] + half, center[1] + half))
         assert drawing.read_digit(crop) == int(question.answer)
 
 
-def test_plain_pictures_show_what_is_asked():
+def test_plain_images_show_the_answer():
     rng = np.random.default_rng(2)
     for i in range(10):
-        question = plain.colour(rng, "eval", str(i))
+        question = plain.frame_color_question(rng, "eval", str(i))
         corner = np.asarray(drawing.load(question.images[0])).astype(int)[3, 3]
-        nearest = min(drawing.COLOURS, key=lambda name: np.abs(corner - drawing.COLOURS[name]).sum())
+        nearest = min(drawing.COLORS, key=lambda name: np.abs(corner - drawing.COLORS[name]).sum())
         assert nearest == question.answer
 
 
@@ -120,7 +120,7 @@ def test_the_search_index_states_every_fact_that_is_asked_for(tmp_path, question
     text, table = tasks.write_corpus(tmp_path)
     pages = {row["text"] for row in map(json.loads, text.read_text().splitlines())}
     titles = [row["title"] for row in map(json.loads, table.read_text().splitlines())]
-    assert len(titles) == len(set(titles)) == len(lookup.catalogue())
+    assert len(titles) == len(set(titles)) == len(lookup.image_index_entries())
     for question in questions["train"] + questions["eval"]:
         meta = question.meta
         if question.skill == "search":
@@ -133,15 +133,15 @@ def test_the_search_index_states_every_fact_that_is_asked_for(tmp_path, question
 
 def test_an_unknown_skill_is_named():
     with pytest.raises(ValueError, match="juggling"):
-        tasks.generate("train", 5, skills=("juggling",))
+        tasks.make_questions("train", 5, skills=("juggling",))
 
 
-def test_every_hasty_program_leaves_a_step_and_every_careful_one_none():
+def test_every_complete_program_prints_the_answer():
     rng = np.random.default_rng(4)
     for kind in reasoning.KINDS:
-        if kind.picture:
+        if kind.needs_image:
             continue
-        values = {key: int(value) for key, value in kind.draw(rng).items()}
+        values = {key: int(value) for key, value in kind.draw_values(rng).items()}
         printed = io.StringIO()
         exec(kind.code.format(**values), {"print": lambda *a, out=printed: out.write(" ".join(map(str, a)))})
         assert float(printed.getvalue()) == pytest.approx(float(kind.solve(**values)))

@@ -1,4 +1,4 @@
-"""The shipped vocabulary is what its command makes."""
+"""Tests that the shipped vocabulary equals the output of its command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dv2_jax.toy.vocabulary import VOCABULARY
 
 
 def test_the_command_reproduces_the_shipped_vocabulary_byte_for_byte(tmp_path):
-    """Finds a changed prompt, task or teacher's phrase under a vocabulary, and weights, that were made before it."""
+    """Catches a changed prompt, task or teacher's phrase that the shipped vocabulary and weights were not trained on."""
     output = tmp_path / "tokenizer.json"
     command = [sys.executable, "-m", "dv2_jax.toy.vocabulary", "--output", str(output)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""The launcher against gcloud's own parser, and against a cloud of two local workers that can be taken away."""
+"""The launcher against gcloud's command parser, and against a fake cloud of two local workers that can be preempted."""
 
 import json
 import os
@@ -25,8 +25,8 @@ def commands(shown):
     return [shlex.split(line[2:], comments=True) for line in shown.splitlines() if line.startswith("$ ")]
 
 
-def test_a_dry_run_prints_the_whole_launch_and_runs_nothing(tmp_path):
-    """Catches a step that is left out or out of order, and a flag that does not reach gcloud."""
+def test_a_dry_run_prints_every_command_and_runs_nothing(tmp_path):
+    """Catches: a step that is missing or out of order, and a flag that does not reach gcloud."""
     shown = launch("up", *BASE, "--spot", "--copy=gs://lab/cold=models/cold", "--text-index=models/wiki", "--setup=sudo mount /mnt/runs",
                    "--dry-run", *TRAIN,
                    environment={"PATH": str(tmp_path)})  # fmt: skip
@@ -54,7 +54,7 @@ def test_a_dry_run_prints_the_whole_launch_and_runs_nothing(tmp_path):
 
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
 def test_gcloud_accepts_every_command(tmp_path):
-    """Catches a misspelt or withdrawn flag; gcloud parses the commands without an account."""
+    """Catches: a wrong or removed flag; gcloud parses the commands without an account."""
     shown = launch(
         "up", *BASE, "--reserved", "--service-account=runner@lab", "--copy=gs://a=b", "--dry-run", *TRAIN
     ).stdout
@@ -76,19 +76,19 @@ def test_gcloud_accepts_every_command(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["up", *BASE, "--spot", "--dry-run", "--", "--config=configs/rl.py:7b"], "takes its disks with it"),
+        (["up", *BASE, "--spot", "--dry-run", "--", "--config=configs/rl.py:7b"], "loses its disks"),
         (["up", *BASE, "--dry-run", "--", "--config=x.py", "--config.run.root", "gs://lab/runs"], "mount the bucket"),
         (["create", "--name=a", "--zone=b", "--accelerator-type=tpu7x-8"], "GKE"),
         (["install", *BASE, "--copy=gs://bucket"], "each is FROM=TO"),
         (["run", *BASE, "--dry-run"], "nothing to run"),
     ],
 )
-def test_what_cannot_work_is_refused_with_the_fix(arguments, message):
+def test_invalid_options_are_rejected_with_the_fix(arguments, message):
     shown = launch(*arguments)
     assert shown.returncode and message in shown.stderr
 
 
-# A stand-in for the cloud alone: what the workers are told to do, they do, each in its own home directory.
+# A fake gcloud: the workers run their commands for real, each in its own home directory.
 CLOUD = r"""#!/usr/bin/env bash
 cloud="$FAKE_CLOUD"; words="$*"
 echo "$words" >>"$cloud/calls"
@@ -96,7 +96,7 @@ case "$words" in
   *"queued-resources create"*) echo ACTIVE >"$cloud/state"; rm -rf "$cloud"/home*; mkdir "$cloud/home0" "$cloud/home1" ;;
   *"queued-resources delete"*) rm "$cloud/state" ;;
   *"queued-resources list"*)
-    # The second time that a running slice is looked at, it has been taken away.
+    # A running slice is preempted at the second poll of its state.
     if [[ -f "$cloud/state" && ! -f "$cloud/preempted" ]] && compgen -G "$cloud/home*/worker/trainer.pid" >/dev/null; then
       touch "$cloud/preempted"; echo SUSPENDED >"$cloud/state"
       for home in "$cloud"/home*; do kill -KILL -- "-$(cat "$home/worker/trainer.pid")" 2>/dev/null; done
@@ -128,13 +128,13 @@ def cloud(tmp_path):
     gcloud.parent.mkdir()
     gcloud.write_text(CLOUD)
     gcloud.chmod(gcloud.stat().st_mode | stat.S_IXUSR)
-    # The trainer's place is taken by a program that ends when the test says so; `-m` finds it before the package.
-    stand_in = tmp_path / "python"
-    (stand_in / "dv2_jax").mkdir(parents=True)
-    (stand_in / "dv2_jax" / "__init__.py").write_text("")
-    (stand_in / "dv2_jax" / "train.py").write_text(TRAINER)
+    # A fake trainer that exits when the test decides; `-m` finds it before the package.
+    fake_package = tmp_path / "python"
+    (fake_package / "dv2_jax").mkdir(parents=True)
+    (fake_package / "dv2_jax" / "__init__.py").write_text("")
+    (fake_package / "dv2_jax" / "train.py").write_text(TRAINER)
     python = tmp_path / "bin" / "python-of-the-worker"
-    python.write_text(f'#!/bin/bash\ncd "{stand_in}"\nexec "{sys.executable}" "$@"\n')
+    python.write_text(f'#!/bin/bash\ncd "{fake_package}"\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     (tmp_path / "calls").touch()
     environment = {
@@ -160,8 +160,8 @@ def run_up(cloud, exit_code):
     return process, runs
 
 
-def test_a_slice_that_is_taken_away_is_asked_for_again_and_the_run_goes_on(cloud):
-    """Catches a watch that ends with the slice, forgets to install on the new machines, or starts the run twice."""
+def test_a_preempted_slice_is_requested_again_and_the_run_continues(cloud):
+    """Catches: a watch that ends with the slice, does not install on the new machines, or starts the run twice."""
     process, runs = run_up(cloud, exit_code=0)
     folder = cloud[0]
     try:
@@ -183,7 +183,7 @@ def test_a_slice_that_is_taken_away_is_asked_for_again_and_the_run_goes_on(cloud
 
 
 def test_a_trainer_that_fails_is_not_started_again(cloud):
-    """Catches a crash that is repeated for ever on a paid slice."""
+    """Catches: a crash that is repeated endlessly on a paid slice."""
     (cloud[0] / "preempted").touch()
     process, _ = run_up(cloud, exit_code=3)
     shown = process.communicate(timeout=300)[0]

@@ -1,4 +1,7 @@
-"""Run by `test_gradients_on_meshes.py` in a process with four devices: one step's gradient on two meshes."""
+"""Compares the gradient of one step on several meshes with that on one device.
+
+`test_gradients_on_meshes.py` runs it in a process with four devices.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,15 @@ import optax
 
 from dv2_jax.config import MeshConfig
 from dv2_jax.data.packing import PackSpec, pack_step
-from dv2_jax.model import VisionBucket, build, init_params, logical_axes
+from dv2_jax.model.params import build, init_params, logical_axes
+from dv2_jax.model.vision_inputs import VisionBucket
 from dv2_jax.parallel.mesh import make_mesh, param_shardings
 from dv2_jax.trainer.sft_step import make_sft_step
-from dv2_jax.trainer.train_step import place
+from dv2_jax.trainer.train_step import shard_batch
 from tests.trainer.small_model import make_examples, tiny_config
 
 CONFIG = tiny_config()
-SPEC = PackSpec(CONFIG, rows=4, row_tokens=128, image_buckets=(VisionBucket.of(4, 64),), groups=4)
+SPEC = PackSpec(CONFIG, rows=4, row_tokens=128, image_buckets=(VisionBucket.for_patches(4, 64),), groups=4)
 EXAMPLES = make_examples(count=18)  # two microbatches
 
 
@@ -29,10 +33,10 @@ def gradients(sizes: MeshConfig | None) -> dict[str, np.ndarray]:
     step = make_sft_step(build(CONFIG)[0], optax.sgd(1.0), tuple(sorted(params)), param_shardings=shardings)
     batches = pack_step(EXAMPLES, SPEC)
     assert len(batches) >= 2
-    batches = [place(batch, mesh) for batch in batches]
+    batches = [shard_batch(batch, mesh) for batch in batches]
     if sizes:
         patches, apart = batches[0].vision.patches, sizes.data * sizes.fsdp * sizes.context
-        assert apart * math.prod(patches.sharding.shard_shape(patches.shape)) == patches.size, "patches lie twice"
+        assert apart * math.prod(patches.sharding.shard_shape(patches.shape)) == patches.size, "patches are replicated"
     found, _ = step.gradients(params, batches)
     return {name: np.asarray(g) for name, g in found.items()}
 

@@ -1,4 +1,4 @@
-"""A very small model and made-up examples with pictures, shared by the recipe tests."""
+"""A very small model and synthetic examples with images, shared by the trainer tests."""
 
 import hashlib
 
@@ -6,43 +6,50 @@ import jax
 import numpy as np
 import pytest
 
-from dv2_jax.data.chat_encoder import PictureInput
+from dv2_jax.data.chat_encoder import ImageInput
 from dv2_jax.data.packing import Example, PackSpec
-from dv2_jax.model import ModelConfig, VisionBucket, build, init_params
+from dv2_jax.model.model_config import ModelConfig
+from dv2_jax.model.params import build, init_params
+from dv2_jax.model.vision_inputs import VisionBucket
 
 IMAGE, PAD = 10, 14
 SPECIAL = {"image_token_id": IMAGE, "video_token_id": 11, "vision_start_token_id": 12, "vision_end_token_id": 13,
            "bos_token_id": PAD, "eos_token_id": 15, "pad_token_id": PAD}  # fmt: skip
 
 
-def picture(rng, height=4, width=4) -> PictureInput:
-    """Noise of height x width patches, preprocessed."""
+def random_image(rng, height=4, width=4) -> ImageInput:
+    """Return a preprocessed noise image of height x width patches."""
     frame = rng.normal(size=(height * width, 3, 1, 14 * 14)).astype(np.float32)
     patches = np.repeat(frame, 2, axis=2).reshape(height * width, -1)
-    return PictureInput(hashlib.sha256(patches.tobytes()).hexdigest()[:24], patches, (1, height, width))
+    return ImageInput(hashlib.sha256(patches.tobytes()).hexdigest()[:24], patches, (1, height, width))
 
 
-def example(rng, length, pictures=(), *, advantage=0.0, vocabulary=64) -> Example:
-    """Random text with the pictures' placeholders after the first tokens; the later half carries random 0/1 weight."""
+def example(rng, length, images=(), *, advantage=0.0, vocabulary=64) -> Example:
+    """Return random text with image placeholders after the first tokens; later tokens have random 0/1 loss weight."""
     ids = list(rng.integers(20, vocabulary, length))
     at = 2
-    for p in pictures:
-        ids[at : at + p.tokens + 2] = [12, *[IMAGE] * p.tokens, 13]
-        at += p.tokens + 4
+    for image in images:
+        ids[at : at + image.tokens + 2] = [12, *[IMAGE] * image.tokens, 13]
+        at += image.tokens + 4
     weight = (rng.random(len(ids)) < 0.7) * (np.arange(len(ids)) > at)
     return Example(
-        ids, weight.astype(np.float32), tuple(pictures), -rng.exponential(1.0, len(ids)).astype(np.float32), advantage
+        ids, weight.astype(np.float32), tuple(images), -rng.exponential(1.0, len(ids)).astype(np.float32), advantage
     )
 
 
 def make_examples(seed=0, count=9) -> list[Example]:
-    """Lengths 20 to 60; every second has pictures, some shared between examples, of several shapes."""
+    """Return examples of 30 to 60 tokens; every second one has images of several shapes, some shared between examples."""
     rng = np.random.default_rng(seed)
-    shared = [picture(rng), picture(rng, 2, 6)]
+    shared = [random_image(rng), random_image(rng, 2, 6)]
     out = []
     for i in range(count):
-        own = () if i % 2 else (shared[i // 2 % 2],) if i % 4 else (shared[0], picture(rng, 4, 2))
-        out.append(example(rng, int(rng.integers(30, 61)), own, advantage=float(rng.normal())))
+        if i % 2:
+            images = ()
+        elif i % 4:
+            images = (shared[i // 2 % 2],)
+        else:
+            images = (shared[0], random_image(rng, 4, 2))
+        out.append(example(rng, int(rng.integers(30, 61)), images, advantage=float(rng.normal())))
     return out
 
 
@@ -56,17 +63,19 @@ def tiny_config() -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def tiny():
-    """(model config, graphdef, params) of a 50,000-parameter Qwen2.5-VL."""
+    """Return (model config, graphdef, params) of a Qwen2.5-VL with 50,000 parameters."""
     config = tiny_config()
     return config, build(config)[0], init_params(config, jax.random.key(0))
 
 
 @pytest.fixture(scope="session")
 def spec(tiny):
-    """Rows of 128 tokens; pictures in one of two shapes."""
+    """Return a factory of pack specs with rows of 128 tokens and two image buckets."""
 
     def make(rows=2, groups=1, row_tokens=128):
-        return PackSpec(tiny[0], rows, row_tokens, (VisionBucket.of(4, 64), VisionBucket.of(12, 64)), groups)
+        return PackSpec(
+            tiny[0], rows, row_tokens, (VisionBucket.for_patches(4, 64), VisionBucket.for_patches(12, 64)), groups
+        )
 
     return make
 

@@ -1,4 +1,4 @@
-"""Catches: a mean per device instead of over the step, a weight whose gradient is summed over too many axes."""
+"""Gradients on meshes. Catches: a mean per device instead of over the step, an all-reduce over too many mesh axes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_shape_of_the_mesh_does_not_change_the_gradient():
-    """Four replicas; weights, and heads and features, split in two; each against one device."""
+    """Data-parallel, FSDP, tensor-parallel and context-parallel meshes give the gradient of a single device."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",

@@ -1,4 +1,4 @@
-"""The policy-gradient step on the engine's own samples: the gap, learning, and the reference policy."""
+"""Tests of the RL train step on the engine's samples: log-prob gap, learning, and the reference policy."""
 
 import dataclasses
 
@@ -13,21 +13,21 @@ from dv2_jax.data.packing import PackSpec, pack_step
 from dv2_jax.data.question import Question
 from dv2_jax.engine.engine import Engine
 from dv2_jax.engine.stop_strings import StopAutomaton
-from dv2_jax.model import VisionBucket
+from dv2_jax.model.vision_inputs import VisionBucket
 from dv2_jax.rl.advantages import group_advantages
 from dv2_jax.rl.batch import make_minibatches
-from dv2_jax.rl.policy_metrics import token_means
+from dv2_jax.rl.policy_metrics import token_metric_means
 from dv2_jax.trainer.optimizer import make_optimizer
-from dv2_jax.trainer.rl_step import make_rl_step, make_scorer
+from dv2_jax.trainer.rl_step import make_logprob_fn, make_rl_step
 from dv2_jax.trainer.state import init_state
-from dv2_jax.trainer.train_step import place
+from dv2_jax.trainer.train_step import shard_batch
 
 TARGET, GROUPS, SIZE, NEW = 33, 4, 8, 8
-BUCKETS = (VisionBucket.of(1, 64),)
+BUCKETS = (VisionBucket.for_patches(1, 64),)
 
 
 class Letters:
-    """64 tokens of one byte each."""
+    """A tokenizer of 64 tokens of one byte each."""
 
     vocab_size = 64
 
@@ -46,26 +46,26 @@ def forbidden():
 def engine(tiny, forbidden):
     config, graphdef, _ = tiny
     shapes = EngineConfig(
-        slots=32, page_size=8, pages=128, prefill_rows=32, prefill_tokens=8, decode_tokens=8, picture_tokens=16
+        slots=32, page_size=8, pages=128, prefill_rows=32, prefill_tokens=8, decode_tokens=8, image_cache_tokens=16
     )
     stop = StopAutomaton(Letters(), ["\x01\x02\x03"], [15])
     return Engine(graphdef, config, shapes, BUCKETS, stop=stop, max_tokens_per_sequence=16, seed=0, forbidden=forbidden)
 
 
 def rollout(engine, step):
-    """SIZE samples of each of GROUPS prompts; the reward is the share of sampled tokens that are the target."""
+    """Sample SIZE trajectories for each of GROUPS prompts; the reward is the fraction of sampled tokens equal to TARGET."""
     trajectories = []
     for g in range(GROUPS):
         for k in range(SIZE):
             t = Trajectory(f"{step}-{g}-{k}", Question(f"q{g}", "plain", "perception", "", (), ""))
             t.token_ids = [20 + g, 30, 40, 50 + g]
-            engine.open(t.id, step * 1000 + g * SIZE + k)
+            engine.add_sequence(t.id, step * 1000 + g * SIZE + k)
             engine.append(t.id, t.token_ids)
-            engine.generate(t.id, NEW, 1.0)
+            engine.request_turn(t.id, NEW, 1.0)
             trajectories.append(t)
     by_id = {t.id: t for t in trajectories}
     while by_id:
-        for turn in engine.tick():
+        for turn in engine.step():
             t = by_id.pop(turn.seq_id)
             n = len(turn.token_ids)
             t.loss_mask = [0] * 4 + [1] * n
@@ -73,13 +73,13 @@ def rollout(engine, step):
             t.versions = [-1] * 4 + [turn.version] * n
             t.token_ids = t.token_ids + list(turn.token_ids)
             t.reward = turn.token_ids.count(TARGET) / n
-            engine.release(t.id)
+            engine.free_sequence(t.id)
     return trajectories
 
 
 @pytest.mark.parametrize("algorithm", [{}, {"loss_aggregation": "sequence_mean", "clip_high": 0.2, "minibatches": 2}])
-def test_the_engines_samples_teach_the_target_and_the_gap_stays_rounding(tiny, engine, forbidden, algorithm):
-    """Catches: a loss of the wrong sign, log-probs of other tokens or of another distribution than the sampler's."""
+def test_rl_step_learns_from_engine_samples_with_a_log_prob_gap_of_rounding_size(tiny, engine, forbidden, algorithm):
+    """Catches: a loss of the wrong sign, log-probs of the wrong tokens or of a distribution other than the sampler's."""
     config, graphdef, params = tiny
     rl = dataclasses.replace(RLConfig(), **algorithm)
     names = tuple(sorted(params))
@@ -98,10 +98,10 @@ def test_the_engines_samples_teach_the_target_and_the_gap_stays_rounding(tiny, e
             if not part.examples:
                 continue
             batches = pack_step(part.examples, spec, denominator=part.denominator)
-            state, metrics = update(state, [place(b, None) for b in batches])
-            metrics = token_means(metrics)
+            state, metrics = update(state, [shard_batch(b, None) for b in batches])
+            metrics = token_metric_means(metrics)
             if number == 0:
-                gaps.append((metrics["gap_max"], metrics["gap_abs"]))
+                gaps.append((metrics["logprob_gap_max"], metrics["logprob_gap_abs"]))
                 assert metrics["clipped_high"] == metrics["clipped_low"] == 0
         if rewards[-1] > 0.9:
             break
@@ -110,12 +110,12 @@ def test_the_engines_samples_teach_the_target_and_the_gap_stays_rounding(tiny, e
     assert update.compiled_programs() == 3
 
 
-def test_a_reference_policy_holds_the_policy_back(tiny, engine, forbidden):
+def test_the_kl_term_pulls_the_policy_back_to_the_reference(tiny, engine, forbidden):
     """Catches: a KL term without a gradient, or one that is zero because it compares the policy with itself."""
     config, graphdef, params = tiny
     names = tuple(sorted(params))
     spec = PackSpec(config, 4, 96, BUCKETS)
-    score = make_scorer(graphdef, forbidden=jnp.asarray(forbidden))
+    logprob_fn = make_logprob_fn(graphdef, forbidden=jnp.asarray(forbidden))
     engine.set_params(params, 0)
     trajectories = rollout(engine, 0)
     moved = {name: p + 0.05 * jax.random.normal(jax.random.key(1), p.shape) for name, p in params.items()}
@@ -123,11 +123,11 @@ def test_a_reference_policy_holds_the_policy_back(tiny, engine, forbidden):
     rl = RLConfig(kl_coefficient=1.0)
     update = make_rl_step(graphdef, rl, optimizer, names, forbidden=jnp.asarray(forbidden))
     (part,) = make_minibatches(trajectories, np.zeros(len(trajectories)), rl)
-    batches = [place(b, None) for b in pack_step(part.examples, spec, denominator=part.denominator)]
-    with_reference = [dataclasses.replace(b, reference_logprobs=score(params, b)) for b in batches]
-    for batch in batches:  # the scorer sees what the engine sampled from
+    batches = [shard_batch(b, None) for b in pack_step(part.examples, spec, denominator=part.denominator)]
+    with_reference = [dataclasses.replace(b, reference_logprobs=logprob_fn(params, b)) for b in batches]
+    for batch in batches:  # the log-prob function computes the distribution that the engine sampled from
         used = np.asarray(batch.loss_weight) > 0
-        gap = np.abs(np.asarray(score(params, batch)) - np.asarray(batch.behavior_logprobs))[used]
+        gap = np.abs(np.asarray(logprob_fn(params, batch)) - np.asarray(batch.behavior_logprobs))[used]
         assert gap.max() <= 1e-4
     state = init_state(moved, optimizer, names)
     losses = []

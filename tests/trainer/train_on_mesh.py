@@ -1,4 +1,4 @@
-"""Run by a test in a process with several virtual devices: three SFT and three RL steps, results to a file."""
+"""Runs three SFT and three RL steps on a mesh and writes the results to a file, for `test_train_step.py`."""
 
 import sys
 
@@ -7,13 +7,14 @@ import numpy as np
 
 from dv2_jax.config import MeshConfig, OptimConfig, RLConfig
 from dv2_jax.data.packing import PackSpec, pack_step
-from dv2_jax.model import VisionBucket, build, init_params, logical_axes
+from dv2_jax.model.params import build, init_params, logical_axes
+from dv2_jax.model.vision_inputs import VisionBucket
 from dv2_jax.parallel.mesh import make_mesh, param_shardings
 from dv2_jax.trainer.optimizer import make_optimizer
 from dv2_jax.trainer.rl_step import make_rl_step
 from dv2_jax.trainer.sft_step import make_sft_step
 from dv2_jax.trainer.state import init_state
-from dv2_jax.trainer.train_step import place
+from dv2_jax.trainer.train_step import shard_batch
 from tests.trainer.small_model import make_examples, tiny_config
 
 devices = jax.device_count()
@@ -21,7 +22,7 @@ config = tiny_config()
 graphdef, _ = build(config)
 mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)) if devices == 8 else None
 shardings = param_shardings(mesh, logical_axes(config)) if mesh else None
-spec = PackSpec(config, rows=4, row_tokens=128, image_buckets=(VisionBucket.of(4, 64),), groups=4)
+spec = PackSpec(config, rows=4, row_tokens=128, image_buckets=(VisionBucket.for_patches(4, 64),), groups=4)
 optim = OptimConfig(learning_rate=1e-3, warmup_ratio=0.0, schedule="constant")
 optimizer = make_optimizer(optim, 3)
 found = {}
@@ -34,11 +35,11 @@ for name, make in (("sft", make_sft_step), ("rl", lambda g, o, n, **k: make_rl_s
     step = make(graphdef, optimizer, names, param_shardings=shardings)
     for i in range(3):
         batches = pack_step(make_examples(seed=i, count=14), spec)
-        state, metrics = step(state, [place(b, mesh) for b in batches])
+        state, metrics = step(state, [shard_batch(b, mesh) for b in batches])
         losses.append(metrics["loss"])
         if i == 0:
-            programs = {n: f._cache_size() for n, f in step.jitted().items()}
-    again = {n: f._cache_size() for n, f in step.jitted().items()}
+            programs = {n: f._cache_size() for n, f in step.jit_functions().items()}
+    again = {n: f._cache_size() for n, f in step.jit_functions().items()}
     assert again == programs, f"a later step was compiled again: {programs} became {again}"
     if mesh:
         for n, p in state.params.items():

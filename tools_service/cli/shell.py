@@ -1,11 +1,11 @@
-"""``python -m tools_service.cli.shell``: a session by hand. Pictures that a cell shows are saved to files.
+"""`python -m tools_service.cli.shell`: an interactive session. Displayed images are saved to files.
 
-Without ``--address`` it starts a service of its own. A cell ends with an empty line, or at once where one line is
+Without `--address` it starts a local service. A cell ends with an empty line, or at once if its first line is
 complete; Ctrl-C interrupts a running cell, Ctrl-D ends the session. Input that is not a terminal is run as cells
-separated by lines that start with ``# %%``. Beside Python it knows:
+separated by lines that start with `# %%`. Commands in addition to Python:
 
     :search WORDS     text search          :similar FILE     image search
-    :restart          a fresh session      :info             what the service says of itself
+    :restart          a fresh session      :info             isolation, limits and load of the service
 """
 
 from __future__ import annotations
@@ -39,21 +39,27 @@ _MARK = "# %%"
 _SUFFIXES = {b"\x89PNG": ".png", b"RIFF": ".webp"}
 
 
-class Shell:
-    """One session at a time, and what is shown of it."""
+class Repl:
+    """Read-eval-print loop over one session at a time."""
 
-    def __init__(self, client: ToolsClient, images: tuple[bytes, ...], folder: Path, timeout_s: float, say: Callable):
-        """``images`` are bound to image_1 .. image_n, pictures that come back go to ``folder``, text to ``say``."""
-        self._client, self._images, self._folder, self._timeout_s, self._say = client, images, folder, timeout_s, say
+    def __init__(self, client: ToolsClient, images: tuple[bytes, ...], folder: Path, timeout_s: float, write: Callable):
+        """Binds `images` to image_1 .. image_n; saves displayed images to `folder` and passes text to `write`."""
+        self._client, self._images, self._folder, self._timeout_s, self._write = (
+            client,
+            images,
+            folder,
+            timeout_s,
+            write,
+        )
         self._saved = itertools.count(1)
-        self.failed = False  # the last cell did not end well
-        self._fresh()
+        self.failed = False  # the last cell did not end with OK
+        self._new_session()
 
-    def _fresh(self) -> None:
+    def _new_session(self) -> None:
         self.session = f"shell-{uuid.uuid4().hex}"
 
-    def cell(self, source: str) -> None:
-        """Runs Python, or does what a line that starts with a colon says."""
+    def run_cell(self, source: str) -> None:
+        """Runs Python code, or the command of a line that starts with a colon."""
         if not source.strip():
             return
         if source.lstrip().startswith(":"):
@@ -64,18 +70,18 @@ class Shell:
         self.failed = result.status is not Status.OK
         for text in (result.stdout, result.stderr):
             if text:
-                self._say(text.rstrip("\n"))
+                self._write(text.rstrip("\n"))
         for data, size in zip(result.images, result.image_sizes, strict=True):
-            path = self._folder / f"picture_{next(self._saved):03d}{_SUFFIXES[data[:4]]}"
+            path = self._folder / f"image_{next(self._saved):03d}{_SUFFIXES[data[:4]]}"
             path.write_bytes(data)
-            self._say(f"[{size[0]} x {size[1]} pixels: {path}]")
+            self._write(f"[{size[0]} x {size[1]} pixels: {path}]")
         if result.message:
-            self._say(f"[{result.status.value}: {result.message}]")
+            self._write(f"[{result.status.value}: {result.message}]")
         if result.status is Status.SESSION_LOST:
-            self._fresh()
+            self._new_session()
 
     def _wait(self, request: Request) -> ToolResult:
-        """The result; Ctrl-C meanwhile interrupts the cell."""
+        """Waits for the result; Ctrl-C interrupts the running cell."""
         self._client.submit([request])
         while True:
             try:
@@ -86,36 +92,36 @@ class Shell:
 
     def _command(self, name: str, rest: str) -> None:
         if name == "search" and rest:
-            self._found(self._wait(TextSearchRequest(uuid.uuid4().hex, rest, 5)))
+            self._write_results(self._wait(TextSearchRequest(uuid.uuid4().hex, rest, 5)))
         elif name == "similar" and rest:
             try:
                 data = Path(rest.strip()).read_bytes()
             except OSError as error:
-                self._say(f"[{rest.strip()}: {error.strerror}]")
+                self._write(f"[{rest.strip()}: {error.strerror}]")
                 return
-            self._found(self._wait(ImageSearchRequest(uuid.uuid4().hex, data, 5)))
+            self._write_results(self._wait(ImageSearchRequest(uuid.uuid4().hex, data, 5)))
         elif name == "restart":
             self.close()
-            self._fresh()
-            self._say("[a fresh session]")
+            self._new_session()
+            self._write("[a fresh session]")
         elif name == "info":
-            self._say(json.dumps(self._client.info(), indent=1))
+            self._write(json.dumps(self._client.info(), indent=1))
         else:
-            self._say("[:search WORDS, :similar FILE, :restart, :info]")
+            self._write("[:search WORDS, :similar FILE, :restart, :info]")
 
-    def _found(self, result: ToolResult) -> None:
+    def _write_results(self, result: ToolResult) -> None:
         self.failed = result.status is not Status.OK
         if result.message:
-            self._say(f"[{result.status.value}: {result.message}]")
+            self._write(f"[{result.status.value}: {result.message}]")
         for number, item in enumerate(result.items, start=1):
-            self._say(f"{number}. {item.title}  {item.url}\n   {item.snippet}")
+            self._write(f"{number}. {item.title}  {item.url}\n   {item.snippet}")
 
     def close(self) -> None:
         self._client.close_sessions([self.session])
 
 
-def cells_of(text: str) -> Iterator[str]:
-    """The cells of a script: parts between lines that start with ``# %%``."""
+def split_script(text: str) -> Iterator[str]:
+    """Yields the cells of a script, which are separated by lines that start with `# %%`."""
     lines: list[str] = []
     for line in text.splitlines(keepends=True):
         if line.startswith(_MARK):
@@ -126,9 +132,9 @@ def cells_of(text: str) -> Iterator[str]:
     yield "".join(lines)
 
 
-def complete(lines: list[str]) -> bool:
-    """Whether these lines are a cell: a command, one whole statement, a block that ends with an empty line, or
-    something that no further line can mend."""
+def is_complete(lines: list[str]) -> bool:
+    """Returns True if these lines form a cell: a command, a complete statement, a block that ends with an empty
+    line, or a syntax error that no further line can fix."""
     source = "\n".join(lines)
     if lines[0].startswith(":"):
         return True
@@ -140,11 +146,11 @@ def complete(lines: list[str]) -> bool:
         return len(lines) == 1 or not lines[-1].strip()  # more statements than one: an empty line ends them
 
 
-def _typed() -> Iterator[str]:
-    """Cells as they are typed, until the end of input."""
+def _read_terminal() -> Iterator[str]:
+    """Yields cells typed at the terminal until the end of input."""
     for number in itertools.count(1):
         lines: list[str] = []
-        while not lines or not complete(lines):
+        while not lines or not is_complete(lines):
             try:
                 lines.append(input(f"In [{number}]: " if not lines else "   ...: "))
             except EOFError:
@@ -167,16 +173,16 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tls-ca", default="", help="PEM file: authority that signed the service's certificate")
     parser.add_argument("--tls-cert", default="", help="PEM file: certificate of this client; with --tls-key")
     parser.add_argument("--tls-key", default="", help="PEM file: its private key")
-    parser.add_argument("--image", action="append", default=[], help="picture bound to image_1, image_2 and so on")
-    parser.add_argument("--output", default="", help="folder for pictures; empty: a new one below the temporary folder")
+    parser.add_argument("--image", action="append", default=[], help="image bound to image_1, image_2 and so on")
+    parser.add_argument("--output", default="", help="folder for displayed images; empty: a new temporary folder")
     parser.add_argument("--image-format", choices=("png", "webp"), default="png")
-    parser.add_argument("--timeout-s", type=float, default=60.0, help="of one cell")
+    parser.add_argument("--timeout-s", type=float, default=60.0, help="time-out of one cell")
     parser.add_argument("service", nargs="*", help="after --: options of the service that is started here")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """1 if the last cell of a script failed, else 0."""
+    """Runs a script from stdin or an interactive session; returns 1 if the last cell of the script failed."""
     options = _parse(argv)
     folder = Path(options.output or tempfile.mkdtemp(prefix="tools-shell-"))
     service = None
@@ -195,24 +201,26 @@ def main(argv: list[str] | None = None) -> int:
             service.stop()
         print(f"error: {error}", file=sys.stderr)
         return 2
-    shell = Shell(client, images, folder, options.timeout_s, print)
+    repl = Repl(client, images, folder, options.timeout_s, print)
     try:
         if sys.stdin.isatty():
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # also where our parent ignores it
-            import readline  # noqa: F401  (history and editing of what is typed)
+            signal.signal(
+                signal.SIGINT, signal.default_int_handler
+            )  # restores Ctrl-C if the parent process ignores SIGINT
+            import readline  # noqa: F401  (line editing and history)
 
-            print(f"pictures go to {folder}; :help says what else there is", file=sys.stderr)
-            for source in _typed():
-                shell.cell(source)
+            print(f"images are saved to {folder}; :help lists the commands", file=sys.stderr)
+            for source in _read_terminal():
+                repl.run_cell(source)
             return 0
-        for source in cells_of(sys.stdin.read()):
-            shell.cell(source)
-        return int(shell.failed)
+        for source in split_script(sys.stdin.read()):
+            repl.run_cell(source)
+        return int(repl.failed)
     except ConnectionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     finally:
-        shell.close()
+        repl.close()
         client.close()
         if service is not None:
             service.stop()

@@ -1,10 +1,10 @@
 """The client of the tools service: thread-safe, synchronous to its user, asynchronous underneath.
 
-A request ends with exactly one ``ToolResult``. A broken connection is tried again: the service executes a
-request id at most once, so asking again is safe. What a tool did wrong and what the infrastructure did wrong
-are told apart by ``Status``: after TIMEOUT, OOM or CRASHED the session's next cell runs in a fresh namespace,
-pictures bound again, and says ``restarted=True``; SESSION_LOST and UNAVAILABLE mean that nothing was
-executed and nobody's code is to blame. ``AsyncToolsClient`` is the same for asyncio.
+Every request ends with exactly one `ToolResult`. Broken connections are retried: the request id is an idempotency
+key, so the service executes it at most once. `Status` separates errors of the code from failures of the
+infrastructure: after TIMEOUT, OOM or CRASHED the session's next cell runs in a new namespace with its images bound
+again and `restarted=True`; SESSION_LOST and UNAVAILABLE mean that nothing was executed and the code is not at fault.
+`AsyncToolsClient` is the asyncio version.
 """
 
 from tools_service.client.async_client import AsyncToolsClient

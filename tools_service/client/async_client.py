@@ -1,4 +1,4 @@
-"""The asyncio client: sessions on replicas, batches with retries, exactly one result for every request."""
+"""The asyncio client: assigns sessions to replicas, sends batches with retries, yields one result per request."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import grpc
 
 from tools_service.client import messages
 from tools_service.client.messages import ExecRequest, Request, Status, ToolResult
-from tools_service.client.replicas import Replica, Tls, resolve
+from tools_service.client.replicas import Replica, Tls, resolve_addresses
 from tools_service.proto import tools_pb2 as pb
 
 _ATTEMPTS = 4
 _BACKOFF_S = 0.3
-_FINAL = (
+_FATAL_CODES = (
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -25,10 +25,10 @@ _FINAL = (
 
 
 class AsyncToolsClient:
-    """Everything runs on the loop that first uses it.
+    """Client of one or several replicas; bound to the event loop that first uses it.
 
-    A session is opened on the replica with the most room and stays there. When its replica goes, the session is
-    reported as lost; sessions that were not opened yet, and searches, go to another one.
+    A session is opened on the least loaded replica and stays there. When its replica ends, the session is
+    reported as lost; sessions without a cell yet, and searches, are sent to another replica.
     """
 
     def __init__(
@@ -39,32 +39,36 @@ class AsyncToolsClient:
         image_format: Literal["png", "webp"] = "png",
         request_timeout_s: float = float("inf"),
     ):
-        """``addresses``: host:port, several with commas between. ``request_timeout_s``: a request that has no
-        answer after so long, retries included, ends as UNAVAILABLE."""
+        """Does not connect yet.
+
+        Args:
+            addresses: host:port of each replica, comma-separated or as a sequence.
+            request_timeout_s: time limit of a request with its retries, after which it ends as UNAVAILABLE.
+        """
         self._addresses, self._token, self._tls = addresses, token, tls
-        self._format, self._within_s = image_format, request_timeout_s
+        self._format, self._request_timeout_s = image_format, request_timeout_s
         self._replicas: list[Replica] = []
         self._connecting: asyncio.Lock | None = None
-        self._homes: dict[str, Replica] = {}  # of sessions
-        self._names: dict[str, str] = {}  # sessions' ids on the wire
-        self._opened: set[str] = set()  # sessions in which a cell of ours has run
+        self._session_replica: dict[str, Replica] = {}  # by session id
+        self._wire_ids: dict[str, str] = {}  # session id → its id on the wire, which names the replica
+        self._started_sessions: set[str] = set()  # sessions in which a cell has run: their state can be lost
 
     async def replicas(self) -> list[Replica]:
-        """Connects if that was not done. Raises ValueError for a bad address, OSError for a bad certificate."""
+        """Returns the replicas, resolved at the first call. Raises ValueError (address) or OSError (certificate)."""
         if not self._replicas:
             self._connecting = self._connecting or asyncio.Lock()
             async with self._connecting:
                 if not self._replicas:
-                    found = await resolve(self._addresses)
+                    found = await resolve_addresses(self._addresses)
                     self._replicas = [Replica(address, name, self._token, self._tls) for address, name in found]
         return self._replicas
 
     async def run(self, requests: Sequence[Request]) -> AsyncIterator[ToolResult]:
-        """Exactly one result for every request, in order of completion. Cells of one session run in order."""
+        """Yields exactly one result per request, in order of completion. Cells of one session run in order."""
         results: asyncio.Queue[ToolResult] = asyncio.Queue()
         cells = [r for r in requests if isinstance(r, ExecRequest)]
         searches = [r for r in requests if not isinstance(r, ExecRequest)]
-        batches = [*messages.cut(cells), *messages.cut(searches)]
+        batches = [*messages.split_batches(cells), *messages.split_batches(searches)]
         tasks = [asyncio.create_task(self._run_batch(batch, results)) for batch in batches]
         try:
             for _ in requests:
@@ -74,23 +78,23 @@ class AsyncToolsClient:
                 task.cancel()
 
     async def close_sessions(self, ids: Iterable[str]) -> None:
-        """Ends sessions. Unknown ones are ignored."""
-        by_home: dict[Replica, list[str]] = {}
+        """Ends sessions. Unknown ids are ignored."""
+        by_replica: dict[Replica, list[str]] = {}
         for session in ids:
-            home, name = self._homes.pop(session, None), self._names.pop(session, session)
-            self._opened.discard(session)
-            if home is not None:
-                by_home.setdefault(home, []).append(name)
-        for home, names in by_home.items():
-            await home.close_sessions(names)
+            replica, name = self._session_replica.pop(session, None), self._wire_ids.pop(session, session)
+            self._started_sessions.discard(session)
+            if replica is not None:
+                by_replica.setdefault(replica, []).append(name)
+        for replica, names in by_replica.items():
+            await replica.close_sessions(names)
 
     async def interrupt(self, session: str) -> bool:
-        """Interrupts the running cell of a session; False if none is running. Raises AioRpcError."""
-        home = self._homes.get(session)
-        return home is not None and await home.interrupt(self._names[session])
+        """Interrupts the running cell of a session; returns False if none runs. Raises AioRpcError."""
+        replica = self._session_replica.get(session)
+        return replica is not None and await replica.interrupt(self._wire_ids[session])
 
     async def info(self) -> dict:
-        """What the first replica says of itself: tier, limits, providers, packages, counters. Raises AioRpcError."""
+        """Returns tier, limits, providers, packages and counters of the first replica. Raises AioRpcError."""
         return await (await self.replicas())[0].info()
 
     async def close(self) -> None:
@@ -100,121 +104,131 @@ class AsyncToolsClient:
     # One batch
 
     async def _run_batch(self, batch: list[Request], results: asyncio.Queue[ToolResult]) -> None:
-        """Asks until every request of the batch has its answer, or the attempts or the time are used up."""
+        """Sends the batch until every request has a result, or the attempts or the time are used up."""
         waiting = {request.request_id: request for request in batch}
-        why = ["no answer"]
+        errors = ["no answer"]
         try:
-            async with asyncio.timeout(self._within_s if self._within_s < float("inf") else None):
-                await self._attempts(waiting, results, why)
+            async with asyncio.timeout(self._request_timeout_s if self._request_timeout_s < float("inf") else None):
+                await self._run_attempts(waiting, results, errors)
         except TimeoutError:
-            why.append(f"no answer within {self._within_s:g} s ({why[-1]})")
-        except Exception as error:  # a request that cannot be put on the wire must still get its answer
-            why.append(f"{type(error).__name__}: {error}")
+            errors.append(f"no answer within {self._request_timeout_s:g} s ({errors[-1]})")
+        except Exception as error:  # a request that cannot be serialized must still get its result
+            errors.append(f"{type(error).__name__}: {error}")
         for request in waiting.values():
-            results.put_nowait(self._lost(request, why[-1]))
+            results.put_nowait(self._undelivered(request, errors[-1]))
 
-    async def _attempts(self, waiting: dict[str, Request], results: asyncio.Queue, why: list[str]) -> None:
-        resend: set[bytes] = set()
+    async def _run_attempts(self, waiting: dict[str, Request], results: asyncio.Queue, errors: list[str]) -> None:
+        missing_digests: set[bytes] = set()
         for attempt in range(_ATTEMPTS):
-            parts = await self._placed(list(waiting.values()), why)
+            parts = await self._route(list(waiting.values()), errors)
             final = await asyncio.gather(*(
-                self._ask(replica, part, waiting, resend, results, why, attempt + 1 == _ATTEMPTS)
+                self._send_batch(replica, part, waiting, missing_digests, results, errors, attempt + 1 == _ATTEMPTS)
                 for replica, part in parts.items()
             ))  # fmt: skip
             if not waiting or any(final):
                 return
-            if not resend or attempt:
+            if not missing_digests or attempt:
                 await asyncio.sleep(_BACKOFF_S * 2**attempt * random.uniform(0.75, 1.25))
 
-    async def _placed(self, requests: list[Request], why: list[str]) -> dict[Replica, list[Request]]:
-        """Requests by the replica they go to; those that no replica can take now are left out."""
+    async def _route(self, requests: list[Request], errors: list[str]) -> dict[Replica, list[Request]]:
+        """Groups requests by replica; those for which no replica is available now are left out."""
         parts: dict[Replica, list[Request]] = {}
         for request in requests:
             session = request.session_id if isinstance(request, ExecRequest) else None
-            home = before = self._homes.get(session) if session is not None else None
-            if home is None or (session not in self._opened and (home.down_until > time.monotonic() or not home.name)):
-                home = await self._roomiest(why)
-                if home is None:
+            replica = before = self._session_replica.get(session) if session is not None else None
+            if replica is None or (
+                session not in self._started_sessions and (replica.down_until > time.monotonic() or not replica.name)
+            ):
+                replica = await self._least_loaded(errors)
+                if replica is None:
                     continue
-                if session is not None and self._homes.get(session) is not before:
-                    home = self._homes[session]  # another batch with this session was first
+                if session is not None and self._session_replica.get(session) is not before:
+                    replica = self._session_replica[session]  # another batch with this session was first
                 elif session is not None:
-                    home.opened += 1
-                    self._homes[session], self._names[session] = home, f"{session}@{home.name}"
-            parts.setdefault(home, []).append(request)
+                    replica.new_sessions += 1
+                    self._session_replica[session], self._wire_ids[session] = replica, f"{session}@{replica.name}"
+            parts.setdefault(replica, []).append(request)
         return parts
 
-    async def _roomiest(self, why: list[str]) -> Replica | None:
-        """The replica with the most room among those that answer."""
+    async def _least_loaded(self, errors: list[str]) -> Replica | None:
+        """Returns the least loaded replica that responds; None if none does."""
         now = time.monotonic()
         replicas = await self.replicas()
         if len(replicas) == 1 and replicas[0].name:
             return replicas[0]
         candidates = [r for r in replicas if r.down_until <= now] if len(replicas) > 1 else replicas
 
-        async def ask(replica: Replica) -> Replica | None:
+        async def refreshed(replica: Replica) -> Replica | None:
             try:
                 await replica.refresh()
             except grpc.aio.AioRpcError as error:
-                why.append(f"{replica.address}: {_said(error)}")
-                replica.failed()
+                errors.append(f"{replica.address}: {_format_error(error)}")
+                replica.mark_down()
                 return None
             return replica
 
-        answered = [r for r in await asyncio.gather(*map(ask, candidates)) if r is not None]
+        answered = [r for r in await asyncio.gather(*map(refreshed, candidates)) if r is not None]
         return min(answered, key=lambda r: (r.load, random.random()), default=None)
 
-    async def _ask(
-        self, replica: Replica, requests: list[Request], waiting: dict[str, Request], resend: set[bytes],
-        results: asyncio.Queue, why: list[str], last: bool,
+    async def _send_batch(
+        self, replica: Replica, requests: list[Request], waiting: dict[str, Request], missing_digests: set[bytes],
+        results: asyncio.Queue, errors: list[str], last: bool,
     ) -> bool:  # fmt: skip
-        """One call; answers leave ``waiting``. True if asking again is no use."""
+        """Makes one call and removes answered requests from `waiting`. Returns True if a retry is useless."""
         cells = [r for r in requests if isinstance(r, ExecRequest)]
-        wire = {r.request_id: (self._names[r.session_id], r.session_id in self._opened) for r in cells}
+        wire_ids = {r.request_id: (self._wire_ids[r.session_id], r.session_id in self._started_sessions) for r in cells}
         try:
-            async for reply in replica.call(requests, wire, resend, self._format, self._within_s):
+            async for reply in replica.send_batch(
+                requests, wire_ids, missing_digests, self._format, self._request_timeout_s
+            ):
                 request = waiting.get(reply.request_id)
                 if request is None:
                     continue
                 if reply.status == pb.MISSING_IMAGES:
-                    resend.update(reply.missing_digests)
-                    why.append("the service lost the pictures")
+                    missing_digests.update(reply.missing_digests)
+                    errors.append("the service no longer holds the images")
                 elif reply.status == pb.UNAVAILABLE and not last:
-                    why.append(reply.message)
-                elif reply.status == pb.SESSION_LOST and not wire[reply.request_id][1] and not last:
-                    replica.forget_name()  # nothing was lost yet: the replica was restarted before our first cell
+                    errors.append(reply.message)
+                elif reply.status == pb.SESSION_LOST and not wire_ids[reply.request_id][1] and not last:
+                    replica.forget_name()  # no state is lost: the replica was restarted before the first cell of the session
                 else:
                     del waiting[reply.request_id]
-                    results.put_nowait(self._learned(request, messages.read_result(request, reply)))
+                    results.put_nowait(self._record_result(request, messages.from_proto(request, reply)))
         except grpc.aio.AioRpcError as error:
-            why.append(_said(error))
-            if error.code() in _FINAL:
+            errors.append(_format_error(error))
+            if error.code() in _FATAL_CODES:
                 return True
-            replica.failed()
+            replica.mark_down()
         return False
 
-    def _learned(self, request: Request, result: ToolResult) -> ToolResult:
+    def _record_result(self, request: Request, result: ToolResult) -> ToolResult:
         if isinstance(request, ExecRequest):
             if result.status is Status.SESSION_LOST:
-                self._forget(request.session_id)
+                self._forget_session(request.session_id)
             elif result.status not in (Status.REFUSED, Status.UNAVAILABLE):
-                self._opened.add(request.session_id)
+                self._started_sessions.add(request.session_id)
         return result
 
-    def _lost(self, request: Request, why: str) -> ToolResult:
-        """The result of a request that nobody answered. State on a replica that is gone is lost."""
-        if isinstance(request, ExecRequest) and request.session_id in self._opened and len(self._replicas) > 1:
-            home = self._homes[request.session_id]
-            if home.down_until > time.monotonic():
-                self._forget(request.session_id)
-                return messages.failure(request, Status.SESSION_LOST, f"its replica {home.address} is gone: {why}")
-        return messages.failure(request, Status.UNAVAILABLE, why)
+    def _undelivered(self, request: Request, error: str) -> ToolResult:
+        """Returns the result of a request without an answer: SESSION_LOST if its session's replica is down."""
+        if (
+            isinstance(request, ExecRequest)
+            and request.session_id in self._started_sessions
+            and len(self._replicas) > 1
+        ):
+            replica = self._session_replica[request.session_id]
+            if replica.down_until > time.monotonic():
+                self._forget_session(request.session_id)
+                return messages.failed_result(
+                    request, Status.SESSION_LOST, f"its replica {replica.address} is gone: {error}"
+                )
+        return messages.failed_result(request, Status.UNAVAILABLE, error)
 
-    def _forget(self, session: str) -> None:
-        self._opened.discard(session)
-        self._homes.pop(session, None)
-        self._names.pop(session, None)
+    def _forget_session(self, session: str) -> None:
+        self._started_sessions.discard(session)
+        self._session_replica.pop(session, None)
+        self._wire_ids.pop(session, None)
 
 
-def _said(error: grpc.aio.AioRpcError) -> str:
+def _format_error(error: grpc.aio.AioRpcError) -> str:
     return f"{error.code().name}: {error.details()}"

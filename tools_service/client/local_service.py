@@ -1,4 +1,4 @@
-"""Starts a service of our own on loopback, as a separate process that ends with this one."""
+"""Starts a local service on loopback as a child process that ends with this one."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_START_S = 300.0  # libraries load in seconds, on a machine that does much else in minutes
+_START_TIMEOUT_S = 300.0  # libraries load in seconds, on an overloaded machine in minutes
 
 
 @dataclass(frozen=True)
 class LocalService:
     address: str  # host:port
     process: subprocess.Popen
-    banner: tuple[str, ...]  # what the service said about itself
+    banner: tuple[str, ...]  # lines that the service printed at startup
 
     def stop(self, timeout_s: float = 20.0) -> None:
-        """Ends the service and its sessions; kills it if it does not end in time."""
+        """Ends the service and its sessions; kills it after `timeout_s`."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -43,10 +43,15 @@ def start_local_service(
     extra_args: Sequence[str] = (),
     launcher: Sequence[str] = (),
 ) -> LocalService:
-    """Starts ``python -m tools_service`` on a free loopback port and waits until it listens.
+    """Starts `python -m tools_service` on a free loopback port and waits until it listens.
 
-    Its log goes to ``log_path``; ``launcher`` is a command put before it (another user, a container).
-    Raises RuntimeError with the end of the log when it does not start.
+    Args:
+        log_path: file for its log (stderr).
+        extra_args: further options of the service.
+        launcher: command to prefix, which runs the service as another user or in a container.
+
+    Raises:
+        RuntimeError: it did not start; the message ends with the end of the log.
     """
     command = [*launcher, sys.executable, "-m", "tools_service", "--exit-with-parent"]
     command += ["--text-index", str(text_index)] if text_index else []
@@ -64,7 +69,7 @@ def start_local_service(
             start_new_session=True,
         )
     banner: list[str] = []
-    for line in _lines(process, time.monotonic() + _START_S):
+    for line in _read_lines(process, time.monotonic() + _START_TIMEOUT_S):
         banner.append(line)
         if line.startswith("listening on "):
             return LocalService(line.removeprefix("listening on ").strip(), process, tuple(banner))
@@ -75,8 +80,8 @@ def start_local_service(
     raise RuntimeError(f"the tools service did not start (exit {process.returncode}); end of {log_path}:\n{tail}")
 
 
-def _lines(process: subprocess.Popen, deadline: float):
-    """Lines of the process's output until it ends or the deadline passes."""
+def _read_lines(process: subprocess.Popen, deadline: float):
+    """Yields the lines of the process's output until it ends or the deadline passes."""
     pending = b""
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)

@@ -1,4 +1,4 @@
-"""What a client asks and what it gets: requests, results, and how they look on the wire."""
+"""Requests and results of the client, and their conversion to and from protobuf messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 from tools_service.proto import tools_pb2 as pb
 
-_BATCH_BYTES = 32 << 20  # a batch is cut so that its pictures stay below this
+_BATCH_BYTES = 32 << 20  # maximum of images in a batch
 _BATCH_ITEMS = 1024
 
 Kind = Literal["exec", "text_search", "image_search"]
@@ -23,10 +23,10 @@ class Status(enum.Enum):
     OOM = "oom"
     CRASHED = "crashed"
     OUTPUT_LIMIT = "output_limit"
-    SESSION_LOST = "session_lost"  # not executed: the state that the code counted on is gone
+    SESSION_LOST = "session_lost"  # not executed: the namespace that the code relied on is gone
     REFUSED = "refused"  # not executed: the request is wrong
     UNAVAILABLE = "unavailable"  # infrastructure; may be tried again
-    CANCELLED = "cancelled"  # stopped because this client was gone for a while; may have run in part
+    CANCELLED = "cancelled"  # stopped because its call was canceled and not repeated; may have run in part
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ExecRequest:
     session_id: str
     code: str
     timeout_s: float
-    images: tuple[bytes, ...] = ()  # encoded input pictures; bound to image_1 .. image_n when the session is created
+    images: tuple[bytes, ...] = ()  # encoded input images; bound to image_1 .. image_n when the session is created
 
 
 @dataclass(frozen=True)
@@ -74,36 +74,36 @@ class ToolResult:
     images: tuple[bytes, ...] = ()  # PNG, or WebP where the client asked for it
     items: tuple[SearchItem, ...] = ()
     message: str = ""
-    restarted: bool = False  # this cell ran in a fresh namespace after an earlier one was lost
+    restarted: bool = False  # this cell ran in a new namespace after the previous one was lost
     queue_ms: float = 0.0
     wall_ms: float = 0.0
-    session_alive: bool = False  # variables are still there for the next cell
-    generation: int = 0  # namespaces that this session has had
-    isolation: str = ""  # tier in force
-    image_sizes: tuple[tuple[int, int], ...] = ()  # width, height in pixels, of images
-    provider: str = ""  # that answered a search
-    degraded: bool = False  # the first provider of the chain did not
+    session_alive: bool = False  # the namespace persists for the next cell
+    generation: int = 0  # number of namespaces that this session has had
+    isolation: str = ""  # isolation tier in force
+    image_sizes: tuple[tuple[int, int], ...] = ()  # (width, height) of `images`, pixels
+    provider: str = ""  # search provider that answered
+    degraded: bool = False  # the first provider of the chain failed, another answered
     cached: bool = False  # replayed from an earlier answer
 
 
-def kind_of(request: Request) -> Kind:
+def request_kind(request: Request) -> Kind:
     if isinstance(request, ExecRequest):
         return "exec"
     return "text_search" if isinstance(request, TextSearchRequest) else "image_search"
 
 
-def digest(image: bytes) -> bytes:
+def image_digest(image: bytes) -> bytes:
     return hashlib.sha256(image).digest()
 
 
-def failure(request: Request, status: Status, message: str) -> ToolResult:
-    return ToolResult(request.request_id, kind_of(request), status, message=message)
+def failed_result(request: Request, status: Status, message: str) -> ToolResult:
+    return ToolResult(request.request_id, request_kind(request), status, message=message)
 
 
-def read_result(request: Request, reply: pb.Result) -> ToolResult:
+def from_proto(request: Request, reply: pb.Result) -> ToolResult:
     return ToolResult(
         reply.request_id,
-        kind_of(request),
+        request_kind(request),
         Status[pb.Status.Name(reply.status)],
         reply.stdout,
         reply.stderr,
@@ -134,22 +134,26 @@ def search_batch(requests: Sequence[TextSearchRequest | ImageSearchRequest]) -> 
     return message
 
 
-def cut(requests: Iterable[Request]) -> Iterable[list[Request]]:
-    """Batches that stay below the service's limits on items and, counting each picture once, on bytes."""
+def _request_images(request: Request) -> tuple[bytes, ...]:
+    if isinstance(request, ExecRequest):
+        return request.images
+    return (request.image,) if isinstance(request, ImageSearchRequest) else ()
+
+
+def split_batches(requests: Iterable[Request]) -> Iterable[list[Request]]:
+    """Splits requests into batches below the limits on items and on image bytes (each distinct image counted once)."""
     batch: list[Request] = []
     seen: set[int] = set()
     size = 0
     for request in requests:
-        pictures = (
-            request.images if isinstance(request, ExecRequest) else getattr(request, "image", b"") and (request.image,)
-        )
-        fresh = [p for p in pictures or () if id(p) not in seen]
-        if len(batch) == _BATCH_ITEMS or (batch and size + sum(map(len, fresh)) > _BATCH_BYTES):
+        images = _request_images(request)
+        new = [image for image in images if id(image) not in seen]
+        if len(batch) == _BATCH_ITEMS or (batch and size + sum(map(len, new)) > _BATCH_BYTES):
             yield batch
             batch, seen, size = [], set(), 0
-            fresh = list(pictures or ())
+            new = list(images)
         batch.append(request)
-        seen.update(map(id, fresh))
-        size += sum(map(len, fresh))
+        seen.update(map(id, new))
+        size += sum(map(len, new))
     if batch:
         yield batch

@@ -1,4 +1,4 @@
-"""The synchronous, thread-safe client of the tools service; an asyncio loop in a thread does the work."""
+"""The synchronous, thread-safe client of the tools service, which runs `AsyncToolsClient` in a background thread."""
 
 from __future__ import annotations
 
@@ -29,9 +29,16 @@ class ToolsClient:
         image_format: Literal["png", "webp"] = "png",
         request_timeout_s: float = float("inf"),
     ):
-        """``address``: host:port, several replicas with commas between. Connects lazily; the first result says
-        UNAVAILABLE if nobody is there. A request without an answer after ``request_timeout_s`` ends as UNAVAILABLE.
-        Raises ValueError for a bad address, OSError for a certificate that cannot be read."""
+        """Connects lazily: if no service listens, the first result is UNAVAILABLE.
+
+        Args:
+            address: host:port, comma-separated for several replicas.
+            request_timeout_s: time limit of a request with its retries, after which it ends as UNAVAILABLE.
+
+        Raises:
+            ValueError: the address is malformed.
+            OSError: a certificate cannot be read.
+        """
         self.address = address
         self._results: queue.SimpleQueue[ToolResult] = queue.SimpleQueue()
         self._pending = 0
@@ -42,13 +49,13 @@ class ToolsClient:
         self._thread.start()
         self._client = AsyncToolsClient(address, token, tls, image_format, request_timeout_s)
         try:
-            self._wait(self._client.replicas())
+            self._run_sync(self._client.replicas())
         except (ValueError, OSError):
             self.close()
             raise
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Sends requests; every one of them yields exactly one result from ``poll``. Does not wait."""
+        """Sends requests without waiting; each of them yields exactly one result from `poll`."""
         if self._closed:
             raise RuntimeError("the client is closed")
         requests = list(requests)
@@ -65,7 +72,7 @@ class ToolsClient:
             asyncio.run_coroutine_threadsafe(run(), self._loop)
 
     def poll(self, timeout_s: float = 0.0) -> list[ToolResult]:
-        """Results that have arrived, in order of completion; waits up to ``timeout_s`` for the first."""
+        """Returns the results that have arrived, in order of completion; waits up to `timeout_s` for the first."""
         results: list[ToolResult] = []
         try:
             results.append(self._results.get(block=timeout_s > 0, timeout=timeout_s or None))
@@ -78,29 +85,29 @@ class ToolsClient:
         return results
 
     def pending(self) -> int:
-        """Requests submitted whose results have not been polled."""
+        """Returns the number of submitted requests whose results have not been polled."""
         with self._count:
             return self._pending
 
     def close_sessions(self, ids: Iterable[str]) -> None:
-        """Ends sessions, without waiting. Unknown ones are ignored."""
+        """Ends sessions without waiting. Unknown ids are ignored."""
         ids = list(ids)
         if ids and not self._closed:
             asyncio.run_coroutine_threadsafe(self._client.close_sessions(ids), self._loop)
 
     def interrupt(self, session_id: str) -> bool:
-        """Interrupts the running cell of a session; False if none is running."""
-        return self._wait(self._client.interrupt(session_id))
+        """Interrupts the running cell of a session; returns False if none runs."""
+        return self._run_sync(self._client.interrupt(session_id))
 
     def info(self) -> dict:
-        """Tier, limits, providers, packages and counters of the service. Raises ConnectionError."""
+        """Returns tier, limits, providers, packages and counters of the service. Raises ConnectionError."""
         try:
-            return self._wait(self._client.info())
+            return self._run_sync(self._client.info())
         except grpc.aio.AioRpcError as error:
             raise ConnectionError(f"tools service at {self.address}: {error.code().name}: {error.details()}") from None
 
     def close(self) -> None:
-        """Ends the connection; results that have not arrived are lost."""
+        """Closes the connection; results that have not arrived are lost."""
         if self._closed:
             return
         self._closed = True
@@ -117,5 +124,5 @@ class ToolsClient:
         self._thread.join(timeout=10)
         self._loop.close()
 
-    def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+    def _run_sync(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

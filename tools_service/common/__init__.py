@@ -1,1 +1,1 @@
-"""Shared by every process of the service."""
+"""Helpers shared by all processes of the service."""

@@ -1,5 +1,7 @@
-"""Structured logs on stderr: one JSON object a line. They name what happened and how long it took, and never
-hold code, output, queries, pictures, tokens or ids that a caller chose."""
+"""Structured logs on stderr: one JSON object per line, with the event and its duration.
+
+They never hold code, output, queries, images, tokens or ids that a caller chose.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import time
 _LOG = logging.getLogger("tools_service")
 
 
-class _Lines(logging.Formatter):
+class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
@@ -25,14 +27,14 @@ class _Lines(logging.Formatter):
 
 
 def start(level: str) -> None:
-    """Sends this package's log to stderr."""
+    """Configures this package's logger to write to stderr."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines())
+    handler.setFormatter(_JsonFormatter())
     _LOG.handlers[:] = [handler]
     _LOG.setLevel(level.upper())
     _LOG.propagate = False
 
 
 def event(name: str, level: int = logging.INFO, **fields: object) -> None:
-    """``fields`` are numbers, statuses and names that the operator chose."""
+    """Logs one event. `fields` may hold numbers, statuses and names that the operator chose, no caller data."""
     _LOG.log(level, name, extra={"fields": fields})

@@ -1,1 +1,1 @@
-"""Confined Python processes: the manager, the zygote, and what runs inside a session."""
+"""Runs untrusted Python in confined processes: manager, zygote, session processes and their protocol."""

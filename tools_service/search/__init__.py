@@ -1,1 +1,1 @@
-"""Text and image search: one interface, and the embedded providers that need no network."""
+"""Provides text and image search: live web providers, embedded indexes, fallback chains and recorded answers."""

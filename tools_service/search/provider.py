@@ -1,6 +1,6 @@
-"""The interface of search providers.
+"""Defines the interface of search providers.
 
-A provider is asynchronous so that remote ones plug in beside the embedded ones, which work in threads.
+Providers are asynchronous, so that remote providers (HTTP) and embedded ones (worker threads) are interchangeable.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from typing import Protocol
 
 
 class SearchError(Exception):
-    """The search could not be done; the text may be shown to the caller."""
+    """The search failed; the message may be shown to the caller."""
 
 
 class BadQuery(SearchError):
-    """The query itself is wrong."""
+    """The query is invalid."""
 
 
-class Rejected(SearchError):
-    """The provider is there and does not take this one request."""
+class RequestRejected(SearchError):
+    """The provider is available but rejected this request."""
 
 
 @dataclass(frozen=True)
-class Item:
+class SearchHit:
     """One search result."""
 
     title: str
@@ -36,12 +36,12 @@ class Item:
 class TextProvider(Protocol):
     name: str
 
-    async def search(self, query: str, k: int) -> list[Item]:
-        """The k best documents, best first. Raises SearchError."""
+    async def search(self, query: str, k: int) -> list[SearchHit]:
+        """Returns the k best documents, best first. Raises SearchError."""
 
 
 class ImageProvider(Protocol):
     name: str
 
-    async def search(self, image: bytes, k: int) -> list[Item]:
-        """The k most similar pictures, best first. ``image`` is an encoded picture. Raises SearchError."""
+    async def search(self, image: bytes, k: int) -> list[SearchHit]:
+        """Returns the k images most similar to the encoded `image`, best first. Raises SearchError."""

@@ -1,8 +1,8 @@
-"""Record and replay: answers of live providers in one SQLite file, which can be shared and then needs no network.
+"""Records answers of live providers in a cassette, one SQLite file, and replays them without key or network.
 
-What is kept is the answer as the service gives it (thumbnails included) under provider, locale and query; no key, no
-header, no address. The same recording answers the same query alike for ever. Queries are compared with white space and
-Unicode forms evened out, pictures by their bytes.
+A cassette stores the answer as the service returns it (thumbnails included) by provider, locale and query, but no
+key, header or provider address. Replayed answers never change. Text queries are compared after normalizing white
+space and Unicode (NFC), images by the SHA-256 of their bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tools_service.search.provider import ImageProvider, Item, SearchError, TextProvider
+from tools_service.search.provider import ImageProvider, SearchError, SearchHit, TextProvider
 
 Mode = Literal["record", "replay", "refresh"]
 MODES: tuple[Mode, ...] = ("record", "replay", "refresh")
@@ -37,37 +37,41 @@ _COLUMNS = ("provider", "variant", "query", "k", "items", "recorded_at")
 
 
 class NotRecorded(SearchError):
-    """A replayed provider was asked something that its recording does not hold."""
+    """A provider in replay mode has no recorded answer for the query."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One recorded answer. ``query`` is the text, or the SHA-256 of a picture; ``variant`` what else decides it."""
+class CassetteEntry:
+    """One recorded answer. `query` is a `query_key`; `variant` holds further settings that affect it (the locale)."""
 
     provider: str
     variant: str
     query: str
-    k: int  # results that were asked for
-    items: tuple[Item, ...]
+    k: int  # number of results requested
+    items: tuple[SearchHit, ...]
     recorded_at: float  # seconds since 1970
 
-    def row(self) -> tuple:
+    def to_row(self) -> tuple:
+        """Returns the row of the SQLite table."""
         items = json.dumps(
-            [_plain(item) for item in self.items], sort_keys=True, ensure_ascii=False, separators=(",", ":")
+            [_hit_to_json(item) for item in self.items], sort_keys=True, ensure_ascii=False, separators=(",", ":")
         )
         return self.provider, self.variant, self.query, self.k, items, self.recorded_at
 
     @classmethod
-    def of(cls, row: tuple) -> Answer:
+    def from_row(cls, row: tuple) -> CassetteEntry:
+        """Reads a row of the SQLite table."""
         provider, variant, query, k, items, recorded_at = row
-        return cls(provider, variant, query, k, tuple(_item(plain) for plain in json.loads(items)), recorded_at)
+        return cls(
+            provider, variant, query, k, tuple(_hit_from_json(plain) for plain in json.loads(items)), recorded_at
+        )
 
 
-class Recordings:
-    """The file. Its methods block, and may be called from any thread."""
+class CassetteStore:
+    """Stores recorded answers in a SQLite file. Methods block and are thread-safe."""
 
     def __init__(self, path: str | Path, *, read_only: bool = False):
-        """Opens ``path``, or makes it unless ``read_only``. Raises ValueError for what is no such file."""
+        """Opens `path`; creates it unless `read_only`. Raises ValueError if it is not a cassette."""
         self.path, self._lock = str(path), threading.Lock()
         if read_only and not Path(path).is_file():
             raise ValueError(f"{path} does not exist: record one first, with --search-cache-mode record")
@@ -87,112 +91,112 @@ class Recordings:
         with self._lock:
             return self._file.execute("SELECT count(*) FROM answers").fetchone()[0]
 
-    def get(self, provider: str, variant: str, query: str) -> Answer | None:
-        asked = "SELECT provider, variant, query, k, items, recorded_at FROM answers WHERE provider=? AND variant=? AND query=?"
+    def get(self, provider: str, variant: str, query: str) -> CassetteEntry | None:
+        statement = "SELECT provider, variant, query, k, items, recorded_at FROM answers WHERE provider=? AND variant=? AND query=?"
         with self._lock:
-            row = self._file.execute(asked, (provider, variant, query)).fetchone()
-        return Answer.of(row) if row else None
+            row = self._file.execute(statement, (provider, variant, query)).fetchone()
+        return CassetteEntry.from_row(row) if row else None
 
-    def put(self, answer: Answer) -> None:
-        """Keeps the answer, in place of an earlier one."""
+    def replace(self, answer: CassetteEntry) -> None:
+        """Stores the answer, replacing an earlier one to the same query."""
         self._insert("INSERT OR REPLACE INTO answers", answer)
 
-    def add(self, answer: Answer) -> Answer:
-        """Keeps the answer unless there is one to as many results; returns the one that is kept now."""
+    def add_if_larger(self, answer: CassetteEntry) -> CassetteEntry:
+        """Stores the answer unless one with at least as large a k exists; returns the stored one."""
         self._insert("INSERT INTO answers", answer, "ON CONFLICT DO UPDATE SET k=excluded.k, items=excluded.items, "
                      "recorded_at=excluded.recorded_at WHERE excluded.k > answers.k")  # fmt: skip
         return self.get(answer.provider, answer.variant, answer.query)
 
-    def _insert(self, verb: str, answer: Answer, otherwise: str = "") -> None:
+    def _insert(self, verb: str, answer: CassetteEntry, otherwise: str = "") -> None:
         with self._lock:
-            self._file.execute(f"{verb} VALUES ({','.join('?' * len(_COLUMNS))}) {otherwise}", answer.row())
+            self._file.execute(f"{verb} VALUES ({','.join('?' * len(_COLUMNS))}) {otherwise}", answer.to_row())
 
-    def __iter__(self) -> Iterator[Answer]:
-        """All answers, in an order that their contents decide."""
+    def __iter__(self) -> Iterator[CassetteEntry]:
+        """Iterates over all answers, sorted by provider, variant and query."""
         with self._lock:
             rows = self._file.execute("SELECT * FROM answers ORDER BY provider, variant, query").fetchall()
-        return map(Answer.of, rows)
+        return map(CassetteEntry.from_row, rows)
 
     def close(self) -> None:
         with self._lock:
             self._file.close()
 
 
-class Recorded:
-    """A text or image provider whose answers are kept; without one, what is kept is all it knows."""
+class CachedProvider:
+    """Wraps a text or image provider and records its answers, or replays recorded answers without a provider."""
 
     def __init__(
-        self, name: str, provider: TextProvider | ImageProvider | None, recordings: Recordings, mode: Mode, variant: str = "",
+        self, name: str, provider: TextProvider | ImageProvider | None, cassettes: CassetteStore, mode: Mode, variant: str = "",
     ):  # fmt: skip
-        """``provider`` is None exactly when ``mode`` is "replay"."""
+        """Without a `provider` the mode must be "replay", with one it must not. Raises ValueError."""
         if (provider is None) != (mode == "replay"):
             raise ValueError(f"mode {mode} {'needs a' if provider is None else 'asks no'} live provider")
         self.name = name
         self.counters: Counter[str] = Counter()
-        self._provider, self._recordings, self._mode, self._variant = provider, recordings, mode, variant
-        self._asking: dict[str, tuple[int, asyncio.Task]] = {}
+        self._provider, self._store, self._mode, self._variant = provider, cassettes, mode, variant
+        self._in_flight: dict[str, tuple[int, asyncio.Task]] = {}
 
-    async def search(self, query: str | bytes, k: int) -> list[Item]:
-        return (await self.recall(query, k))[0]
+    async def search(self, query: str | bytes, k: int) -> list[SearchHit]:
+        return (await self.search_or_replay(query, k))[0]
 
-    async def recall(self, query: str | bytes, k: int) -> tuple[list[Item], bool]:
-        """As ``search``, and whether the answer was replayed."""
+    async def search_or_replay(self, query: str | bytes, k: int) -> tuple[list[SearchHit], bool]:
+        """Returns the results as `search` does, and True if they were replayed."""
         key = query_key(query)
         if self._mode != "refresh":
-            kept = await asyncio.to_thread(self._recordings.get, self.name, self._variant, key)
-            # An answer to fewer results than now wanted is one only where there were no more.
+            kept = await asyncio.to_thread(self._store.get, self.name, self._variant, key)
+            # A cached answer for a smaller k is reused only if it was exhausted (fewer than its k results).
             if kept is not None and (kept.k >= k or len(kept.items) < kept.k or self._mode == "replay"):
                 self.counters["replayed"] += 1
                 return list(kept.items[:k]), True
         if self._provider is None:
             self.counters["not recorded"] += 1
             raise NotRecorded(f"{self.name} only replays, and this was never recorded")
-        return (await self._ask_once(key, query, k))[:k], False
+        return (await self._search_once(key, query, k))[:k], False
 
-    async def _ask_once(self, key: str, query: str | bytes, k: int) -> list[Item]:
-        """Many ask the same at once (the samples of a group); the provider is asked once."""
-        under_way = self._asking.get(key)
+    async def _search_once(self, key: str, query: str | bytes, k: int) -> list[SearchHit]:
+        """Shares one provider call among concurrent identical searches, as the samples of a group make."""
+        under_way = self._in_flight.get(key)
         if under_way is not None and under_way[0] >= k:
             self.counters["shared"] += 1
             task = under_way[1]
         else:
-            task = asyncio.create_task(self._ask(key, query, k))
-            self._asking[key] = k, task
-            task.add_done_callback(lambda done: self._finished(key, done))
+            task = asyncio.create_task(self._search_and_record(key, query, k))
+            self._in_flight[key] = k, task
+            task.add_done_callback(lambda done: self._forget_in_flight(key, done))
         return await asyncio.shield(task)
 
-    async def _ask(self, key: str, query: str | bytes, k: int) -> list[Item]:
+    async def _search_and_record(self, key: str, query: str | bytes, k: int) -> list[SearchHit]:
         items = await self._provider.search(query, k)
-        answer = Answer(self.name, self._variant, key, k, tuple(items), time.time())
+        answer = CassetteEntry(self.name, self._variant, key, k, tuple(items), time.time())
         try:
             if self._mode == "refresh":
-                await asyncio.to_thread(self._recordings.put, answer)
+                await asyncio.to_thread(self._store.replace, answer)
             else:
-                # Where another service was quicker, its answer is also ours: what is given is what will be replayed.
-                answer = await asyncio.to_thread(self._recordings.add, answer)
+                # Another service may have recorded an answer first: that one is returned, as it will be replayed.
+                answer = await asyncio.to_thread(self._store.add_if_larger, answer)
         except sqlite3.Error as error:
             raise SearchError(f"the answer cannot be recorded: {error}") from None
         self.counters["recorded"] += 1
         return list(answer.items)
 
-    def _finished(self, key: str, task: asyncio.Task) -> None:
-        if self._asking.get(key, (0, None))[1] is task:
-            del self._asking[key]
+    def _forget_in_flight(self, key: str, task: asyncio.Task) -> None:
+        if self._in_flight.get(key, (0, None))[1] is task:
+            del self._in_flight[key]
         if not task.cancelled():
-            task.exception()  # seen, also when everybody who asked has gone
+            task.exception()  # marks the exception as retrieved even if every waiter was cancelled
 
 
 def query_key(query: str | bytes) -> str:
-    """What a query is kept under: the text, evened out, or ``sha256:`` of the picture."""
+    """Returns the key of a query: its normalized text, or `sha256:` plus the digest of an image."""
     if isinstance(query, bytes):
         return f"sha256:{hashlib.sha256(query).hexdigest()}"
     return " ".join(unicodedata.normalize("NFC", query).split())
 
 
-def _plain(item: Item) -> dict:
+def _hit_to_json(item: SearchHit) -> dict:
     fields = {name: value for name, value in vars(item).items() if value}
     return fields | ({"thumbnail": base64.b64encode(item.thumbnail).decode()} if item.thumbnail else {})
 
 
-def _item(plain: dict) -> Item:
-    return Item(**plain | ({"thumbnail": base64.b64decode(plain["thumbnail"])} if "thumbnail" in plain else {}))
+def _hit_from_json(plain: dict) -> SearchHit:
+    return SearchHit(**plain | ({"thumbnail": base64.b64decode(plain["thumbnail"])} if "thumbnail" in plain else {}))

@@ -1,4 +1,4 @@
-"""The providers that a service runs with, and the answer to one request."""
+"""Opens the search providers of a service and answers its search requests."""
 
 from __future__ import annotations
 
@@ -9,70 +9,70 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from tools_service.proto import tools_pb2 as pb
-from tools_service.search.chain import Chain
-from tools_service.search.http.request import Policy
+from tools_service.search.chain import ProviderChain
+from tools_service.search.http.request import RetryPolicy
 from tools_service.search.http.transport import Transport
 from tools_service.search.provider import BadQuery, SearchError
 from tools_service.search.providers import lens, web
-from tools_service.search.recording_store import Recorded, Recordings
+from tools_service.search.recording_store import CachedProvider, CassetteStore
 from tools_service.search.search_options import SearchOptions
 
-if TYPE_CHECKING:  # what handles pictures is loaded where it is needed
-    from tools_service.search.http.thumbnails import Thumbnails
+if TYPE_CHECKING:  # imports PIL and OpenCV, needed only for image search
+    from tools_service.search.http.thumbnails import ThumbnailFetcher
 
 
 @dataclass(frozen=True)
-class Providers:
-    """What searches go to."""
+class SearchProviders:
+    """Holds the provider chains of a service and their shared resources."""
 
-    text: Chain | None = None
-    image: Chain | None = None
+    text: ProviderChain | None = None
+    image: ProviderChain | None = None
     transports: tuple[Transport, ...] = ()
-    recordings: Recordings | None = None
-    thumbnails: Thumbnails | None = None
+    cassettes: CassetteStore | None = None
+    thumbnails: ThumbnailFetcher | None = None
 
     @classmethod
-    def open(cls, options: SearchOptions) -> Providers:
-        """The chains for the options: live providers first, then the index. Raises ValueError."""
-        from tools_service.search.providers.image_index import PictureIndex
+    def open(cls, options: SearchOptions) -> SearchProviders:
+        """Opens the chains for the options: live providers first, the index last. Raises ValueError."""
+        from tools_service.search.providers.image_index import ImageIndex
         from tools_service.search.providers.text_index import TextIndex
 
-        builder = _Builder(options)
+        builder = _ProviderBuilder(options)
         text = [builder.text(name, url) for name, url in options.text]
         if options.text_index:
             text.append(TextIndex.open(options.text_index))
         image = [builder.image(name, where) for name, where in options.image]
         if options.image_index:
-            image.append(PictureIndex.open(options.image_index, options.embedding))
+            image.append(ImageIndex.open(options.image_index, options.embedding))
         return cls(
-            Chain(text) if text else None, Chain(image) if image else None,
-            tuple(builder.transports), builder.recordings, builder.thumbnails,
+            ProviderChain(text) if text else None, ProviderChain(image) if image else None,
+            tuple(builder.transports), builder.cassettes, builder.thumbnails,
         )  # fmt: skip
 
-    def names(self) -> list[str]:
-        """A line per kind: its providers, best first."""
+    def chain_descriptions(self) -> list[str]:
+        """Returns one line per kind of search: its providers, best first."""
         return [" → ".join(p.name for p in chain.providers) for chain in (self.text, self.image) if chain is not None]
 
-    def state(self) -> dict[str, dict]:
-        """Per live provider: the state of its circuit and what happened how often."""
-        state = {t.name: {"circuit": t.breaker.state, **t.counters} for t in self.transports}
+    def provider_states(self) -> dict[str, dict]:
+        """Returns the circuit state and the event counters of each live provider."""
+        states = {t.name: {"circuit": t.breaker.state, **t.counters} for t in self.transports}
         for chain in filter(None, (self.text, self.image)):
             for provider in chain.providers:
-                if isinstance(provider, Recorded):
-                    state.setdefault(provider.name, {}).update(provider.counters)
-        return state
+                if isinstance(provider, CachedProvider):
+                    states.setdefault(provider.name, {}).update(provider.counters)
+        return states
 
     async def close(self) -> None:
-        """Ends connections and closes the recording."""
+        """Closes the connections and the cassette."""
         for transport in self.transports:
             await transport.close()
         if self.thumbnails is not None:
             await self.thumbnails.close()
-        if self.recordings is not None:
-            self.recordings.close()
+        if self.cassettes is not None:
+            self.cassettes.close()
 
     async def search(self, request: pb.SearchRequest) -> pb.Result:
-        """Answers one request; what goes wrong is a status."""
+        """Answers one request; errors are reported as its status and message."""
         kind = request.WhichOneof("query")
         chain = self.text if kind == "text" else self.image
         result = pb.Result(request_id=request.request_id, status=pb.OK)
@@ -103,57 +103,59 @@ class Providers:
         return result
 
 
-class _Builder:
-    """Makes live providers, and what they share."""
+class _ProviderBuilder:
+    """Builds the live providers and the resources that they share."""
 
     def __init__(self, options: SearchOptions):
         self._options = options
         self._replays = options.cache_mode == "replay"
         self.transports: list[Transport] = []
-        self.recordings = Recordings(options.cache, read_only=self._replays) if options.cache else None
-        self.thumbnails, self._pictures = None, None
+        self.cassettes = CassetteStore(options.cache, read_only=self._replays) if options.cache else None
+        self.thumbnails, self._public_urls = None, None
         if not self._replays and any(name in lens.APIS for name, _ in options.image):
             from tools_service.search.http.public_urls import PublishFolder, UrlTable
-            from tools_service.search.http.thumbnails import Thumbnails
+            from tools_service.search.http.thumbnails import ThumbnailFetcher
 
-            self.thumbnails = Thumbnails()
-            self._pictures = (
-                UrlTable.open(options.picture_urls) if options.picture_urls else PublishFolder(*options.publish)
+            self.thumbnails = ThumbnailFetcher()
+            self._public_urls = (
+                UrlTable.open(options.image_urls) if options.image_urls else PublishFolder(*options.publish)
             )
 
     def text(self, name: str, url: str):
+        """Builds a live text provider, recorded if there is a cassette."""
         if self._replays:
             return self._recorded(name, None)
         search = web.WebSearch(
             name,
-            self._transport(name, web.APIS[name].if_refused),
-            self._key(web.APIS[name].key),
+            self._transport(name, web.APIS[name].auth_error_hint),
+            self._key(web.APIS[name].key_variable),
             url,
             self._options.locale,
         )
-        return search if self.recordings is None else self._recorded(name, search)
+        return search if self.cassettes is None else self._recorded(name, search)
 
     def image(self, name: str, where: str):
+        """Builds a live image provider, recorded if there is a cassette, or opens the MMSearch-R1 cache."""
         if name == "mmsearch-r1":
-            from tools_service.search.providers.mmsearch_r1 import ReleasedCache
+            from tools_service.search.providers.mmsearch_r1 import MMSearchR1Cache
 
-            return ReleasedCache.open(where, self._options.mmsearch_rows)
+            return MMSearchR1Cache.open(where, self._options.mmsearch_rows)
         if self._replays:
             return self._recorded(name, None)
         search = lens.LensSearch(
-            name, self._transport(name, lens.APIS[name].if_refused), self._key(lens.APIS[name].key), self._pictures, self.thumbnails, where, self._options.locale,
+            name, self._transport(name, lens.APIS[name].auth_error_hint), self._key(lens.APIS[name].key_variable), self._public_urls, self.thumbnails, where, self._options.locale,
         )  # fmt: skip
-        return search if self.recordings is None else self._recorded(name, search)
+        return search if self.cassettes is None else self._recorded(name, search)
 
-    def _recorded(self, name: str, provider) -> Recorded:
+    def _recorded(self, name: str, provider) -> CachedProvider:
         locale = self._options.locale
-        return Recorded(
-            name, provider, self.recordings, self._options.cache_mode, f"{locale.country}-{locale.language}"
+        return CachedProvider(
+            name, provider, self.cassettes, self._options.cache_mode, f"{locale.country}-{locale.language}"
         )
 
-    def _transport(self, name: str, if_refused: str) -> Transport:
-        policy = self._options.policies.get(name, Policy())
-        self.transports.append(Transport(name, policy, self._options.proxy, if_refused))
+    def _transport(self, name: str, auth_error_hint: str) -> Transport:
+        policy = self._options.retry_policies.get(name, RetryPolicy())
+        self.transports.append(Transport(name, policy, self._options.proxy, auth_error_hint))
         return self.transports[-1]
 
     def _key(self, variable: str) -> SecretStr:

@@ -1,1 +1,1 @@
-"""The gRPC server process: sessions, admission, idempotency, auth. Runs no untrusted code."""
+"""The gRPC server process: sessions, admission, idempotency, authentication. It runs no untrusted code."""

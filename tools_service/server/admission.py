@@ -1,4 +1,4 @@
-"""How many cells run at once: few, so that wall-clock time-outs are fair; sleepers make room."""
+"""Admission control: bounds the number of cells that run at once, so that wall-clock time-outs are fair."""
 
 from __future__ import annotations
 
@@ -6,55 +6,63 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+DEMOTE_AFTER_S = 0.5
 
-class Lanes:
-    """A fast lane of ``fast`` cells. A cell still running after ``patience_s`` moves to the slow lane, if
-    one of its ``slow`` places is free, so that long or hung cells do not hold up short ones."""
 
-    def __init__(self, fast: int, slow: int, patience_s: float = 0.5):
-        self._fast, self._slow, self._patience_s = asyncio.Semaphore(fast), slow, patience_s
-        self.waiting = 0  # cells that wait for a place
+class AdmissionController:
+    """Admits cells first come, first served, at most `max_running` at once.
+
+    A cell that still runs after `demote_after_s` frees its slot for the next cell if fewer than
+    `max_long_running` cells have been demoted already: long or hung cells do not hold up short ones.
+    """
+
+    def __init__(self, max_running: int, max_long_running: int, demote_after_s: float = DEMOTE_AFTER_S):
+        self._slots = asyncio.Semaphore(max_running)
+        self._free_long_running = max_long_running
+        self._demote_after_s = demote_after_s
+        self.waiting = 0  # cells without a slot yet
         self.running = 0
 
     @contextlib.asynccontextmanager
-    async def enter(self) -> AsyncIterator[Lane]:
-        """Waits for a place in the fast lane, first come first served."""
+    async def admit(self) -> AsyncIterator[Slot]:
+        """Waits for a slot, and frees it when the context ends."""
         self.waiting += 1
         try:
-            await self._fast.acquire()
+            await self._slots.acquire()
         finally:
             self.waiting -= 1
-        lane = Lane(self)
+        slot = Slot(self)
         self.running += 1
         try:
-            yield lane
+            yield slot
         finally:
             self.running -= 1
-            lane.leave()
+            slot.release()
 
 
-class Lane:
-    """The place of one cell."""
+class Slot:
+    """The admission of one cell."""
 
-    def __init__(self, lanes: Lanes):
-        self._lanes = lanes
+    def __init__(self, controller: AdmissionController):
+        self._controller = controller
         self._timer: asyncio.TimerHandle | None = None
-        self._slow = False
+        self._demoted = False
 
-    def running(self) -> None:
-        """The cell starts now."""
-        self._timer = asyncio.get_running_loop().call_later(self._lanes._patience_s, self._move)
+    def start_timer(self) -> None:
+        """Counts the cell's running time from now; until then it may still wait for a process."""
+        self._timer = asyncio.get_running_loop().call_later(self._controller._demote_after_s, self._demote)
 
-    def _move(self) -> None:
-        if self._lanes._slow > 0:
-            self._lanes._slow -= 1
-            self._slow = True
-            self._lanes._fast.release()
+    def _demote(self) -> None:
+        if self._controller._free_long_running > 0:
+            self._controller._free_long_running -= 1
+            self._demoted = True
+            self._controller._slots.release()
 
-    def leave(self) -> None:
+    def release(self) -> None:
+        """Frees the slot, or the long-running place of a demoted cell."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._slow:
-            self._lanes._slow += 1
+        if self._demoted:
+            self._controller._free_long_running += 1
         else:
-            self._lanes._fast.release()
+            self._controller._slots.release()

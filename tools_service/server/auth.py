@@ -1,4 +1,4 @@
-"""Who may call: a bearer token, a client certificate, or both; and how callers are kept apart."""
+"""Authentication by bearer token, client certificate or both, and the principal that isolates callers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import grpc
 
-from tools_service.server.options import Options
+from tools_service.server.options import ServiceOptions
 
 _HEALTH = "/grpc.health.v1.Health/"
 
 
-class TokenCheck(grpc.aio.ServerInterceptor):
-    """Lets calls through that carry one of the bearer tokens; health checks need none."""
+class BearerTokenInterceptor(grpc.aio.ServerInterceptor):
+    """Rejects calls without one of the bearer tokens, except health checks."""
 
     def __init__(self, tokens: tuple[str, ...]):
         self._expected = [f"Bearer {token}".encode() for token in tokens]
@@ -26,7 +26,7 @@ class TokenCheck(grpc.aio.ServerInterceptor):
 
     async def intercept_service(self, continuation, details):
         given = _authorization(details.invocation_metadata)
-        # All are compared, so that the time taken does not tell which one it was.
+        # Compares all of them in constant time, so that the latency reveals nothing about the tokens (timing attack).
         matches = sum(hmac.compare_digest(given, expected) for expected in self._expected)
         if details.method.startswith(_HEALTH) or matches:
             return await continuation(details)
@@ -34,7 +34,7 @@ class TokenCheck(grpc.aio.ServerInterceptor):
 
 
 def principal(context: grpc.aio.ServicerContext) -> str:
-    """A short name for whoever authenticated this call: callers do not share sessions, answers or pictures."""
+    """Returns a short hash of the caller's credentials, which scopes sessions, results and images; empty without any."""
     given = _authorization(context.invocation_metadata())
     identities = list(context.peer_identities() or ())
     if not given and not identities:
@@ -42,8 +42,8 @@ def principal(context: grpc.aio.ServicerContext) -> str:
     return hashlib.sha256(b"\0".join([given, *identities])).hexdigest()[:16]
 
 
-def server_credentials(options: Options) -> grpc.ServerCredentials | None:
-    """TLS with the server's certificate, and mTLS where client certificates are asked for. Raises OSError."""
+def server_credentials(options: ServiceOptions) -> grpc.ServerCredentials | None:
+    """Returns TLS credentials, with mutual TLS if a client CA is set; None without TLS. Raises OSError."""
     if not options.tls_cert:
         return None
     pair = (Path(options.tls_key).read_bytes(), Path(options.tls_cert).read_bytes())

@@ -1,4 +1,7 @@
-"""One cell and its answer over a session's channel. Everything in the answer is checked: it is the policy's word."""
+"""Sends one cell over a session's channel and validates the reply.
+
+The reply comes from a process that runs the policy's code, so all of it is untrusted input.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,21 @@ import secrets
 from dataclasses import dataclass
 
 from tools_service.proto import tools_pb2 as pb
-from tools_service.sandbox.manager.manager_client import Worker
+from tools_service.sandbox.manager.manager_client import WorkerHandle
 from tools_service.sandbox.protocol import frames, png_validator, webp_validator
 from tools_service.sandbox.protocol.isolation_config import Limits
-from tools_service.server.image_store import Picture
+from tools_service.server.image_store import SealedImage
 
-_INLINE = 64 << 10  # bytes of pictures that are checked at once; more are checked in a thread
+_INLINE = 64 << 10  # bytes of images validated on the event loop; more are validated in a thread
 
 
-class BadReply(Exception):
-    """What came back is not an answer to the cell."""
+class ProtocolError(Exception):
+    """The bytes on the channel are no valid reply to the cell."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A picture that a cell showed."""
+class DisplayedImage:
+    """An encoded image that a cell displayed, after validation."""
 
     data: bytes
     mime: str
@@ -30,47 +33,56 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Reply:
-    status: str  # ok | error | refused: an input picture could not be opened
+class CellReply:
+    status: str  # ok | error | refused (an input image could not be opened)
     message: str
     stdout: str
     stderr: str
-    pictures: list[Shown]
+    images: list[DisplayedImage]
 
 
-async def ask(
-    worker: Worker, limits: Limits, code: str, pictures: list[Picture], image_format: pb.ImageFormat
-) -> Reply:
-    """Sends the cell and takes the first frame. Raises BadReply, or EOFError and ConnectionError at the end."""
+async def run_cell(
+    worker: WorkerHandle, limits: Limits, code: str, images: list[SealedImage], image_format: pb.ImageFormat
+) -> CellReply:
+    """Sends the cell and returns the validated reply.
+
+    Raises:
+        ProtocolError: the first frame received is no reply to this cell (its nonce, content or images are wrong).
+        IncompleteReadError, ConnectionError: the session's process ended.
+    """
     nonce = secrets.token_hex(16)
     header = {"nonce": nonce, "format": "webp" if image_format == pb.WEBP else "png"}
-    handles = [picture.handle for picture in pictures]
-    await worker.send(header, [code.encode("utf-8", "replace")], handles)
+    fds = [image.fd for image in images]
+    await worker.send(header, [code.encode("utf-8", "replace")], fds)
     try:
         header, blobs = await worker.receive(limits.reply_bytes)
     except frames.FrameError as error:
-        raise BadReply(str(error)) from None
+        raise ProtocolError(str(error)) from None
     if header.get("nonce") != nonce:
-        raise BadReply("not the answer to this cell")
+        raise ProtocolError("not the answer to this cell")
     status, message = header.get("status"), header.get("message", "")
     if status not in ("ok", "error", "refused") or not isinstance(message, str):
-        raise BadReply("unexpected content")
+        raise ProtocolError("unexpected content")
     if not 2 <= len(blobs) <= 2 + limits.images or max(map(len, blobs[:2])) > (limits.text_kb << 10) + 200:
-        raise BadReply("more text or pictures than allowed")
-    most = limits.image_megapixels * 1e6
+        raise ProtocolError("more text or pictures than allowed")
+    max_pixels = limits.image_megapixels * 1e6
     large = sum(map(len, blobs[2:])) > _INLINE
-    shown = await asyncio.to_thread(_check, blobs[2:], most) if large else _check(blobs[2:], most)
+    shown = (
+        await asyncio.to_thread(_validate_images, blobs[2:], max_pixels)
+        if large
+        else _validate_images(blobs[2:], max_pixels)
+    )
     stdout, stderr = (blob.decode("utf-8", "replace") for blob in blobs[:2])
-    return Reply(status, message[:500], stdout, stderr, shown)
+    return CellReply(status, message[:500], stdout, stderr, shown)
 
 
-def _check(blobs: list[bytes], max_pixels: float) -> list[Shown]:
+def _validate_images(blobs: list[bytes], max_pixels: float) -> list[DisplayedImage]:
     shown = []
     for data in blobs:
-        kind, mime = (webp_validator, "image/webp") if data[:4] == b"RIFF" else (png_validator, "image/png")
+        validator, mime = (webp_validator, "image/webp") if data[:4] == b"RIFF" else (png_validator, "image/png")
         try:
-            data, width, height = kind.check(data, max_pixels)
-        except png_validator.BadPicture as error:
-            raise BadReply(str(error)) from None
-        shown.append(Shown(data, mime, width, height))
+            data, width, height = validator.validate(data, max_pixels)
+        except png_validator.InvalidImage as error:
+            raise ProtocolError(str(error)) from None
+        shown.append(DisplayedImage(data, mime, width, height))
     return shown

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the service. Labels are statuses, kinds and provider names: never ids, code or queries."""
+"""Prometheus metrics of the service. Labels are statuses, kinds and provider names, never ids, code or queries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tools_service.proto import tools_pb2 as pb
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
-class Metrics:
+class ServiceMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
@@ -27,7 +27,7 @@ class Metrics:
         self._queue = Histogram(
             "tools_queue_seconds", "Time that a cell waited before it ran", buckets=_SECONDS, registry=self.registry
         )
-        self._bytes = Counter("tools_image_bytes_total", "Bytes of pictures returned", registry=self.registry)
+        self._bytes = Counter("tools_image_bytes_total", "Bytes of images returned", registry=self.registry)
         self._searches = Counter(
             "tools_searches_total",
             "Searches by the provider that answered",
@@ -35,7 +35,7 @@ class Metrics:
             registry=self.registry,
         )
 
-    def answered(self, kind: str, result: pb.Result) -> None:
+    def record_result(self, kind: str, result: pb.Result) -> None:
         self._requests.labels(kind, pb.Status.Name(result.status)).inc()
         if result.wall_ms:
             self._wall.labels(kind).observe(result.wall_ms / 1e3)
@@ -47,15 +47,15 @@ class Metrics:
             self._searches.labels(result.provider.split(":")[0], source).inc()
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """A value that is read when somebody asks."""
+        """Registers a gauge whose value is read at every scrape."""
         Gauge(name, text, registry=self.registry).set_function(read)
 
     def counters(self, name: str, text: str, read: Callable[[], dict[str, int]], events: tuple[str, ...]) -> None:
-        """Counters that are kept elsewhere, one for each event."""
+        """Registers one gauge per event whose value `read` returns at every scrape."""
         gauge = Gauge(name, text, ("event",), registry=self.registry)
         for event in events:
             gauge.labels(event).set_function(lambda event=event: read().get(event, 0))
 
     def serve(self, host: str, port: int) -> None:
-        """Answers scrapes over HTTP, in a thread of its own. Raises OSError."""
+        """Serves scrapes over HTTP in a background thread. Raises OSError."""
         start_http_server(port, host, registry=self.registry)

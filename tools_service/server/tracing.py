@@ -1,7 +1,7 @@
-"""OpenTelemetry traces: a span for each call, child of the caller's if the call says whose (W3C trace context).
+"""OpenTelemetry traces: one span per call, child of the caller's span if the call carries a W3C trace context.
 
-Spans hold counts, statuses and times: never code, output, queries, pictures or ids that a caller chose. Needs the
-extra ``traces``; without ``--traces`` nothing of it is loaded.
+Spans hold counts, statuses and times: never code, output, queries, images or ids that a caller chose. Needs the
+extra `traces`; without `--traces` OpenTelemetry is not imported.
 """
 
 from __future__ import annotations
@@ -10,20 +10,23 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_NAME = "tools_service"
+_SERVICE_NAME = "tools_service"
 
 
 class Tracing:
-    """Spans where there is a tracer, nothing where there is none."""
+    """Records spans if a tracer provider is configured, and does nothing otherwise."""
 
     def __init__(self, provider: Any = None):
-        """``provider``: an ``opentelemetry.sdk.trace.TracerProvider``; None: no spans."""
+        """Takes an `opentelemetry.sdk.trace.TracerProvider`, or None for no spans."""
         self._provider = provider
 
     @classmethod
     def open(cls, target: str) -> Tracing:
-        """``target``: a file to which spans are appended as JSON, ``otlp`` for the collector that the
-        ``OTEL_EXPORTER_OTLP_*`` variables name, or empty for none. Raises ValueError naming what is missing."""
+        """Opens the exporter for `target`.
+
+        `target` is a file to which spans are appended as JSON, `otlp` for the collector that the
+        `OTEL_EXPORTER_OTLP_*` variables name, or empty for no spans. Raises ValueError naming the missing package.
+        """
         if not target:
             return cls()
         try:
@@ -34,13 +37,13 @@ class Tracing:
             exporter = _otlp() if target == "otlp" else _file(target)
         except ImportError as error:
             raise ValueError(f"--traces {target}: {error}; pip install 'dv2_jax[traces]'") from None
-        provider = TracerProvider(resource=Resource.create({"service.name": _NAME}))
+        provider = TracerProvider(resource=Resource.create({"service.name": _SERVICE_NAME}))
         provider.add_span_processor(BatchSpanProcessor(exporter))
         return cls(provider)
 
     @contextlib.contextmanager
     def span(self, name: str, metadata: Any) -> Iterator[dict[str, int | float | str]]:
-        """A span around one call; what is put into the mapping becomes its attributes at the end."""
+        """Records a span around one call; entries of the yielded mapping become its attributes at the end."""
         attributes: dict[str, int | float | str] = {}
         if self._provider is None:
             yield attributes
@@ -48,8 +51,8 @@ class Tracing:
         from opentelemetry import trace
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        parent = TraceContextTextMapPropagator().extract(_texts(metadata))
-        tracer = self._provider.get_tracer(_NAME)
+        parent = TraceContextTextMapPropagator().extract(_string_metadata(metadata))
+        tracer = self._provider.get_tracer(_SERVICE_NAME)
         span = tracer.start_span(f"tools/{name}", context=parent, kind=trace.SpanKind.SERVER)
         try:
             yield attributes
@@ -58,7 +61,7 @@ class Tracing:
             span.end()
 
     def close(self) -> None:
-        """Sends what has not been sent."""
+        """Flushes pending spans and shuts the exporter down."""
         if self._provider is not None:
             self._provider.shutdown()
 
@@ -75,5 +78,5 @@ def _file(path: str) -> Any:
     return ConsoleSpanExporter(out=open(path, "a"), formatter=lambda span: span.to_json(indent=None) + "\n")
 
 
-def _texts(metadata: Any) -> Mapping[str, str]:
+def _string_metadata(metadata: Any) -> Mapping[str, str]:
     return {name: value for name, value in metadata or () if isinstance(value, str)}

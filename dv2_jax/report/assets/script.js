@@ -1,13 +1,13 @@
 "use strict";
-const pictures = JSON.parse(document.getElementById("pictures").textContent);
+const images = JSON.parse(document.getElementById("images").textContent);
 const cards = [...document.querySelectorAll(".card")];
 const filters = [...document.querySelectorAll(".filters select")];
 
-// Pictures are stored once and put in place when a card is first opened.
+// Images are embedded once and put in place when a card is first opened.
 function fill(card) {
-  for (const img of card.querySelectorAll("img[data-picture]")) {
-    img.src = pictures[img.dataset.picture];
-    img.removeAttribute("data-picture");
+  for (const img of card.querySelectorAll("img[data-image]")) {
+    img.src = images[img.dataset.image];
+    img.removeAttribute("data-image");
   }
 }
 for (const card of cards) {

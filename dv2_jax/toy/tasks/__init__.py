@@ -1,7 +1,7 @@
-"""The default tasks: real things with exact answers, made from what installed packages ship.
+"""The default tasks: questions with exact answers about real images and facts, from data in installed packages.
 
-Five skills (perception, reasoning, search, integration, plain), each question with a verifier. Training and
-held-out questions share no entity, digit, photograph or random stream.
+There are five skills (perception, reasoning, search, integration, plain), and each question names its verifier.
+Training and held-out questions share no entity, digit, photograph or random stream.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ SKILLS = ("perception", "reasoning", "search", "integration", "plain")
 
 
 class TaskSet(Sequence[Question]):
-    """Questions made on demand: item i is a function of (split, seed, i) alone; skills take turns."""
+    """Generates questions on demand: item i depends only on (split, seed, i); skills alternate."""
 
     def __init__(self, split: Split, size: int, seed: int, skills: Sequence[str] = SKILLS):
         if unknown := sorted(set(skills) - set(SKILLS)):
             raise ValueError(f"unknown skills {unknown}; there are {', '.join(SKILLS)}")
         if split not in ("train", "eval"):
             raise ValueError(f"split is 'train' or 'eval', not {split!r}")
-        self.split, self.size, self.seed, self.skills = split, size, seed, tuple(skills)
+        self.split = split
+        self.size = size
+        self.seed = seed
+        self.skills = tuple(skills)
 
     def __len__(self) -> int:
         return self.size
@@ -40,37 +43,40 @@ class TaskSet(Sequence[Question]):
             raise IndexError(index)
         index %= self.size
         skill = self.skills[index % len(self.skills)]
-        turn = index // len(self.skills)  # alternates the kinds within a skill
+        number = index // len(self.skills)  # alternates the kinds within a skill
         rng = np.random.default_rng([self.seed, 0 if self.split == "train" else 1, index])
         name = f"{self.split}-{self.seed}-{index:05d}"
         if skill == "reasoning":
-            kind = reasoning.KINDS[turn % len(reasoning.KINDS)]
-            return reasoning.make(kind, rng, self.split, name)
+            kind = reasoning.KINDS[number % len(reasoning.KINDS)]
+            return reasoning.make_question(kind, rng, self.split, name)
         makers = {
             "perception": perception.KINDS,
-            "search": (lookup.search,),
-            "integration": (lookup.recognise, lookup.read_and_look_up),
+            "search": (lookup.search_question,),
+            "integration": (lookup.image_lookup_question, lookup.digit_lookup_question),
             "plain": plain.KINDS,
         }[skill]
-        return makers[turn % len(makers)](rng, self.split, name)
+        return makers[number % len(makers)](rng, self.split, name)
 
 
-def generate(split: Split, n: int, seed: int = 0, skills: Sequence[str] = SKILLS) -> TaskSet:
-    """`n` questions of a split, lazily."""
+def make_questions(split: Split, n: int, seed: int = 0, skills: Sequence[str] = SKILLS) -> TaskSet:
+    """Returns `n` questions of a split, generated lazily."""
     return TaskSet(split, n, seed, skills)
 
 
 def write_corpus(folder: str | Path) -> tuple[Path, Path]:
-    """Write what the search tools know: (text corpus JSONL, captioned-picture JSONL). Reuses a finished folder."""
+    """Writes the corpora of the search tools and returns their files: (text JSONL, captioned-image JSONL).
+
+    Files that already exist are reused.
+    """
     folder = Path(folder)
     text, table = folder / "facts.jsonl", folder / "pictures.jsonl"
     if text.exists() and table.exists():
         return text, table
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     rows = []
-    for number, (entity, title) in enumerate(lookup.catalogue()):
+    for number, (entity, title) in enumerate(lookup.image_index_entries()):
         path = folder / "pictures" / f"{number:04d}.jpg"
-        path.write_bytes(drawing.encode(drawing.tile(entity, facts.split_of(entity))))
+        path.write_bytes(drawing.encode(drawing.entity_image(entity, facts.split_of(entity))))
         rows.append({"image": str(path.resolve()), "title": title, "url": f"pic:{number}"})
     for path, lines in ((text, facts.documents()), (table, rows)):
         partial = path.with_suffix(".partial")

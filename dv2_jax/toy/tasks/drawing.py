@@ -1,7 +1,7 @@
-"""Pictures of the default tasks, composed from what scikit-image and scikit-learn ship.
+"""Composes the images of the default tasks from the data of scikit-image and scikit-learn.
 
-Photographs and handwritten digits are split between training and held-out questions, so that no picture
-content is shared. Sizes are in pixels; every function is deterministic in its generator.
+Photographs and handwritten digits are split between training and held-out questions, so that no image content is
+shared. Sizes are in pixels; every function is deterministic in its generator.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
     "eval": ("camera.png", "gravel.png", "retina.jpg", "rocket.jpg", "flower.jpg"),
 }  # fmt: skip
 
-SCENE = (1152, 896)  # width, height of a perception picture: 1.03 megapixels
-DIGIT = 28  # side of a digit in a scene; under 2 pixels in the tiny model's capped view
-TAG = 36  # side of the plate around it
-MARGIN = 200  # a tag's centre keeps this distance from the border, so that wide crops stay centred
+SCENE = (1152, 896)  # width, height of a perception image: 1.03 megapixels
+DIGIT = 28  # side of a digit in a scene; under 2 pixels in the tiny model's downscaled view
+TAG = 36  # side of the colored tag around a digit
+MARGIN = 200  # minimum distance of a tag's center from the border, so that wide crops remain centered
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (230, 20, 20),
     "green": (20, 200, 20),
     "blue": (20, 20, 240),
@@ -39,7 +39,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 
 def encode(image: Image.Image, quality: int = 88) -> bytes:
-    """JPEG bytes without chroma subsampling, so that small coloured marks keep their colour."""
+    """Encodes an image as JPEG without chroma subsampling, so that small colored tags keep their color."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
@@ -63,7 +63,7 @@ def photograph(name: str) -> Image.Image:
 
 @functools.cache
 def digits() -> tuple[UInt8[np.ndarray, "N 8 8"], np.ndarray]:
-    """All 1,797 handwritten digits of scikit-learn, ink dark on light, and their labels."""
+    """Returns all 1,797 handwritten digits of scikit-learn, ink dark on light, and their labels."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -78,14 +78,14 @@ def digit_indices(split: Split) -> np.ndarray:
 
 
 def random_digit(rng: np.random.Generator, split: Split) -> tuple[Image.Image, int]:
-    """One digit as an 8x8 greyscale picture, and its label."""
+    """Returns one digit as an 8x8 grayscale image, and its label."""
     images, labels = digits()
     index = int(rng.choice(digit_indices(split)))
     return Image.fromarray(images[index]), int(labels[index])
 
 
 def background(rng: np.random.Generator, split: Split, size: tuple[int, int]) -> Image.Image:
-    """A random part of a photograph at the given size, sometimes mirrored."""
+    """Returns a random part of a photograph at the given size, mirrored with probability one half."""
     photo = photograph(str(rng.choice(PHOTOGRAPHS[split])))
     scale = rng.uniform(0.6, 1.0)
     width = int(photo.width * scale)
@@ -96,58 +96,59 @@ def background(rng: np.random.Generator, split: Split, size: tuple[int, int]) ->
     return ImageOps.mirror(part) if rng.random() < 0.5 else part
 
 
-def tag(digit: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """A plate of the given colour with a digit in its middle, TAG pixels wide."""
-    plate = Image.new("RGB", (TAG, TAG), colour)
+def digit_tag(digit: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+    """Returns a square tag of the given color with a digit at its center, TAG pixels wide."""
+    tag = Image.new("RGB", (TAG, TAG), color)
     edge = (TAG - DIGIT) // 2
-    plate.paste(digit.resize((DIGIT, DIGIT), Image.Resampling.BICUBIC).convert("RGB"), (edge, edge))
-    return plate
+    tag.paste(digit.resize((DIGIT, DIGIT), Image.Resampling.BICUBIC).convert("RGB"), (edge, edge))
+    return tag
 
 
 def scatter(rng: np.random.Generator, count: int) -> list[tuple[int, int]]:
-    """Centres of `count` tags, so far apart that a wide crop around one shows no other near its middle."""
-    centres: list[tuple[int, int]] = []
-    while len(centres) < count:
+    """Returns the centers of `count` tags, so far apart that a crop around one shows no other near its center."""
+    centers: list[tuple[int, int]] = []
+    while len(centers) < count:
         x = int(rng.integers(MARGIN, SCENE[0] - MARGIN))
         y = int(rng.integers(MARGIN, SCENE[1] - MARGIN))
-        if all(max(abs(x - u), abs(y - v)) >= 2 * TAG for u, v in centres):
-            centres.append((x, y))
-    return centres
+        if all(max(abs(x - u), abs(y - v)) >= 2 * TAG for u, v in centers):
+            centers.append((x, y))
+    return centers
 
 
 def scene(
-    rng: np.random.Generator, split: Split, colours: list[tuple[int, int, int]]
+    rng: np.random.Generator, split: Split, colors: list[tuple[int, int, int]]
 ) -> tuple[Image.Image, list[tuple[int, int]], list[int]]:
-    """A photograph of 1.03 megapixels with one tagged digit per colour; its centres and labels."""
-    picture = background(rng, split, SCENE)
-    centres, labels = scatter(rng, len(colours)), []
-    for (x, y), colour in zip(centres, colours, strict=True):
+    """Returns a photograph of 1.03 megapixels with one tagged digit per color, the tags' centers and the labels."""
+    image = background(rng, split, SCENE)
+    centers, labels = scatter(rng, len(colors)), []
+    for (x, y), color in zip(centers, colors, strict=True):
         digit, label = random_digit(rng, split)
-        picture.paste(tag(digit, colour), (x - TAG // 2, y - TAG // 2))
+        image.paste(digit_tag(digit, color), (x - TAG // 2, y - TAG // 2))
         labels.append(label)
-    return picture, centres, labels
+    return image, centers, labels
 
 
 def read_digit(region: Image.Image) -> int:
-    """Label of the shipped digit nearest to a picture of one digit (how a person would read the plate)."""
+    """Returns the label of the scikit-learn digit that is nearest to an image of one digit."""
     images, labels = digits()
-    seen = np.asarray(region.convert("L").resize((8, 8), Image.Resampling.BOX), np.float32)
-    distance = ((images.astype(np.float32) - seen) ** 2).sum((1, 2))
+    pixels = np.asarray(region.convert("L").resize((8, 8), Image.Resampling.BOX), np.float32)
+    distance = ((images.astype(np.float32) - pixels) ** 2).sum((1, 2))
     return int(labels[int(distance.argmin())])
 
 
-def plate(rng: np.random.Generator, split: Split, colour: tuple[int, int, int]) -> tuple[Image.Image, int]:
-    """One digit that fills the picture, inside a coloured frame, readable at sight; and its label."""
+def digit_plate(rng: np.random.Generator, split: Split, color: tuple[int, int, int]) -> tuple[Image.Image, int]:
+    """Returns an image of one large digit inside a colored frame, readable without a tool, and its label."""
     digit, label = random_digit(rng, split)
     side = int(rng.integers(100, 180))
-    picture = Image.new("RGB", (side, side), colour)
+    image = Image.new("RGB", (side, side), color)
     inner = int(side * 0.8)
-    picture.paste(digit.resize((inner, inner), Image.Resampling.BICUBIC).convert("RGB"), ((side - inner) // 2,) * 2)
-    return picture, label
+    edge = (side - inner) // 2
+    image.paste(digit.resize((inner, inner), Image.Resampling.BICUBIC).convert("RGB"), (edge, edge))
+    return image, label
 
 
-def tile(entity: str, split: Split) -> Image.Image:
-    """The picture that stands for an entity in the image index: its own part of a photograph, 240 pixels wide."""
+def entity_image(entity: str, split: Split) -> Image.Image:
+    """Returns the image of an entity in the image index: a part of a photograph, chosen by name, 240 pixels wide."""
     import hashlib
 
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(entity.encode()).digest()[:8], "little"))
@@ -156,12 +157,12 @@ def tile(entity: str, split: Split) -> Image.Image:
         side = int(rng.integers(110, 200))
         left, top = int(rng.integers(photo.width - side)), int(rng.integers(photo.height - side))
         part = photo.crop((left, top, left + side, top + side))
-        if np.asarray(part.convert("L")).std() > 18:  # skies and walls look alike
+        if np.asarray(part.convert("L")).std() > 18:  # reject skies and walls, which are too similar
             return part.resize((240, 240), Image.Resampling.BICUBIC)
 
 
-def view_of_tile(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
-    """The same picture as another camera would store it: another size and brightness."""
+def rephotographed(rng: np.random.Generator, image: Image.Image) -> Image.Image:
+    """Returns the image at another size and brightness."""
     side = int(rng.integers(180, 300))
     factor = rng.uniform(0.9, 1.1)
-    return picture.resize((side, side), Image.Resampling.BICUBIC).point(lambda value: int(min(255, value * factor)))
+    return image.resize((side, side), Image.Resampling.BICUBIC).point(lambda value: int(min(255, value * factor)))

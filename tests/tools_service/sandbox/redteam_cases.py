@@ -1,12 +1,17 @@
-"""Hostile cells, as data: ``redteam/*.yaml``.
+"""Loads hostile cells from `redteam/*.yaml` and compares their results.
 
-Keys of a case: ``code`` is run in a session of its own for at most ``timeout_s``; ``status`` lists the outcomes
-that count as contained; ``prints`` must and ``never`` may not be found (regular expressions, line by line) in what
-comes back. ``keeps`` says whether the next cell still runs in the same namespace, ``next_prints`` what that cell,
-which prints ``after`` and whether it is the session's own process, must show. ``then`` are further cells with the same keys, ``elsewhere``
-is a cell in another session that was there before, ``differs_elsewhere`` that the same code prints something else
-there. ``spoils``: the session may be of no use afterwards, as
-long as it answers. ``plain`` replaces keys on the tier without a file system of its own. ``/sandbox`` is the work folder.
+Keys of a case:
+
+- `code` runs in a fresh session for at most `timeout_s`; `status` lists the outcomes that count as contained.
+- `prints` must, and `never` must not, match the output and message (regular expressions, line by line).
+- `keeps` states if the next cell still runs in the same namespace. That cell prints `after` and if it runs in the
+  session's original process; `next_prints` must be in its output.
+- `then` lists further cells with the same keys; `elsewhere` is a cell in another session that existed before.
+- `differs_elsewhere`: the same code must print something else in another session.
+- `spoils`: the session may be unusable afterwards, as long as it answers.
+- `landlock` overrides keys on that tier, which has no private file system.
+
+`/sandbox` in the code stands for the work folder.
 """
 
 from __future__ import annotations
@@ -19,16 +24,16 @@ import yaml
 from tools_service.client import ToolResult
 
 FOLDER = Path(__file__).parent / "redteam"
-SERVICE = "service.yaml"  # cases against the service: not cells, but names of tests
+SERVICE = "service.yaml"  # cases against the service, which name a test instead of a cell
 KEYS = {
     "id", "title", "code", "timeout_s", "status", "prints", "never", "keeps", "next_prints", "then", "elsewhere",
-    "differs_elsewhere", "plain", "spoils",
+    "differs_elsewhere", "landlock", "spoils",
 }  # fmt: skip
 TIMEOUT_S = 20.0
 
 
 def load() -> list[dict]:
-    """All cases that are cells. Raises ValueError for a key that nobody reads, and for an id that is used twice."""
+    """Loads all cases that are cells. Raises ValueError for an unknown key or a duplicate id."""
     cases = [
         case
         for path in sorted(FOLDER.glob("*.yaml"))
@@ -36,7 +41,7 @@ def load() -> list[dict]:
         for case in yaml.safe_load(path.read_text())
     ]
     for case in cases:
-        for part in (case, *case.get("then", ()), case.get("elsewhere", {}), case.get("plain", {})):
+        for part in (case, *case.get("then", ()), case.get("elsewhere", {}), case.get("landlock", {})):
             if unknown := part.keys() - KEYS:
                 raise ValueError(f"{case['id']}: unknown keys {sorted(unknown)}")
     if len({case["id"] for case in cases}) < len(cases):
@@ -45,11 +50,12 @@ def load() -> list[dict]:
 
 
 def against_the_service() -> list[dict]:
+    """Loads the cases against the service."""
     return yaml.safe_load((FOLDER / SERVICE).read_text())
 
 
 def differences(case: dict, result: ToolResult) -> list[str]:
-    """What is not as the case says; empty if all is contained."""
+    """Lists the differences between the result and the case; empty if the cell was contained."""
     text = f"{result.stdout}\n{result.stderr}\n{result.message}"
     found = []
     if result.status.value not in case.get("status", ["ok"]):

@@ -1,4 +1,4 @@
-"""What a cell cannot do, and what it costs when it tries, in every tier."""
+"""Tests the confinement of cells and its consequences, in every isolation tier."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_time_out_interrupts_the_cell_and_keeps_the_variables(bench, session):
     assert (follow.stdout, follow.restarted) == ("42\n", False)
 
 
-def test_a_cell_that_cannot_be_interrupted_is_killed_and_the_next_one_is_told_so(bench, session):
+def test_a_cell_that_cannot_be_interrupted_is_killed_and_the_next_one_reports_it(bench, session):
     bench.run(session, "x = 1")
     code = "print('partial')\nimport time\nwhile True:\n    try: time.sleep(100)\n    except BaseException: pass"
     result = bench.run(session, code, timeout_s=1)
@@ -203,7 +203,7 @@ def test_eating_memory_bit_by_bit_ends_that_session_alone(bench, session):
     bench.client.close_sessions([other])
 
 
-@pytest.mark.parametrize("tier", ["best", "plain"])
+@pytest.mark.parametrize("tier", ["best", "landlock"])
 def test_all_sessions_together_stay_within_their_memory(tier, tmp_path):
     limits = ["--memory-mb", "600", "--all-memory-mb", "800", "--packages", "numpy,pillow", "--warm", "2"]
     if tier == "best":
@@ -211,7 +211,7 @@ def test_all_sessions_together_stay_within_their_memory(tier, tmp_path):
     elif os.geteuid() != 0:
         pytest.skip("becoming an unprivileged user needs root")
     else:
-        bench = Bench(start_as_nobody(tmp_path / "log.txt", "--tier", "plain", *limits))
+        bench = Bench(start_as_nobody(tmp_path / "log.txt", "--tier", "landlock", *limits))
     try:
         code = "b = bytearray(b'x') * (450 << 20)\nimport time\ntime.sleep(15)\nlen(b) >> 20"
         names = ["greedy-0", "greedy-1", "greedy-2"]
@@ -252,7 +252,7 @@ def test_a_fork_bomb_is_bounded_killed_and_leaves_others_alone(bench, session):
 
 
 def test_what_an_interrupted_cell_began_ends_with_it(bench, session):
-    """The bombs in a session that survived its interrupt would hold all its places, for good."""
+    """Catches children of an interrupted cell that keep using up the session's process limit."""
     bench.run(
         session, "import os, subprocess, time\nearlier, x = subprocess.Popen(['/bin/sleep', '300']), 7; time.sleep(0.1)"
     )
@@ -290,7 +290,7 @@ print('left behind')
 
 
 def _sleeps_in_a_loop(pid: int) -> bool:
-    """A grandchild of the test above: it is no session leader's first process and has no control channel."""
+    """Returns True for the orphaned grandchild of the test above, which has no control channel."""
     try:
         return not any(
             os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:") for fd in os.listdir(f"/proc/{pid}/fd")
@@ -325,7 +325,7 @@ except OSError as error: print(error.errno, len(handles) < 130)
     assert bench.run(session, "del handles\n1").stdout == "1\n"
     code = "try:\n    for i in range(400): open(f'f{i}', 'wb').write(bytes(10_000_000))\nexcept OSError as error: print(error.errno)"
     result = bench.run(session, code)
-    if bench.tier == "plain":  # no file system of its own: the watchdog ends the session
+    if bench.tier == "landlock":  # no private file system: the watchdog ends the session
         assert result.status is Status.CRASHED and "disk" in result.message
     else:
         assert result.stdout == "28\n"

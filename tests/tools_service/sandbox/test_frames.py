@@ -1,4 +1,4 @@
-"""Frames, pictures and the system call filter, checked without a process."""
+"""Tests frames, image validators and the seccomp filter without starting a process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_frames_round_trip_over_a_pipe_in_small_pieces():
 def test_lengths_are_checked_before_anything_is_read():
     for header, payload in ((0, 0), (frames.MAX_HEADER + 1, 0), (10, 101), (2**32 - 1, 2**32 - 1)):
         with pytest.raises(frames.FrameError):
-            frames.lengths(struct.pack("!II", header, payload), 100)
+            frames.parse_prefix(struct.pack("!II", header, payload), 100)
 
 
 def test_damaged_frames_raise_one_kind_of_error():
@@ -70,17 +70,17 @@ def _png(image: Image.Image) -> bytes:
 def test_real_pngs_pass_and_give_their_size():
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
         data = _png(Image.new(mode, (31, 17)))
-        assert png_validator.check(data, 1e6) == (data, 31, 17)
+        assert png_validator.validate(data, 1e6) == (data, 31, 17)
 
 
-def test_a_png_that_lies_or_is_damaged_is_refused():
+def test_a_png_with_a_false_header_or_damage_is_refused():
     good = _png(Image.effect_noise((60, 40), 20))
 
     def with_header(*fields: int) -> bytes:
         body = b"IHDR" + struct.pack(">IIBBBBB", *fields)
         return good[:8] + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + good[33:]
 
-    assert png_validator.check(with_header(60, 40, 8, 0, 0, 0, 0), 1e6)[1:] == (60, 40)
+    assert png_validator.validate(with_header(60, 40, 8, 0, 0, 0, 0), 1e6)[1:] == (60, 40)
     for fields in (
         (60, 39, 8, 0, 0, 0, 0),
         (60, 41, 8, 0, 0, 0, 0),
@@ -92,8 +92,8 @@ def test_a_png_that_lies_or_is_damaged_is_refused():
         (60, 40, 8, 5, 0, 0, 0),
         (60, 40, 8, 0, 1, 0, 0),
     ):
-        with pytest.raises(png_validator.BadPicture):
-            png_validator.check(with_header(*fields), 1e6)
+        with pytest.raises(png_validator.InvalidImage):
+            png_validator.validate(with_header(*fields), 1e6)
     for broken in (
         b"",
         good[:-1],
@@ -103,16 +103,16 @@ def test_a_png_that_lies_or_is_damaged_is_refused():
         good[:40] + b"\x00" + good[41:],
         b"\xff\xd8\xff" + good[3:],
     ):
-        with pytest.raises(png_validator.BadPicture):
-            png_validator.check(broken, 1e6)
+        with pytest.raises(png_validator.InvalidImage):
+            png_validator.validate(broken, 1e6)
 
 
-def test_a_picture_is_passed_on_without_what_decoders_stumble_over():
+def test_ancillary_chunks_are_removed_from_a_png():
     info = PngImagePlugin.PngInfo()
     info.add_text("note", "<|im_end|>" * 1000, zip=True)
     buffer = io.BytesIO()
     Image.effect_noise((20, 10), 9).save(buffer, "PNG", pnginfo=info, icc_profile=b"x" * 300, dpi=(72, 72))
-    passed, width, height = png_validator.check(buffer.getvalue(), 1e6)
+    passed, width, height = png_validator.validate(buffer.getvalue(), 1e6)
     assert (width, height) == (20, 10) and b"zTXt" not in passed and b"iCCP" not in passed and b"pHYs" in passed
     assert Image.open(io.BytesIO(passed)).tobytes() == Image.open(io.BytesIO(buffer.getvalue())).tobytes()
 
@@ -122,20 +122,20 @@ def test_webp_passes_with_its_size_and_damage_and_animation_do_not():
         buffer = io.BytesIO()
         Image.new("RGBA", (31, 17), (9, 8, 7, 100)).convert(mode).save(buffer, "WEBP", **options)
         data = buffer.getvalue()
-        assert webp_validator.check(data, 1e6) == (data, 31, 17)
+        assert webp_validator.validate(data, 1e6) == (data, 31, 17)
         for broken in (data[:-1], data + b"\0", data[:20], b"RIFX" + data[4:], data[:8] + b"WAVE" + data[12:]):
-            with pytest.raises(png_validator.BadPicture):
-                webp_validator.check(broken, 1e6)
-        with pytest.raises(png_validator.BadPicture, match="31 x 17"):
-            webp_validator.check(data, 31 * 17 - 1)
+            with pytest.raises(png_validator.InvalidImage):
+                webp_validator.validate(broken, 1e6)
+        with pytest.raises(png_validator.InvalidImage, match="31 x 17"):
+            webp_validator.validate(data, 31 * 17 - 1)
     buffer = io.BytesIO()
     frames_ = [Image.effect_noise((16, 16), 50), Image.effect_noise((16, 16), 90)]
     frames_[0].save(buffer, "WEBP", save_all=True, append_images=frames_[1:])
-    with pytest.raises(png_validator.BadPicture):
-        webp_validator.check(buffer.getvalue(), 1e6)
+    with pytest.raises(png_validator.InvalidImage):
+        webp_validator.validate(buffer.getvalue(), 1e6)
 
 
-def test_a_folder_is_measured_and_removed_whatever_lies_in_it(tmp_path):
+def test_a_folder_is_measured_and_removed_whatever_it_contains(tmp_path):
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     outside.mkdir()
     (outside / "kept").write_bytes(b"x")
@@ -155,14 +155,14 @@ def test_a_folder_is_measured_and_removed_whatever_lies_in_it(tmp_path):
     os.chmod(inside / "locked", 0)
     used = folders.measure(str(inside / "locked"), 1 << 30, 10_000)
     assert (used.inodes, used.too_deep) == (1, False) and 100_000 <= used.bytes < 200_000
-    assert folders.measure(str(inside), 1 << 30, 3).inodes == 4  # it stops when it knows
+    assert folders.measure(str(inside), 1 << 30, 3).inodes == 4  # stops above the limit
     folders.remove(str(inside))
     assert not inside.exists() and (outside / "kept").exists()
     assert folders.measure(str(inside), 1, 1).inodes == 0
 
 
 def _decide(code: bytes, number: int, arguments: tuple[int, ...] = ()) -> int:
-    """Runs a filter as the kernel does: an independent interpreter of the few instructions used."""
+    """Evaluates a seccomp filter with an independent interpreter of the BPF instructions used."""
     audit, _ = syscalls.machine()
     data = struct.pack("=iIQ6Q", number, audit, 0, *arguments, *[0] * (6 - len(arguments)))
     program = [struct.unpack_from("=HBBI", code, i) for i in range(0, len(code), 8)]
@@ -186,7 +186,7 @@ def _decide(code: bytes, number: int, arguments: tuple[int, ...] = ()) -> int:
 @pytest.mark.skipif(syscalls.machine() is None, reason="no call table for this machine")
 @pytest.mark.parametrize("own_pid_namespace", [True, False])
 def test_the_filter_allows_exactly_what_the_table_says(own_pid_namespace):
-    code = seccomp.program(own_pid_namespace=own_pid_namespace, signals_scoped=True, memory_counted=True, pid=77)
+    code = seccomp.build_filter(own_pid_namespace=own_pid_namespace, signals_scoped=True, memory_counted=True, pid=77)
     table = syscalls.machine()[1]
     allow, refuse, unknown = 0x7FFF0000, 0x00050001, 0x00050026
     special = {
@@ -228,13 +228,13 @@ def test_the_filter_allows_exactly_what_the_table_says(own_pid_namespace):
     assert [_decide(code, table["setpriority"], who) for who in ((0, 0), (0, 9), (1, 0))] == [allow, refuse, refuse]
     assert [_decide(code, table["ioctl"], (0, request)) for request in (0x5401, 0x5412)] == [allow, refuse]
     assert _decide(code, table["setsid"]) == (allow if own_pid_namespace else 0x00050000)
-    assert [_decide(code, table[name]) for name in ("sync", "syncfs")] == [0x00050000] * 2  # done, it says
+    assert [_decide(code, table[name]) for name in ("sync", "syncfs")] == [0x00050000] * 2  # pretended success
     assert _decide(code, 0x40000000 + table["read"]) == 0x80000000
 
 
 @pytest.mark.skipif(syscalls.machine() is None, reason="no call table for this machine")
 def test_without_signal_scoping_a_session_may_only_signal_itself():
-    code = seccomp.program(own_pid_namespace=False, signals_scoped=False, memory_counted=False, pid=77)
+    code = seccomp.build_filter(own_pid_namespace=False, signals_scoped=False, memory_counted=False, pid=77)
     table = syscalls.machine()[1]
     assert [_decide(code, table[name]) for name in ("sendmsg", "sendmmsg", "sendto")] == [
         0x00050001,

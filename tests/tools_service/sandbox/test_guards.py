@@ -1,4 +1,4 @@
-"""What a hostile or careless caller can do to the service itself, and to other callers."""
+"""Protection of the service and of other callers against hostile or careless callers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _free_port() -> int:
 
 
 class Guarded:
-    """A service with two callers, few sessions, and a metrics port."""
+    """A service with two callers, few sessions and a metrics port."""
 
     def __init__(self, folder):
         self.folder, self.metrics_port = folder, _free_port()
@@ -96,12 +96,12 @@ def test_a_caller_neither_sees_nor_stops_nor_ends_the_session_of_another(guarded
     assert guarded.close(_ALICE, "mine") == 1
 
 
-def test_a_picture_of_another_caller_cannot_be_had_by_its_digest(guarded):
+def test_an_image_of_another_caller_cannot_be_had_by_its_digest(guarded):
     data = b"\x89PNG not really"
-    guarded.exec(_ALICE, "pictures", "1", images=[data])
-    asked = guarded.exec(_BOB, "pictures", "1", image_digests=[messages.digest(data)])
-    assert asked.status == pb.MISSING_IMAGES and list(asked.missing_digests) == [messages.digest(data)]
-    guarded.close(_ALICE, "pictures")
+    guarded.exec(_ALICE, "images", "1", images=[data])
+    asked = guarded.exec(_BOB, "images", "1", image_digests=[messages.image_digest(data)])
+    assert asked.status == pb.MISSING_IMAGES and list(asked.missing_digests) == [messages.image_digest(data)]
+    guarded.close(_ALICE, "images")
 
 
 def test_a_flood_of_sessions_is_turned_away_and_costs_nobody_a_session(guarded):
@@ -122,7 +122,7 @@ def test_a_deadline_wins_over_a_longer_time_out_and_the_cell_is_stopped(guarded)
     try:
         result = guarded.exec(_ALICE, "deadline", "time.sleep(100)", timeout=4.0, timeout_s=60)
         assert result.status == pb.TIMEOUT and 1000 < result.wall_ms < 4000
-    except grpc.RpcError as error:  # on a machine too busy to answer in the time left
+    except grpc.RpcError as error:  # on a machine too loaded to answer before the deadline
         assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     limit = time.monotonic() + 30
     while guarded.bench.client.info()["running"] and time.monotonic() < limit:
@@ -200,7 +200,7 @@ def test_a_call_leaves_a_span_below_its_callers_and_no_contents(guarded):
     assert guarded.stub.Exec(request, metadata=metadata, timeout=60).status == pb.OK
     path, spans = guarded.folder / "spans.jsonl", []
     deadline = time.monotonic() + 60
-    while not spans and time.monotonic() < deadline:  # they are written in batches
+    while not spans and time.monotonic() < deadline:  # spans are exported in batches
         time.sleep(0.5)
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         spans = [span for span in lines if span["context"]["trace_id"] == f"0x{trace}"]
@@ -222,7 +222,7 @@ def _frame(kind: int, flags: int, stream: int, body: bytes = b"") -> bytes:
 
 
 def _literal(name: bytes, value: bytes) -> bytes:
-    """A header as HPACK's literal without indexing, lengths below 127."""
+    """Encodes a header as an HPACK literal without indexing; lengths below 127."""
     return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
@@ -257,7 +257,7 @@ def test_abuse_of_http2_leaves_the_service_well(guarded, abuse):
         try:
             attacker.sendall(opening + attack)
         except OSError:
-            pass  # thrown out while still sending: as it should be
+            pass  # the service closed the connection while it was still sending, as it should
     assert guarded.exec(_ALICE, "abused", "'well'").stdout == "'well'\n"
     for attacker in sockets:
         attacker.close()
@@ -316,7 +316,7 @@ def test_idle_sessions_make_room_when_memory_runs_short_and_busy_ones_do_not(tmp
         lost = bench.run("idle", "x")
         assert lost.status is Status.SESSION_LOST and "evicted" in lost.message
         with grpc.insecure_channel(service.address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-            stub = tools_pb2_grpc.ToolsStub(channel)  # a caller that does not say that it counts on state
+            stub = tools_pb2_grpc.ToolsStub(channel)  # a caller that does not set expects_state
             name = bench.client.info()["replica"]
             anew = stub.Exec(pb.ExecRequest(request_id="anew", session_id=f"idle@{name}", code="1"), timeout=60)
         assert (anew.status, anew.restarted, anew.generation) == (pb.OK, True, 2) and "evicted" in anew.message

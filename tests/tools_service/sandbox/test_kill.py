@@ -1,5 +1,4 @@
-"""Kill -9 under load, of each process in turn: every request gets exactly one answer, no cell runs twice, and nothing
-stays behind."""
+"""SIGKILL of each process under load: every request gets exactly one result, no cell runs twice, nothing is leaked."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from benchmarks import processes
 from tests.tools_service.bench import wait_until_gone
 from tools_service.client import ExecRequest, Status, ToolResult, ToolsClient, start_local_service
 
-LIGHT = ["--packages", "numpy,pillow", "--warm", "3"]  # starts in a second: these tests plot nothing
+LIGHT = ["--packages", "numpy,pillow", "--warm", "3"]  # starts in a second, without the plotting libraries
 SESSIONS = 8
 _HUNG_S = 120.0
 _COUNT = "import time\nn = globals().get('n', 0) + 1\ntime.sleep(0.03)\nprint(n)"
@@ -25,17 +24,17 @@ _LOST = {Status.SESSION_LOST, Status.UNAVAILABLE, Status.CRASHED}
 
 
 class Traffic:
-    """Sessions that count their cells, one cell in flight in each."""
+    """Load of sessions that count their cells, with one cell in flight in each."""
 
     def __init__(self, address: str):
         self.client = ToolsClient(address)
         self._ids = itertools.count()
-        self._counts: dict[str, int | None] = {f"s{i}": 0 for i in range(SESSIONS)}  # None: its namespace may be gone
+        self._counts: dict[str, int | None] = {f"s{i}": 0 for i in range(SESSIONS)}  # None: its namespace may be lost
         self._asked: dict[str, str] = {}  # request id → session
         self._answered: set[str] = set()
 
     def flow(self, answers: int, act: Callable[[], object] | None = None) -> list[ToolResult]:
-        """Goes on until ``answers`` more have arrived, and everything in flight; ``act`` happens after a third."""
+        """Runs until `answers` more results have arrived and none is in flight; calls `act` after a third of them."""
         found: list[ToolResult] = []
         heard = time.monotonic()
         while len(found) < answers or self._asked:
@@ -84,14 +83,14 @@ def _statuses(results: list[ToolResult]) -> set[Status]:
 
 
 def _kill(*pids: int) -> None:
-    """Kills, and waits until they have ended: on a busy machine much traffic goes by before they do."""
+    """Kills the processes and waits until they have ended, which takes long on a loaded machine."""
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     assert not wait_until_gone(list(pids))
 
 
 def test_one_answer_each_whatever_is_killed(traffic, tmp_path):
-    """Catches an answer lost or given twice, a cell executed twice, and what outlives the process that owned it."""
+    """Catches: a lost or duplicated result, a cell executed twice, and resources that outlive their owner process."""
     flow, (service,) = traffic
     server = service.process.pid
     assert _statuses(flow.flow(40)) == {Status.OK}
@@ -103,7 +102,7 @@ def test_one_answer_each_whatever_is_killed(traffic, tmp_path):
 
     zygote = processes.roles(server).zygote
     assert _statuses(flow.flow(60, lambda: _kill(zygote))) == {Status.OK}
-    for _ in range(5):  # more than the warm pool holds
+    for _ in range(5):  # more than the size of the warm pool
         name = f"fresh{time.monotonic_ns()}"
         flow.client.submit([ExecRequest(name, name, "print(1)", 30.0)])
         assert [r.stdout for r in _wait(flow.client, 1)] == ["1\n"]
@@ -145,8 +144,10 @@ def _wait(client: ToolsClient, count: int) -> list[ToolResult]:
 
 
 def test_all_at_once_while_cells_wait_and_run(tmp_path):
-    """Manager, zygote and every session at the same moment, with cells queued behind one another: Sees an answer that
-    waits for a process that will never speak."""
+    """Kills manager, zygote and all sessions at once, with cells queued.
+
+    Catches: a request that waits for a process that has ended.
+    """
     service = start_local_service(log_path=tmp_path / "log.txt", extra_args=LIGHT)
     client = ToolsClient(service.address)
     requests = [ExecRequest(f"q{i}", f"s{i % 4}", _COUNT, 30.0) for i in range(48)]
@@ -165,7 +166,7 @@ def test_all_at_once_while_cells_wait_and_run(tmp_path):
 
 
 def test_a_manager_that_is_killed_again_while_it_starts_is_started_again(traffic):
-    """Catches a service that answers UNAVAILABLE for ever, because its sandbox failed once more on the way up."""
+    """Catches: a service that answers UNAVAILABLE permanently after its manager failed again during a restart."""
     flow, (service,) = traffic
     assert _statuses(flow.flow(SESSIONS)) == {Status.OK}
     killed: set[int] = set()

@@ -1,4 +1,4 @@
-"""What a cell sees and gives back: a notebook's behavior, in every tier."""
+"""Tests the notebook semantics of cells, in every isolation tier."""
 
 from __future__ import annotations
 
@@ -62,32 +62,32 @@ def test_output_of_c_code_and_child_processes_is_captured_in_order(bench, sessio
     assert result.stderr == "bad\n"
 
 
-def test_a_crop_comes_back_with_exactly_the_pixels_of_the_input_picture(bench, session):
-    picture = noise(900, 700)
-    result = bench.run(session, "image_1.crop((100, 50, 420, 290))", images=(encode(picture),))
+def test_a_crop_comes_back_with_exactly_the_pixels_of_the_input_image(bench, session):
+    image = noise(900, 700)
+    result = bench.run(session, "image_1.crop((100, 50, 420, 290))", images=(encode(image),))
     assert result.status is Status.OK and result.stdout == ""
-    np.testing.assert_array_equal(pixels(result.images[0]), np.asarray(picture)[50:290, 100:420])
+    np.testing.assert_array_equal(pixels(result.images[0]), np.asarray(image)[50:290, 100:420])
 
 
-def test_every_input_picture_is_bound_in_order_and_turned_as_exif_says(bench, session):
+def test_every_input_image_is_bound_in_order_and_rotated_by_exif(bench, session):
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees to view
-    pictures = (
+    images = (
         encode(noise(40, 30)),
         encode(noise(50, 20), "JPEG", exif=exif),
         encode(noise(8, 9).convert("P"), "GIF"),
     )
-    result = bench.run(session, "[i.size for i in (image_1, image_2, image_3)]", images=pictures)
+    result = bench.run(session, "[i.size for i in (image_1, image_2, image_3)]", images=images)
     assert result.stdout == "[(40, 30), (20, 50), (8, 9)]\n"
 
 
-def test_a_picture_that_cannot_be_opened_is_refused_and_creates_no_session(bench, session):
-    result = bench.run(session, "x = 1", images=(b"not a picture",))
+def test_an_image_that_cannot_be_opened_is_refused_and_creates_no_session(bench, session):
+    result = bench.run(session, "x = 1", images=(b"not an image",))
     assert result.status is Status.REFUSED and "picture 1 cannot be opened" in result.message
     assert bench.run(session, "1").restarted is False
 
 
-def test_shown_and_left_open_figures_displayed_pictures_and_arrays_come_back_in_order(bench, session):
+def test_shown_and_left_open_figures_displayed_images_and_arrays_come_back_in_order(bench, session):
     code = """
 import matplotlib.pyplot as plt, numpy as np
 from PIL import Image
@@ -121,7 +121,7 @@ def test_modes_that_png_lacks_are_converted_and_16_bit_is_kept(bench, session):
     assert [Image.open(io.BytesIO(png)).mode for png in result.images] == ["RGB", "RGB", "L", "RGB", "1", "LA", "I;16"]
 
 
-def test_pictures_come_as_webp_where_the_client_asks_for_it_pixel_for_pixel_and_with_their_sizes(bench, session):
+def test_images_come_as_webp_where_the_client_asks_for_it_pixel_for_pixel_and_with_their_sizes(bench, session):
     client = ToolsClient(bench.service.address, image_format="webp")
     code = """
 import matplotlib.pyplot as plt, numpy as np
@@ -129,8 +129,8 @@ from PIL import Image
 display(image_1, Image.new('RGBA', (3, 4), (9, 8, 7, 6)), Image.new('I;16', (5, 6)), Image.new('L', (20_000, 1)))
 plt.plot([1, 2])
 """
-    picture = noise(90, 70)
-    client.submit([ExecRequest(f"{session}-webp", session, code, 60.0, (encode(picture),))])
+    image = noise(90, 70)
+    client.submit([ExecRequest(f"{session}-webp", session, code, 60.0, (encode(image),))])
     while not (results := client.poll(1.0)):
         pass
     client.close()
@@ -139,11 +139,11 @@ plt.plot([1, 2])
     assert kinds == ["WEBP", "WEBP", "PNG", "PNG", "WEBP"], result  # neither 16 bits nor 20,000 pixels fit into WebP
     assert [Image.open(io.BytesIO(data)).size for data in result.images] == list(result.image_sizes)
     assert list(result.image_sizes[:4]) == [(90, 70), (3, 4), (5, 6), (20_000, 1)]
-    np.testing.assert_array_equal(pixels(result.images[0]), np.asarray(picture))
+    np.testing.assert_array_equal(pixels(result.images[0]), np.asarray(image))
     np.testing.assert_array_equal(pixels(result.images[1])[0, 0], [9, 8, 7, 6])
 
 
-def test_too_many_and_too_large_pictures_are_dropped_with_a_note(bench, session):
+def test_too_many_and_too_large_images_are_dropped_with_a_note(bench, session):
     result = bench.run(session, "from PIL import Image\nfor i in range(13): display(Image.new('L', (2, 2)))")
     assert len(result.images) == 10 and "3 more pictures were not returned" in result.stderr
     result = bench.run(session, "import matplotlib.pyplot as plt\nplt.figure(figsize=(20000, 20000))\nplt.show()")
@@ -165,7 +165,7 @@ def test_long_output_is_clipped_in_the_middle_and_says_by_how_much(bench, sessio
     assert f"{1_000_002 - (256 << 10)} bytes left out" in result.stdout
 
 
-def test_what_a_cell_breaks_in_the_interpreter_is_mended_for_the_next(bench, session):
+def test_interpreter_state_that_a_cell_breaks_is_reset_for_the_next(bench, session):
     bench.run(
         session,
         "import sys, builtins\nsys.stdout.close()\nsys.settrace(lambda *a: None)\ndel builtins.len\nprint = None",

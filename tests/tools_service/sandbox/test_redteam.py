@@ -1,4 +1,4 @@
-"""Hostile cells are contained, on the strongest tier of this machine and on the plain-container tier."""
+"""Runs hostile cells on the strongest tier of this machine and on the plain-container tier."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _LIMITS = ["--grace-s", "0.5", "--memory-mb", "512"]
 _AFTER = "import os\nprint('after')\nprint('next', os.getpid() == OWN)"
 
 
-@pytest.fixture(scope="module", params=["best", "plain, as nobody"])
+@pytest.fixture(scope="module", params=["best", "landlock, as nobody"])
 def attacked(request, tmp_path_factory):
-    """A service that was started in an environment with a secret."""
+    """Starts a service whose environment holds secrets."""
     log = tmp_path_factory.mktemp("redteam") / "log.txt"
     with pytest.MonkeyPatch.context() as patch:
         for name in ("TOOLS_SECRET", "TOOLS_ENV_SECRET", "SERPER_API_KEY", "AWS_SECRET_ACCESS_KEY"):
@@ -29,7 +29,7 @@ def attacked(request, tmp_path_factory):
         elif os.geteuid() != 0:
             pytest.skip("becoming an unprivileged user needs root")
         else:
-            service = start_as_nobody(log, "--tier", "plain", *_LIMITS)
+            service = start_as_nobody(log, "--tier", "landlock", *_LIMITS)
     bench = Bench(service)
     yield bench
     counters = bench.client.info()["counters"]
@@ -42,8 +42,8 @@ def attacked(request, tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case['id']} {case['title']}" for case in CASES])
 def test_a_hostile_cell_is_contained(attacked, case):
-    if attacked.tier == "plain":
-        case = case | case.get("plain", {})
+    if attacked.tier == "landlock":
+        case = case | case.get("landlock", {})
     attacker, other = attacked.new_session(), attacked.new_session()
     own = int(attacked.run(attacker, "import os\nos.getpid()").stdout)
     folder = attacked.run(attacker, "os.getcwd()").stdout.strip().strip("'")
@@ -77,6 +77,6 @@ def test_a_case_against_the_service_has_a_test_that_holds_it(case):
         assert case["documented"] in readme.read_text()
         return
     file, _, name = case["held_by"].partition("::")
-    tree = ast.parse((Path(__file__).parent / file).read_text())
+    tree = ast.parse((Path(__file__).parents[1] / file).read_text())
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
     assert name in names if name else names

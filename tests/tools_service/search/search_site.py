@@ -1,4 +1,4 @@
-"""A local HTTP server that answers as a test wants: well, badly, or not at all."""
+"""Runs a local HTTP server with scripted replies: valid, malformed, endless or none."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
 
-Answer = Callable[["Handler"], None]
+Responder = Callable[["SiteHandler"], None]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One request that arrived."""
+class SeenRequest:
+    """One received request."""
 
     at: float  # time.monotonic()
     method: str
@@ -33,7 +33,7 @@ class Seen:
         return json.loads(self.body)
 
 
-class Handler(BaseHTTPRequestHandler):
+class SiteHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     site: Site
 
@@ -41,8 +41,8 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         parts = urlsplit(self.path)
         headers = {name.lower(): value for name, value in self.headers.items()}
-        answer = self.site.saw(
-            Seen(time.monotonic(), self.command, parts.path, dict(parse_qsl(parts.query)), headers, body)
+        answer = self.site.record(
+            SeenRequest(time.monotonic(), self.command, parts.path, dict(parse_qsl(parts.query)), headers, body)
         )
         try:
             answer(self)
@@ -65,16 +65,16 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Site:
-    """Answers requests in the order of ``answers``; the last one goes on for ever."""
+    """Replies to requests with `answers` in order; the last one repeats."""
 
-    def __init__(self, *answers: Answer, tls: ssl.SSLContext | None = None):
+    def __init__(self, *answers: Responder, tls: ssl.SSLContext | None = None):
         self.answers = list(answers)
-        self.seen: list[Seen] = []
-        self.hung_up = threading.Event()  # a client ended a connection while it was being answered
+        self.requests: list[SeenRequest] = []
+        self.hung_up = threading.Event()  # set when a client closed a connection during a reply
         self.closing = threading.Event()
         self.sent = 0  # bytes of endless bodies
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("_Handler", (Handler,), {"site": self}))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("_BoundHandler", (SiteHandler,), {"site": self}))
         self._server.daemon_threads = True
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
@@ -83,9 +83,9 @@ class Site:
         self.port = self._server.server_address[1]
         self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.port}"
 
-    def saw(self, request: Seen) -> Answer:
+    def record(self, request: SeenRequest) -> Responder:
         with self._lock:
-            self.seen.append(request)
+            self.requests.append(request)
             return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
     def close(self) -> None:
@@ -101,8 +101,8 @@ class Site:
         self.close()
 
 
-def says(value, status: int = 200, packed: bool = False, **headers: str) -> Answer:
-    """A reply of JSON, or of bytes as they are. Underscores in header names are hyphens."""
+def replies_with(value, status: int = 200, packed: bool = False, **headers: str) -> Responder:
+    """Returns a responder that sends `value` as JSON, or bytes unchanged. Underscores in header names become hyphens."""
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
     named = {"content-type": "application/json"} | {name.replace("_", "-"): text for name, text in headers.items()}
     if packed:
@@ -110,36 +110,36 @@ def says(value, status: int = 200, packed: bool = False, **headers: str) -> Answ
     return lambda handler: handler.reply(status, named, body)
 
 
-def hang(handler: Handler) -> None:
-    """No answer at all."""
+def hang(handler: SiteHandler) -> None:
+    """Sends no reply."""
     handler.site.closing.wait(60)
 
 
-def reset(handler: Handler) -> None:
-    """Half an answer, then the connection breaks."""
+def reset(handler: SiteHandler) -> None:
+    """Sends half a reply, then resets the connection."""
     handler.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{")
     handler.wfile.flush()
     handler.connection.shutdown(socket.SHUT_RDWR)
     handler.close_connection = True
 
 
-def drip(handler: Handler) -> None:
-    """One byte at a time, for ever."""
+def drip(handler: SiteHandler) -> None:
+    """Sends one byte at a time, without end."""
     _endless(handler, iter(lambda: b" ", None), pause_s=0.05)
 
 
-def flood(handler: Handler) -> None:
-    """A body without end."""
+def flood(handler: SiteHandler) -> None:
+    """Sends a body without end."""
     _endless(handler, iter(lambda: b" " * 65536, None))
 
 
-def bomb(handler: Handler) -> None:
-    """Gzip that unpacks to a thousand times its size, 512 MB in all."""
+def bomb(handler: SiteHandler) -> None:
+    """Sends a gzip bomb of 512 MB, a thousand times its compressed size."""
     packer = zlib.compressobj(9, wbits=31)
     _endless(handler, (packer.compress(bytes(1 << 20)) for _ in range(512)), encoding="gzip")
 
 
-def _endless(handler: Handler, parts, encoding: str = "identity", pause_s: float = 0.0) -> None:
+def _endless(handler: SiteHandler, parts, encoding: str = "identity", pause_s: float = 0.0) -> None:
     handler.send_response(200)
     handler.send_header("transfer-encoding", "chunked")
     handler.send_header("content-encoding", encoding)

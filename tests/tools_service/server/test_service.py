@@ -1,4 +1,4 @@
-"""The service and its client: batches, repetition, loss, refusal, authentication, and the end."""
+"""The service and its client: batches, idempotency, losses, refusals, authentication and shutdown."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from tools_service.client import (
 from tools_service.proto import tools_pb2 as pb
 from tools_service.proto import tools_pb2_grpc
 
-LIGHT = ["--packages", "numpy,pillow", "--warm", "2"]  # starts in a second: these tests plot nothing
+LIGHT = ["--packages", "numpy,pillow", "--warm", "2"]  # starts in a second, without the plotting libraries
 _TOKEN = "correct-horse-battery-staple"
 
 
-def picture(width: int = 64, height: int = 48, seed: int = 0) -> bytes:
+def noise_png(width: int = 64, height: int = 48, seed: int = 0) -> bytes:
     buffer = io.BytesIO()
     Image.effect_noise((width, height), 60 + seed).convert("RGB").save(buffer, "PNG")
     return buffer.getvalue()
@@ -46,16 +46,16 @@ def indexes(tmp_path_factory):
     (folder / "corpus.jsonl").write_text(
         '{"title": "Iron", "text": "Iron melts at 1538 °C.", "date": "2020"}\n{"title": "Gold", "text": "Gold."}'
     )
-    pictures = folder / "pictures"
-    pictures.mkdir()
+    images_folder = folder / "images"
+    images_folder.mkdir()
     for seed in range(4):
-        (pictures / f"noise_{seed}.png").write_bytes(picture(seed=seed * 30))
-    return folder / "corpus.jsonl", pictures
+        (images_folder / f"noise_{seed}.png").write_bytes(noise_png(seed=seed * 30))
+    return folder / "corpus.jsonl", images_folder
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, indexes):
-    """A service with search, few sessions, quick expiry and a token."""
+    """Starts a service with search, few sessions, quick expiry and a token."""
     folder = tmp_path_factory.mktemp("service")
     (folder / "token").write_text(_TOKEN + "\n")
     arguments = ["--token-file", str(folder / "token"), "--max-sessions", "12", "--idle-s", "6"]
@@ -101,7 +101,7 @@ def test_a_request_id_is_executed_once_however_often_it_is_sent(served):
     name = served.new_session()
     served.run(name, "n = 0")
     request = ExecRequest(f"{name}-again", name, "import time\ntime.sleep(0.5)\nn += 1\nn", 20)
-    for _ in range(3):  # the second and third while the first is under way
+    for _ in range(3):  # the second and third while the first is in flight
         served.client.submit([request])
     assert [r.stdout for r in served.results(3)] == ["1\n"] * 3
     served.client.submit([request])
@@ -109,14 +109,14 @@ def test_a_request_id_is_executed_once_however_often_it_is_sent(served):
     served.client.close_sessions([name])
 
 
-def test_a_picture_crosses_the_network_once_and_again_when_the_service_has_forgotten_it(served):
+def test_an_image_crosses_the_network_once_and_again_when_the_service_has_forgotten_it(served):
     name, other = served.new_session(), served.new_session()
-    data = picture(90, 70)
+    data = noise_png(90, 70)
     assert served.run(name, "image_1.size", images=(data,)).stdout == "(90, 70)\n"
     (replica,) = served.client._client._replicas
-    message = replica.cells([ExecRequest("x", other, "1", 5, (data, data))], {"x": (other, False)}, set(), "png")
+    message = replica.exec_batch([ExecRequest("x", other, "1", 5, (data, data))], {"x": (other, False)}, set(), "png")
     assert len(message.images) == 0 and len(message.items[0].image_digests) == 2
-    replica._known.add(messages.digest(fresh := picture(33, 22, 7)))  # as after a restart of the service
+    replica._sent_digests.add(messages.image_digest(fresh := noise_png(33, 22, 7)))  # as after a restart of the service
     assert served.run(other, "image_2.size", images=(data, fresh)).stdout == "(33, 22)\n"
     served.client.close_sessions([name, other])
 
@@ -138,7 +138,7 @@ def test_what_is_wrong_with_a_request_is_said_and_nothing_runs(served):
         ExecRequest("e3", "time", "1", 1e6),
         ExecRequest("e4", "time", "1", float("nan")),
         ExecRequest("bad\nid", "x", "1", 5),
-        ExecRequest("e5", "many", "1", 5, tuple(picture(8, 8, i) for i in range(65))),
+        ExecRequest("e5", "many", "1", 5, tuple(noise_png(8, 8, i) for i in range(65))),
         TextSearchRequest("s1", "", 5),
         TextSearchRequest("s2", "x" * 100_000, 5),
         TextSearchRequest("s3", "iron", 0),
@@ -267,7 +267,7 @@ def test_an_address_where_nobody_listens_answers_unavailable():
 
 @pytest.fixture
 def fragile(tmp_path):
-    """A service of its own, for a test that breaks it."""
+    """Starts a service for one test, which kills some of its processes."""
     service = start_local_service(log_path=tmp_path / "log.txt", extra_args=LIGHT)
     bench = Bench(service)
     yield bench
@@ -275,7 +275,7 @@ def fragile(tmp_path):
 
 
 def _processes(server: int) -> tuple[int, int]:
-    """(manager, zygote) below the server."""
+    """Returns the pids of manager and zygote below the server."""
     manager = next(p for p in descendants(server) if "sandbox.manager" in Path(f"/proc/{p}/cmdline").read_text())
     zygote = next(
         p for p in descendants(manager) if b"worker.zygote" in Path(f"/proc/{p}/cmdline").read_bytes() and _leader(p)
@@ -284,7 +284,7 @@ def _processes(server: int) -> tuple[int, int]:
 
 
 def _leader(pid: int) -> bool:
-    """The zygote has children of its own kind beside it; it is the oldest."""
+    """Returns True for the oldest of its siblings: sessions are forks of the zygote with its command line."""
     started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     siblings = [p for p in alive(descendants(_parent(pid))) if p != pid]
     return all(
@@ -398,16 +398,16 @@ except OSError as error: print(error.errno)
         bench.close()
 
 
-def test_a_machine_without_confinement_is_refused_unless_told_otherwise():
+def test_a_machine_without_confinement_is_refused_without_the_insecure_option():
     code = """
 import json, socket, sys
 from tools_service.sandbox.manager import isolation
-from tools_service.sandbox.protocol.isolation_config import Limits, Plan
-plan = Plan('insecure', False, False, 0, 'none', 0, False, Limits(), (), '/nowhere', 100)
-isolation._works = lambda attempt: False
-print(isolation.decide(plan, 'root', True).tier)
-try: isolation.decide(plan, 'root', False)
-except isolation.NotConfinable as error: print(error)
+from tools_service.sandbox.protocol.isolation_config import Limits, IsolationConfig
+config = IsolationConfig('insecure', False, False, 0, 'none', 0, False, Limits(), (), '/missing', 100)
+isolation._succeeds_in_child = lambda attempt: False
+print(isolation.probe_isolation(config, 'root', True).tier)
+try: isolation.probe_isolation(config, 'root', False)
+except isolation.IsolationUnavailable as error: print(error)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.stdout.startswith("insecure\nno confinement on this machine") and "--insecure" in run.stdout, run.stderr

@@ -1,1 +1,1 @@
-"""Linux confinement: namespaces, seccomp, Landlock, a private root."""
+"""Implements Linux confinement: namespaces, seccomp, Landlock and a private root file system."""

@@ -1,4 +1,4 @@
-"""Landlock: what of the file tree a session may read, write and execute; no TCP; no signals outwards.
+"""Restricts a session with Landlock: file access by path, no TCP, no signals to processes outside the domain.
 
 Rights by ABI version: kernel documentation, userspace-api/landlock.
 """
@@ -18,42 +18,42 @@ _BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # number of filesystem rights tha
 _CREATE_VERSION = 1
 _RULE_PATH_BENEATH = 1
 
-READ = _READ_FILE | _READ_DIR | _EXECUTE
-LIST = _READ_DIR
-EVERYTHING = ~0
+READ_AND_EXECUTE = _READ_FILE | _READ_DIR | _EXECUTE
+LIST_FOLDER = _READ_DIR
+ALL_RIGHTS = ~0
 
 
-def abi() -> int:
-    """Landlock ABI version of the running kernel; 0 if there is none."""
+def abi_version() -> int:
+    """Returns the Landlock ABI version of the running kernel; 0 without Landlock."""
     try:
         return linux.syscall("landlock_create_ruleset", 0, 0, _CREATE_VERSION)
     except (OSError, KeyError):
         return 0
 
 
-def restrict(version: int, rules: Sequence[tuple[str, int]]) -> None:
-    """Confines this process and its descendants to ``rules``: (path, rights beneath it).
+def restrict_self(version: int, rules: Sequence[tuple[str, int]]) -> None:
+    """Restricts this process and its descendants to `rules`: (path, rights beneath it).
 
-    A path that does not exist is skipped; it could not be used anyway. no_new_privs must be set.
+    Paths that do not exist are skipped. Requires no_new_privs.
     """
     known = (1 << _BY_ABI.get(version, 16)) - 1
     attributes = struct.pack("=Q", known)
     if version >= 4:
         attributes += struct.pack("=Q", 3)  # TCP bind and connect
     if version >= 6:
-        attributes += struct.pack("=Q", 3)  # abstract unix sockets and signals stay inside
+        attributes += struct.pack("=Q", 3)  # scopes abstract unix sockets and signals to the domain
     ruleset = linux.syscall(
         "landlock_create_ruleset", ctypes.create_string_buffer(attributes, len(attributes)), len(attributes), 0
     )
     try:
         for path, rights in rules:
-            _allow(ruleset, path, rights & known)
+            _add_rule(ruleset, path, rights & known)
         linux.syscall("landlock_restrict_self", ruleset, 0)
     finally:
         os.close(ruleset)
 
 
-def _allow(ruleset: int, path: str, rights: int) -> None:
+def _add_rule(ruleset: int, path: str, rights: int) -> None:
     try:
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:

@@ -1,7 +1,7 @@
-"""Which files of the Python installation a session may read: the interpreter and an allow list of packages.
+"""Lists the files of the Python installation that a session may read: the interpreter and allowed packages.
 
-The environment that runs the service may hold more than a policy should see (data sets with answers,
-say), so packages are named, and only they and what they require are readable.
+The environment of the service may contain more than a policy should see, such as data sets with answers, so only
+the named packages and their requirements are readable.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import sys
 import sysconfig
 from importlib import metadata
 
-DEFAULT = (
+DEFAULT_PACKAGES = (
     "numpy", "pillow", "matplotlib", "opencv-python-headless", "opencv-python", "scipy", "sympy", "pandas",
     "scikit-image", "scikit-learn", "seaborn", "networkx", "shapely", "imageio", "tqdm",
 )  # fmt: skip
-# Imported once by the zygote, so that every session has them from the start.
-PRELOADED = (
+# Imported once by the zygote; every session inherits them by copy-on-write.
+PRELOADED_MODULES = (
     "numpy", "numpy.random", "PIL.Image", "PIL.ImageDraw", "PIL.ImageFont", "PIL.ImageFilter", "PIL.ImageEnhance",
     "PIL.ImageOps", "matplotlib", "matplotlib.pyplot", "matplotlib.patches", "cv2", "scipy", "scipy.ndimage", "sympy",
     "pandas", "skimage", "math", "collections", "itertools", "functools", "re", "json", "datetime", "statistics",
@@ -26,8 +26,8 @@ PRELOADED = (
 )  # fmt: skip
 
 
-def installed(names: tuple[str, ...]) -> dict[str, str]:
-    """Versions of the named distributions and of all they require, as far as installed, by canonical name."""
+def installed_versions(names: tuple[str, ...]) -> dict[str, str]:
+    """Returns versions, by canonical name, of these distributions and their requirements, as far as installed."""
     found: dict[str, str] = {}
     waiting = list(names)
     while waiting:
@@ -46,9 +46,9 @@ def installed(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def package_paths(names: tuple[str, ...]) -> list[str]:
-    """Folders and files in site-packages that belong to these distributions and their requirements."""
+    """Lists the folders and files in site-packages of these distributions and their requirements."""
     paths: set[str] = set()
-    for name in installed(names):
+    for name in installed_versions(names):
         distribution = metadata.distribution(name)
         for file in distribution.files or ():
             if file.parts[0] != "..":
@@ -56,29 +56,31 @@ def package_paths(names: tuple[str, ...]) -> list[str]:
     return sorted(p for p in paths if os.path.exists(p) and os.path.basename(p) != "__pycache__")
 
 
-def site_folders() -> list[str]:
-    """Folders of third-party packages, of the virtual environment and of the interpreter below it."""
+def site_packages_folders() -> list[str]:
+    """Lists the site-packages folders of the virtual environment and of its base interpreter."""
     base = sysconfig.get_path("purelib", vars={"base": sys.base_prefix, "platbase": sys.base_prefix})
     folders = {*site.getsitepackages(), base, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     return sorted(f for f in folders if os.path.isdir(f))
 
 
 def interpreter_paths() -> list[str]:
-    """What the interpreter and its shared libraries need, packages excluded."""
-    wanted = {
+    """Lists the paths that the interpreter and its shared libraries need, third-party packages excluded."""
+    paths = {
         "/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/alternatives",
         "/etc/fonts", "/etc/localtime", "/etc/mime.types",
         sysconfig.get_path("stdlib"), sysconfig.get_config_var("DESTSHARED"), os.path.dirname(sys.executable),
         os.path.join(sys.prefix, "pyvenv.cfg"), os.path.dirname(os.path.realpath(sys.executable)),
         *_shared_libraries(),
     }  # fmt: skip
-    return sorted(w for w in wanted if w and os.path.exists(w))
+    return sorted(path for path in paths if path and os.path.exists(path))
 
 
 def readable_paths(names: tuple[str, ...]) -> list[str]:
-    """What a session may read where it shares the host's file tree: ``interpreter_paths`` without the folders
-    of third-party packages, and the packages allowed."""
-    hidden = [os.path.realpath(folder) for folder in site_folders()]
+    """Lists the paths that a session without a private root may read.
+
+    These are the `interpreter_paths` minus site-packages folders, plus the allowed packages.
+    """
+    hidden = [os.path.realpath(folder) for folder in site_packages_folders()]
     found: list[str] = []
     waiting = interpreter_paths()
     while waiting:
@@ -93,7 +95,7 @@ def readable_paths(names: tuple[str, ...]) -> list[str]:
 
 
 def _shared_libraries() -> list[str]:
-    """The interpreter's own libraries that lie outside the system folders (libpython of a pyenv or conda)."""
+    """Lists the interpreter's shared libraries outside the system folders (libpython of pyenv or conda)."""
     folder = os.path.join(sys.base_prefix, "lib")
     if folder.startswith("/usr/") or not os.path.isdir(folder):
         return []

@@ -1,7 +1,7 @@
-"""System call numbers, x86_64 and aarch64 (kernel headers: asm/unistd_64.h, asm-generic/unistd.h).
+"""Lists system call numbers for x86_64 and aarch64 (kernel headers: asm/unistd_64.h, asm-generic/unistd.h).
 
-Only calls that the sandbox allows or that its own set-up needs are listed: what is not here is denied
-by omission, so a call that a newer kernel adds stays closed.
+Only calls that the sandbox allows or that its setup needs are listed. All others, including calls that newer
+kernels add, are denied by omission.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ AARCH64 = {
 }
 # fmt: on
 
-# In the tables for our own set-up or for a rule of their own, not for the code that we run.
+# Listed for the sandbox's setup or for an argument rule; not allowed to sessions.
 NOT_ALLOWED = frozenset(
     {
         "pivot_root",
@@ -103,7 +103,7 @@ NOT_ALLOWED = frozenset(
         "landlock_create_ruleset",
         "landlock_add_rule",
         "landlock_restrict_self",
-        # Who else reads which shared file, and when, is nobody's business.
+        # They reveal which shared files other sessions read, and when.
         "inotify_init",
         "inotify_init1",
         "inotify_add_watch",
@@ -117,13 +117,13 @@ _MACHINES = {"x86_64": (0xC000003E, X86_64), "aarch64": (0xC00000B7, AARCH64)}
 
 
 def machine() -> tuple[int, dict[str, int]] | None:
-    """(audit architecture, table) of this machine; None where no table exists."""
+    """Returns (audit architecture, table) of this machine; None if it has no table."""
     return _MACHINES.get(platform.machine())
 
 
 def number(name: str) -> int:
-    """Number of a call here. Raises OSError on a machine without a table."""
-    here = machine()
-    if here is None:
+    """Returns the number of a call on this machine. Raises OSError if it has no table."""
+    machine_table = machine()
+    if machine_table is None:
         raise OSError(f"no system call table for {platform.machine()}: the sandbox knows {sorted(_MACHINES)}")
-    return here[1][name]
+    return machine_table[1][name]

@@ -1,1 +1,1 @@
-"""The process that owns confinement: user ids, cgroups, folders, the watchdog; and its client in the server."""
+"""The manager process, which owns confinement (user ids, cgroups, folders, watchdog), and its client in the server."""

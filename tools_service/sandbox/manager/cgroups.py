@@ -1,7 +1,7 @@
 """Memory, CPU and process limits of session slots through cgroups: v2, v1, or none.
 
-Groups belong to slots and are used again by the next session in a slot, so their number stays flat.
-They are nested in the group that the service itself runs in: limits set from outside still hold.
+Cgroups belong to slots and are reused by the next session of a slot, so their number is bounded.
+They are nested in the cgroup of the service itself: limits set from outside still hold.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Literal
 from tools_service.sandbox.protocol.isolation_config import Limits
 
 _PREFIX = "tools-sandbox-"
-_V1 = ("memory", "cpu")  # processes are limited per user id there
+_V1_CONTROLLERS = ("memory", "cpu")  # processes are limited per user id there
 _CPU_PERIOD_US = 100_000
 
 
-def _own_groups() -> dict[str, str]:
-    """Controller name ('' for v2) to the path of our own group."""
+def _own_cgroups() -> dict[str, str]:
+    """Returns the cgroup path of this process by controller name ('' for v2)."""
     groups = {}
     with open("/proc/self/cgroup") as file:
         for line in file:
@@ -29,8 +29,8 @@ def _own_groups() -> dict[str, str]:
     return groups
 
 
-def _mounts() -> dict[str, str]:
-    """Controller name ('' for v2) to its mount point."""
+def _cgroup_mounts() -> dict[str, str]:
+    """Returns the mount point by controller name ('' for v2)."""
     found = {}
     with open("/proc/self/mountinfo") as file:
         for line in file:
@@ -45,8 +45,8 @@ def _mounts() -> dict[str, str]:
     return found
 
 
-class Groups:
-    """The groups of all slots. ``version`` is 'none' where the kernel, or our rights, do not allow any."""
+class SlotCgroups:
+    """The cgroups of all slots. `version` is 'none' if the kernel or our privileges do not permit any."""
 
     def __init__(self, limits: Limits):
         self.limits = limits
@@ -62,10 +62,10 @@ class Groups:
             except OSError:
                 self.remove()
                 self._bases = {}
-        self._slots: dict[int, int] = {}  # slot → OOM kills seen
+        self._slots: dict[int, int] = {}  # slot → OOM kills counted at `open_slot`
 
     def _try_v2(self, name: str) -> None:
-        mount, own = _mounts().get(""), _own_groups().get("")
+        mount, own = _cgroup_mounts().get(""), _own_cgroups().get("")
         if mount is None or own is None:
             raise OSError("no cgroup v2")
         parent = mount + own.rstrip("/")
@@ -77,7 +77,7 @@ class Groups:
         except OSError as error:
             if error.errno != errno.EBUSY or own != "/":
                 raise
-            # The root of a container's group holds processes, which v2 forbids above other groups.
+            # v2 permits no processes in an inner cgroup ("no internal processes"): move those of a container's root.
             _move_processes(parent, f"{parent}/tools-service")
             _write(f"{parent}/cgroup.subtree_control", "+memory +pids +cpu")
         base = self._bases[""] = f"{parent}/{name}"
@@ -91,8 +91,8 @@ class Groups:
             _write(f"{base}/pids.max", str(limits.all_processes))
 
     def _try_v1(self, name: str) -> None:
-        mounts, own = _mounts(), _own_groups()
-        for controller in _V1:
+        mounts, own = _cgroup_mounts(), _own_cgroups()
+        for controller in _V1_CONTROLLERS:
             if controller not in mounts or controller not in own:
                 raise OSError(f"no cgroup v1 {controller}")
             parent = mounts[controller] + own[controller].rstrip("/")
@@ -105,7 +105,7 @@ class Groups:
 
     def _prepare(self, slot: int) -> None:
         limits = self.limits
-        # v1 refuses a share larger than that of all together.
+        # v1 rejects a quota above that of the parent cgroup.
         memory, cores = str(limits.memory_mb << 20), min(limits.cpu_cores, limits.all_cores or limits.cpu_cores)
         quota = int(cores * _CPU_PERIOD_US)
         for controller, base in self._bases.items():
@@ -123,7 +123,7 @@ class Groups:
                 _write(f"{folder}/cpu.max", f"{quota} {_CPU_PERIOD_US}")
 
     def open_slot(self, slot: int) -> list[int]:
-        """Handles of the files through which a process joins the slot's groups; the caller closes them."""
+        """Opens the `cgroup.procs` files through which a process joins the slot's cgroups; the caller closes them."""
         if self.version == "none":
             return []
         if slot not in self._slots:
@@ -131,8 +131,8 @@ class Groups:
         self._slots[slot] = self._oom_kills(slot)
         return [os.open(f"{base}/{slot}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for base in self._bases.values()]
 
-    def ran_out_of_memory(self, slot: int) -> bool:
-        """Whether the kernel killed something of this slot for memory since ``open_slot``."""
+    def oom_killed(self, slot: int) -> bool:
+        """Returns True if the kernel's OOM killer killed a process of this slot since `open_slot`."""
         return self.version != "none" and self._oom_kills(slot) > self._slots.get(slot, 0)
 
     def _oom_kills(self, slot: int) -> int:
@@ -146,7 +146,7 @@ class Groups:
         return 0
 
     def remove(self) -> None:
-        """Removes every group, ours and those of killed managers; their processes are dead."""
+        """Removes the cgroups of this manager and of killed ones. Their processes must have ended."""
         for base in self._bases.values():
             _remove_tree(base)
             with contextlib.suppress(OSError):
@@ -154,7 +154,7 @@ class Groups:
 
 
 def _move_processes(source: str, target: str) -> None:
-    """Moves every process of one group to another, made for them; those that start meanwhile included."""
+    """Moves every process of one cgroup to a new one, including those that start meanwhile."""
     os.makedirs(target, exist_ok=True)
     while pids := _read(f"{source}/cgroup.procs").split():
         for pid in pids:
@@ -163,7 +163,7 @@ def _move_processes(source: str, target: str) -> None:
 
 
 def _remove_stale(parent: str) -> None:
-    """Removes what services that were killed left behind."""
+    """Removes the cgroups that killed services left behind."""
     for name in os.listdir(parent):
         owner = name.removeprefix(_PREFIX)
         if owner != name and owner.isdigit() and not os.path.exists(f"/proc/{owner}"):

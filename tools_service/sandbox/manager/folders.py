@@ -1,7 +1,7 @@
-"""Measures and removes work folders whose contents are hostile: nested without end, locked, full of links.
+"""Measures and removes work folders with hostile contents: deep nesting, missing permissions, symbolic links.
 
-Everything goes through descriptors of folders, opened without following links, so that no name can lead out
-and no path can grow too long to be looked at.
+All access is relative to folder descriptors that are opened with O_NOFOLLOW, so that no name leads out of the folder
+and no path exceeds PATH_MAX.
 """
 
 from __future__ import annotations
@@ -12,55 +12,55 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-MAX_DEPTH = 64  # levels that are looked into: each costs a descriptor
+MAX_DEPTH = 64  # levels that are measured: each costs a descriptor
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass
-class Usage:
-    """What lies below a folder."""
+class FolderUsage:
+    """Size of a folder's contents."""
 
     bytes: int = 0  # allocated on disk
     inodes: int = 0
-    too_deep: bool = False  # there is more below ``MAX_DEPTH`` levels
+    too_deep: bool = False  # folders nested deeper than `MAX_DEPTH` were not measured
 
 
-def measure(folder: str, max_bytes: int, max_inodes: int) -> Usage:
-    """Adds up ``folder``, and stops as soon as one maximum is passed. A folder that is gone is empty."""
-    usage = Usage()
+def measure(folder: str, max_bytes: int, max_inodes: int) -> FolderUsage:
+    """Sums the contents of `folder`, until a maximum is exceeded. A missing folder counts as empty."""
+    usage = FolderUsage()
     stack: list[tuple[int, Iterator[str]]] = []
     try:
         _descend(stack, folder, None)
         while stack and usage.bytes <= max_bytes and usage.inodes <= max_inodes:
-            handle, names = stack[-1]
+            fd, names = stack[-1]
             name = next(names, None)
             if name is None:
                 os.close(stack.pop()[0])
                 continue
             with contextlib.suppress(OSError):
-                status = os.lstat(name, dir_fd=handle)
+                status = os.lstat(name, dir_fd=fd)
                 usage.inodes += 1
                 usage.bytes += status.st_blocks * 512
                 if status.st_mode & 0o170000 == 0o040000:
                     if len(stack) >= MAX_DEPTH:
                         usage.too_deep = True
                         break
-                    _descend(stack, name, handle)
+                    _descend(stack, name, fd)
     finally:
-        for handle, _ in stack:
-            os.close(handle)
+        for fd, _ in stack:
+            os.close(fd)
     return usage
 
 
 def remove(folder: str) -> None:
-    """Removes ``folder`` and all below it, in any depth and whatever its permissions. Nobody may be writing there."""
+    """Removes `folder` at any depth and with any permissions. No process may write to it meanwhile."""
     stack: list[tuple[int, Iterator[str]]] = []
     _descend(stack, folder, None)
     if not stack:
         return
     top = stack[0][0]
     try:
-        # Folders inside folders are moved to the top before their parent goes: no depth is ever climbed.
+        # Nested folders are renamed into the top folder before their parent is removed: no recursion by depth.
         while folders := [name for name in _names(top) if not _unlink(name, top)]:
             for name in folders:
                 _empty_into(top, name)
@@ -76,31 +76,33 @@ def _empty_into(top: int, name: str) -> None:
         try:
             for child in _names(inner):
                 if not _unlink(child, inner):
-                    if (handle := _open(child, inner)) is not None:  # made writable: moving it writes its ".."
-                        os.close(handle)
+                    if (
+                        fd := _open(child, inner)
+                    ) is not None:  # `_open` restores write permission, which renaming needs to update ".."
+                        os.close(fd)
                     os.rename(child, secrets.token_hex(8), src_dir_fd=inner, dst_dir_fd=top)
         finally:
             os.close(inner)
     os.rmdir(name, dir_fd=top)
 
 
-def _unlink(name: str, handle: int) -> bool:
-    """Removes anything but a folder; False for a folder."""
+def _unlink(name: str, fd: int) -> bool:
+    """Unlinks an entry that is no folder; returns False for a folder."""
     try:
-        os.unlink(name, dir_fd=handle)
+        os.unlink(name, dir_fd=fd)
     except IsADirectoryError:
         return False
     return True
 
 
 def _descend(stack: list[tuple[int, Iterator[str]]], name: str, parent: int | None) -> None:
-    handle = _open(name, parent)
-    if handle is not None:
-        stack.append((handle, iter(_names(handle))))
+    fd = _open(name, parent)
+    if fd is not None:
+        stack.append((fd, iter(_names(fd))))
 
 
 def _open(name: str, parent: int | None) -> int | None:
-    """A folder's descriptor; its owner's rights are restored first where the session took them away."""
+    """Opens a folder, after restoring its owner's permissions if the session removed them; None on failure."""
     try:
         path = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     except OSError:
@@ -115,8 +117,8 @@ def _open(name: str, parent: int | None) -> int | None:
         os.close(path)
 
 
-def _names(handle: int) -> list[str]:
+def _names(fd: int) -> list[str]:
     try:
-        return os.listdir(handle)
+        return os.listdir(fd)
     except OSError:
         return []

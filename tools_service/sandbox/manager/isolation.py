@@ -1,9 +1,9 @@
-"""Finds the strongest confinement that works here, by trying it.
+"""Probes the strongest isolation tier that works on this machine.
 
-The ladder: *root* (namespaces, private root, cgroups, a user id per session, Landlock, seccomp), *userns*
-(the same inside a user namespace of our own, where an unprivileged user may make one), *plain* (Landlock,
-seccomp and process limits, for a container that forbids namespaces). Below that the service refuses to
-start unless told ``--insecure``.
+The tiers, strongest first: *root* (namespaces, private root, cgroups, a user id per session, Landlock, seccomp),
+*userns* (the same inside a user namespace, if unprivileged users may create one), *landlock* (Landlock, seccomp and
+process limits, for containers that forbid namespaces). Without any of them the service refuses to start, except
+with `--insecure`.
 """
 
 from __future__ import annotations
@@ -15,45 +15,47 @@ import sys
 from collections.abc import Callable
 
 from tools_service.sandbox.confinement import landlock, linux, seccomp, syscalls
-from tools_service.sandbox.protocol.isolation_config import Plan
+from tools_service.sandbox.protocol.isolation_config import IsolationConfig
 
 _UID_BASE = 610_000
 _NAMESPACES = linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWPID
-TIERS = ("root", "userns", "plain")
+TIERS = ("root", "userns", "landlock")
 
 
-class NotConfinable(Exception):
-    """This machine offers less than the weakest tier."""
+class IsolationUnavailable(Exception):
+    """Not even the weakest isolation tier works on this machine."""
 
 
-def decide(plan: Plan, best: str, insecure: bool) -> Plan:
-    """``plan`` with the strongest tier filled in that works here, at most ``best``. ``plan.cgroups`` says
-    what was found. Raises NotConfinable, saying what is missing."""
-    lock = landlock.abi() if syscalls.machine() else 0
-    filtered = _works(_try_filter)
-    allowed = TIERS[TIERS.index(best) :] if filtered else ()
+def probe_isolation(config: IsolationConfig, best_tier: str, insecure: bool) -> IsolationConfig:
+    """Returns `config` with the strongest tier that works here, at most `best_tier`.
+
+    `config.cgroups` is the cgroup version found. Raises IsolationUnavailable, naming what is missing.
+    """
+    lock = landlock.abi_version() if syscalls.machine() else 0
+    filtered = _succeeds_in_child(_try_filter)
+    allowed = TIERS[TIERS.index(best_tier) :] if filtered else ()
     is_root = os.geteuid() == 0
-    plan = dataclasses.replace(plan, landlock=lock, seccomp=filtered)
-    if "root" in allowed and is_root and _works(_try_namespaces):
-        return dataclasses.replace(plan, tier="root", namespaces=True, uid_base=_UID_BASE)
-    plan = dataclasses.replace(plan, cgroups=plan.cgroups if is_root else "none")
-    if "userns" in allowed and _works(_try_user_namespace):
-        return dataclasses.replace(plan, tier="userns", namespaces=True, user_namespace=True)
-    if "plain" in allowed and lock:
-        own_users = is_root and _works(_try_other_user)
-        return dataclasses.replace(plan, tier="plain", uid_base=_UID_BASE if own_users else 0)
+    config = dataclasses.replace(config, landlock=lock, seccomp=filtered)
+    if "root" in allowed and is_root and _succeeds_in_child(_try_namespaces):
+        return dataclasses.replace(config, tier="root", namespaces=True, uid_base=_UID_BASE)
+    config = dataclasses.replace(config, cgroups=config.cgroups if is_root else "none")
+    if "userns" in allowed and _succeeds_in_child(_try_user_namespace):
+        return dataclasses.replace(config, tier="userns", namespaces=True, user_namespace=True)
+    if "landlock" in allowed and lock:
+        own_users = is_root and _succeeds_in_child(_try_other_user)
+        return dataclasses.replace(config, tier="landlock", uid_base=_UID_BASE if own_users else 0)
     if insecure:
         print("insecure: sessions are not confined on this machine", file=sys.stderr)
-        return dataclasses.replace(plan, tier="insecure", landlock=0, seccomp=False)
-    raise NotConfinable(
+        return dataclasses.replace(config, tier="insecure", landlock=0, seccomp=False)
+    raise IsolationUnavailable(
         f"no confinement on this machine ({platform.machine()}, uid {os.geteuid()}): seccomp filter "
         f"{'works' if filtered else 'does not work'}, Landlock ABI {lock or 'none'}, namespaces do not work; "
         "run it as root or on Linux 5.13 or newer, or accept unconfined sessions with --insecure"
     )
 
 
-def _works(attempt: Callable[[], None]) -> bool:
-    """Tries something in a child process, so that it leaves no trace here."""
+def _succeeds_in_child(attempt: Callable[[], None]) -> bool:
+    """Runs `attempt` in a forked child, whose privileges and namespaces it may change; returns True if it succeeds."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -66,7 +68,9 @@ def _works(attempt: Callable[[], None]) -> bool:
 
 def _try_filter() -> None:
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    seccomp.install(seccomp.program(own_pid_namespace=True, signals_scoped=True, memory_counted=True, pid=os.getpid()))
+    seccomp.install_filter(
+        seccomp.build_filter(own_pid_namespace=True, signals_scoped=True, memory_counted=True, pid=os.getpid())
+    )
     os.getpid()
 
 
@@ -97,7 +101,7 @@ def _mount_something() -> None:
 
 
 def _try_other_user() -> None:
-    """A user id per session without namespaces: that user must be able to run this interpreter."""
+    """Checks that another user id can read this interpreter, which a user per session without namespaces needs."""
     os.setgroups([])
     os.setresgid(_UID_BASE, _UID_BASE, _UID_BASE)
     os.setresuid(_UID_BASE, _UID_BASE, _UID_BASE)

@@ -1,14 +1,14 @@
-"""The manager: owns the session processes. It confines, hands over, kills and reaps; it never runs cells.
+"""The manager process: confines, hands over, kills and reaps session processes; it never runs cells.
 
 One thread, standard library only. It talks to the server over a socket (SEQPACKET, JSON):
 
-- from the server: ``{"op": "acquire", "id"}``, ``{"op": "interrupt"|"kill"|"busy"|"quiet", "worker"}``,
-  ``{"op": "clear", "worker", "since"}``, which ``{"op": "cleared", "worker"}`` answers;
-- to the server: ``{"op": "ready", ...}``, ``{"op": "granted", "id", "worker", "pid"}`` with the session's
-  three descriptors, ``{"op": "exited", "worker", "cause"}``, ``{"op": "failed", "message"}``.
+- from the server: `{"op": "acquire", "id"}`, `{"op": "interrupt"|"kill"|"mark_active"|"mark_idle", "worker"}`,
+  `{"op": "kill_descendants", "worker", "since"}`, answered by `{"op": "descendants_killed", "worker"}`;
+- to the server: `{"op": "ready", ...}`, `{"op": "granted", "id", "worker", "pid"}` with the session's
+  three descriptors, `{"op": "exited", "worker", "cause"}`, `{"op": "failed", "message"}`.
 
-A pool of warm, confined processes hides the fork from whoever asks. When the server goes, everything
-goes: processes, cgroups, folders.
+A pool of warm, confined processes hides the latency of the fork. When the server's end of the socket closes, the
+manager kills all sessions and removes their cgroups and folders.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from dataclasses import dataclass, field
 from tools_service.sandbox.confinement import linux
 from tools_service.sandbox.manager import cgroups, folders, isolation, watchdog
 from tools_service.sandbox.protocol import frames
-from tools_service.sandbox.protocol.isolation_config import Limits, Plan
+from tools_service.sandbox.protocol.isolation_config import IsolationConfig, Limits
 from tools_service.sandbox.worker import zygote
 
-_FOLDER = "tools-sandbox-"
-_AHEAD = 4  # forks under way at once
-_ROUNDS = 100  # of stopping what a cell left behind; a fork bomb needs as many as it has places, at worst
-_FAILURES = 5  # in a row, after which the manager gives up
-_ZYGOTE_PATIENCE_S = 20.0  # for one fork; less than callers wait for a session
+_FOLDER_PREFIX = "tools-sandbox-"
+_MAX_CONCURRENT_FORKS = 4  # requests that the zygote has not answered yet
+_MAX_KILL_ROUNDS = 100  # passes of SIGSTOP over the process list; a fork bomb needs at most one per allowed process
+_MAX_FAILURES = 5  # consecutive failures after which the manager gives up
+_FORK_TIMEOUT_S = 20.0  # after which the zygote is killed; shorter than the wait of `SandboxManagerClient.acquire`
 _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from tools_service.sandbox.worker.zygote import main; main()"
 
 
 @dataclass
-class Worker:
-    """A session process. It is warm until it is granted."""
+class WorkerProcess:
+    """A session process. It is in the warm pool until it is granted, which closes the manager's copies of its `fds`."""
 
     number: int
     slot: int
     pid: int
-    folder: str  # name of its work folder where that lies on our disk: others cannot guess it
-    handles: list[int] = field(default_factory=list)  # control channel, stdout file, stderr file
+    folder: str  # unguessable name of its work folder if that is on the host's disk (tiers without namespaces)
+    fds: list[int] = field(default_factory=list)  # control channel, stdout file, stderr file
     ready: bool = False
-    quiet: bool = False  # between cells, as far as the server has said
+    idle: bool = False  # between cells, as last notified by the server
     stopped: bool = False
-    cause: str = ""  # why we killed it
+    cause: str = ""  # why this manager killed it; empty if it did not
 
 
 class Manager:
@@ -64,41 +64,41 @@ class Manager:
         packages: tuple[str, ...],
         warm: int,
         slots: int,
-        best: str,
+        best_tier: str,
         insecure: bool,
     ):
         self._server = server
         self._warm = warm
         _remove_stale_folders()
-        folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")
-        os.chmod(folder, 0o711)  # sessions with their own user ids pass through to their folders
-        self._groups = cgroups.Groups(limits)
-        unconfined = Plan(
-            tier="insecure", namespaces=False, user_namespace=False, uid_base=0, cgroups=self._groups.version, landlock=0,
+        folder = tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-")
+        os.chmod(folder, 0o711)  # search permission: sessions with their own user ids reach their folders below it
+        self._cgroups = cgroups.SlotCgroups(limits)
+        unconfined = IsolationConfig(
+            tier="insecure", namespaces=False, user_namespace=False, uid_base=0, cgroups=self._cgroups.version, landlock=0,
             seccomp=False, limits=limits, packages=packages, runtime_dir=folder, max_tasks=2 * slots + 16 * limits.processes + 256,
         )  # fmt: skip
         try:
-            self.plan = isolation.decide(unconfined, best, insecure)
-        except isolation.NotConfinable:
-            self._groups.remove()
+            self.config = isolation.probe_isolation(unconfined, best_tier, insecure)
+        except isolation.IsolationUnavailable:
+            self._cgroups.remove()
             _remove(folder)
             raise
-        self._watch = watchdog.Watch(self.plan)
-        self._free = deque(range(slots))
-        self._workers: dict[int, Worker] = {}  # by pid
-        self._numbers: dict[int, int] = {}  # worker number → pid
-        self._starting: deque[tuple[int, float]] = deque()  # slot, when asked for
+        self._watchdog = watchdog.Watchdog(self.config)
+        self._free_slots = deque(range(slots))
+        self._workers: dict[int, WorkerProcess] = {}  # by pid
+        self._pid_by_number: dict[int, int] = {}  # worker number → pid
+        self._forking: deque[tuple[int, float]] = deque()  # (slot, time of the request to the zygote)
         self._waiting: deque[int] = deque()
-        self._count = 0
+        self._worker_count = 0
         self._events = selectors.DefaultSelector()
         self._zygote: subprocess.Popen | None = None
         self._zygote_socket: socket.socket | None = None
         self._zygote_ready = False
         self._failures = 0
         self._packages: dict[str, str] = {}
-        self._told = False
+        self._ready_sent = False
 
-    # Start and end
+    # Startup and shutdown
 
     def start(self) -> None:
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
@@ -106,7 +106,7 @@ class Manager:
         signal.set_wakeup_fd(wake_write)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # the server decides when we end: by closing the channel
+            signal.signal(number, signal.SIG_IGN)  # the server ends this process by closing the socket
         self._events.register(wake_read, selectors.EVENT_READ, lambda: os.read(wake_read, 4096))
         self._events.register(self._server, selectors.EVENT_READ, self._from_server)
         self._start_zygote()
@@ -116,11 +116,11 @@ class Manager:
         here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
         environment = {
             "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/nonexistent", "LANG": "C.UTF-8", "MPLBACKEND": "Agg",
-            "MPLCONFIGDIR": _font_cache(self.plan.runtime_dir), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+            "MPLCONFIGDIR": _font_cache_dir(self.config.runtime_dir), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1", "NUMEXPR_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "PYTHONDONTWRITEBYTECODE": "1",
         }  # fmt: skip
         self._zygote = subprocess.Popen(
-            [sys.executable, "-I", "-c", _START, here, self.plan.to_json(), str(theirs.fileno())],
+            [sys.executable, "-I", "-c", _START, here, self.config.to_json(), str(theirs.fileno())],
             env=environment, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL,
         )  # fmt: skip
         theirs.close()
@@ -132,9 +132,9 @@ class Manager:
             for key, _ in self._events.select(timeout=watchdog.PERIOD_S):
                 key.data()
             self._reap()
-            self._look_after()
-            self._check_zygote()
-            self._refill()
+            self._enforce_limits()
+            self._kill_stuck_zygote()
+            self._replenish_pool()
 
     def close(self) -> None:
         for worker in list(self._workers.values()):
@@ -148,10 +148,10 @@ class Manager:
                     time.sleep(0.005)
             except ChildProcessError:
                 break
-        self._groups.remove()
-        _remove(self.plan.runtime_dir)
+        self._cgroups.remove()
+        _remove(self.config.runtime_dir)
 
-    # Server
+    # Messages from the server
 
     def _from_server(self) -> None:
         data = self._server.recv(1 << 16)
@@ -161,161 +161,165 @@ class Manager:
         if message["op"] == "acquire":
             self._waiting.append(message["id"])
             return
-        pid = self._numbers.get(message["worker"])
+        pid = self._pid_by_number.get(message["worker"])
         if pid is None:
             return
         if message["op"] == "interrupt":
             self._signal([pid], signal.SIGINT)
-        elif message["op"] == "busy":
+        elif message["op"] == "mark_active":
             self._resume(self._workers[pid])
-        elif message["op"] == "quiet":
-            self._workers[pid].quiet = True
+        elif message["op"] == "mark_idle":
+            self._workers[pid].idle = True
         elif message["op"] == "kill":
             self._kill(pid)
-        elif message["op"] == "clear":
-            self._clear(pid, message["since"])
-            self._tell({"op": "cleared", "worker": message["worker"]})
+        elif message["op"] == "kill_descendants":
+            self._kill_descendants(pid, message["since"])
+            self._notify({"op": "descendants_killed", "worker": message["worker"]})
 
-    def _tell(self, message: dict, handles: list[int] | None = None) -> None:
-        zygote.send(self._server, message, handles or [])
+    def _notify(self, message: dict, fds: list[int] | None = None) -> None:
+        zygote.send(self._server, message, fds or [])
 
     # Zygote and sessions
 
     def _from_zygote(self) -> None:
         try:
-            data, handles = zygote.receive(self._zygote_socket)
-        except ConnectionError:  # it was killed with a request unread
-            data, handles = b"", []
+            data, fds = zygote.receive(self._zygote_socket)
+        except ConnectionError:  # the zygote was killed with a request unread
+            data, fds = b"", []
         if not data:
-            self._lose_zygote()
+            self._restart_zygote()
             return
         message = json.loads(data)
         if "failed" in message:
-            self._fail(f"the zygote could not start: {message['failed']}")
+            self._record_failure(f"the zygote could not start: {message['failed']}")
         elif "zygote" in message:
             self._zygote_ready = True
-            self._watch.zygote(self._zygote.pid)
+            self._watchdog.set_baseline(self._zygote.pid)
             self._packages = message["packages"]
         else:
-            self._starting.popleft()
-            self._count += 1
-            worker = Worker(self._count, message["slot"], message["pid"], message["folder"], handles)
+            self._forking.popleft()
+            self._worker_count += 1
+            worker = WorkerProcess(self._worker_count, message["slot"], message["pid"], message["folder"], fds)
             self._workers[worker.pid] = worker
-            self._numbers[worker.number] = worker.pid
-            self._events.register(handles[0], selectors.EVENT_READ, lambda: self._from_worker(worker))
+            self._pid_by_number[worker.number] = worker.pid
+            self._events.register(fds[0], selectors.EVENT_READ, lambda: self._from_worker(worker))
 
-    def _from_worker(self, worker: Worker) -> None:
-        """The first frame of a session process: it is confined, or says why it could not be."""
-        self._events.unregister(worker.handles[0])
+    def _from_worker(self, worker: WorkerProcess) -> None:
+        """Reads the first frame of a session process: `ready` once it is confined, or `failed` with the reason."""
+        self._events.unregister(worker.fds[0])
         try:
-            frame = frames.read(worker.handles[0], 0)
+            frame = frames.read(worker.fds[0], 0)
         except frames.FrameError as error:
             frame = ({"failed": str(error)}, [])
         if frame and frame[0].get("ready") is True:
             worker.ready = True
             self._failures = 0
-            if not self._told:  # not before one session process is confined: until then the plan is a hope
-                self._told = True
-                plan = json.loads(self.plan.to_json())
-                self._tell({"op": "ready", "plan": plan, "summary": self.plan.summary(), "packages": self._packages})
+            if not self._ready_sent:  # the probed isolation is confirmed once a session process has applied it
+                self._ready_sent = True
+                config = json.loads(self.config.to_json())
+                self._notify(
+                    {"op": "ready", "config": config, "summary": self.config.summary(), "packages": self._packages}
+                )
             return
         reason = frame[0].get("failed") if frame else "ended while being confined"
         self._kill(worker.pid)
-        self._fail(f"a session process could not be confined: {reason}")
+        self._record_failure(f"a session process could not be confined: {reason}")
 
-    def _fail(self, message: str) -> None:
-        """Notes a failure; gives up after a few in a row."""
+    def _record_failure(self, message: str) -> None:
+        """Counts consecutive failures; reports `failed` and ends after `_MAX_FAILURES`."""
         self._failures += 1
         print(message, file=sys.stderr, flush=True)
-        if self._failures >= _FAILURES:
-            self._tell({"op": "failed", "message": message})
+        if self._failures >= _MAX_FAILURES:
+            self._notify({"op": "failed", "message": message})
             raise EOFError
 
-    def _refill(self) -> None:
-        """Hands warm processes to those who wait, and asks the zygote for more."""
-        warm = deque(w for w in self._workers.values() if w.ready and w.handles)
+    def _replenish_pool(self) -> None:
+        """Grants warm processes to waiting requests and asks the zygote for new ones."""
+        warm = deque(w for w in self._workers.values() if w.ready and w.fds)
         while self._waiting and warm:
             worker = warm.popleft()
-            self._tell(
+            self._notify(
                 {"op": "granted", "id": self._waiting.popleft(), "worker": worker.number, "pid": worker.pid},
-                worker.handles,
+                worker.fds,
             )
-            for handle in worker.handles:
-                os.close(handle)
-            worker.handles = []
-        coming = len(self._starting) + sum(1 for w in self._workers.values() if w.handles)
-        wanted = self._warm + len(self._waiting)
-        while self._zygote_ready and self._free and coming < wanted and len(self._starting) < _AHEAD:
-            slot = self._free.popleft()
-            handles = self._groups.open_slot(slot)
+            for fd in worker.fds:
+                os.close(fd)
+            worker.fds = []
+        pooled = len(self._forking) + sum(1 for w in self._workers.values() if w.fds)
+        target = self._warm + len(self._waiting)
+        while (
+            self._zygote_ready and self._free_slots and pooled < target and len(self._forking) < _MAX_CONCURRENT_FORKS
+        ):
+            slot = self._free_slots.popleft()
+            fds = self._cgroups.open_slot(slot)
             try:
-                zygote.send(self._zygote_socket, {"slot": slot, "folder": secrets.token_hex(12)}, handles)
+                zygote.send(self._zygote_socket, {"slot": slot, "folder": secrets.token_hex(12)}, fds)
             except OSError:
-                self._free.append(slot)
-                self._lose_zygote()
+                self._free_slots.append(slot)
+                self._restart_zygote()
                 return
             finally:
-                for handle in handles:
-                    os.close(handle)
-            self._starting.append((slot, time.monotonic()))
-            coming += 1
+                for fd in fds:
+                    os.close(fd)
+            self._forking.append((slot, time.monotonic()))
+            pooled += 1
 
-    def _check_zygote(self) -> None:
-        if self._starting and time.monotonic() - self._starting[0][1] > _ZYGOTE_PATIENCE_S:
+    def _kill_stuck_zygote(self) -> None:
+        if self._forking and time.monotonic() - self._forking[0][1] > _FORK_TIMEOUT_S:
             self._zygote.kill()
 
-    def _lose_zygote(self) -> None:
-        """Starts another zygote. Live sessions are our own children and go on."""
+    def _restart_zygote(self) -> None:
+        """Starts another zygote. Sessions are children of this process (CLONE_PARENT) and survive it."""
         self._events.unregister(self._zygote_socket)
         self._zygote_socket.close()
         self._zygote.kill()
         self._zygote.wait()
-        self._free.extend(slot for slot, _ in self._starting)
-        self._starting.clear()
-        self._fail("the zygote ended")
+        self._free_slots.extend(slot for slot, _ in self._forking)
+        self._forking.clear()
+        self._record_failure("the zygote ended")
         self._start_zygote()
 
-    # Watching
+    # Limits
 
-    def _look_after(self) -> None:
-        """Kills sessions over a limit that nothing in the kernel holds here, and stops idle ones that burn CPU."""
-        if not self._watch.due():  # with hundreds of sessions, listing them takes longer than what woke us up
+    def _enforce_limits(self) -> None:
+        """Applies the watchdog's actions: kills sessions over a limit, stops idle ones that use CPU."""
+        if not self._watchdog.due():  # listing hundreds of sessions costs more than the event that woke the loop
             return
         granted = {
-            worker.pid: watchdog.Watched(worker.quiet and not worker.stopped, self._folder(worker))
+            worker.pid: watchdog.SessionInfo(worker.idle and not worker.stopped, self._folder(worker))
             for worker in self._workers.values()
-            if not worker.handles
+            if not worker.fds
         }
-        for verdict in self._watch.look(granted):
-            worker = self._workers.get(verdict.pid)
+        for action in self._watchdog.poll(granted):
+            worker = self._workers.get(action.pid)
             if worker is None:
                 continue
-            if verdict.kill:
-                worker.cause = verdict.kill
+            if action.kill_reason:
+                worker.cause = action.kill_reason
                 self._kill(worker.pid)
             else:
                 worker.stopped = True
-                self._signal(verdict.members, signal.SIGSTOP)
+                self._signal(action.pids, signal.SIGSTOP)
 
-    def _folder(self, worker: Worker) -> str:
-        """The session's work folder on our own disk; empty where it has a file system of its own."""
-        return "" if self.plan.namespaces else os.path.join(self.plan.runtime_dir, "sessions", worker.folder)
+    def _folder(self, worker: WorkerProcess) -> str:
+        """Returns the session's work folder on the host's disk; empty if it has a private file system."""
+        return "" if self.config.namespaces else os.path.join(self.config.runtime_dir, "sessions", worker.folder)
 
-    def _resume(self, worker: Worker) -> None:
-        """A cell is about to run: the session goes on if it was stopped."""
-        worker.quiet = False
+    def _resume(self, worker: WorkerProcess) -> None:
+        """Continues (SIGCONT) a session that the watchdog had stopped, before its next cell."""
+        worker.idle = False
         if worker.stopped:
             worker.stopped = False
-            self._signal(self._watch.members(worker.pid), signal.SIGCONT)
+            self._signal(self._watchdog.session_pids(worker.pid), signal.SIGCONT)
 
-    def _clear(self, pid: int, since: float) -> None:
-        """Ends what a session began since ``since`` (seconds of CLOCK_BOOTTIME); its first process stays.
+    def _kill_descendants(self, pid: int, since: float) -> None:
+        """Kills the processes that a session started since `since` (CLOCK_BOOTTIME, seconds), except its first one.
 
-        All of it stands still before any of it dies: places that become free are not taken by more forks.
+        All of them are stopped before any is killed: a fork bomb cannot reuse the process slots of those that ended.
         """
         stopped: list[int] = []
-        for _ in range(_ROUNDS):
-            found = [p for p in self._watch.members(pid, since) if p != pid and p not in stopped]
+        for _ in range(_MAX_KILL_ROUNDS):
+            found = [p for p in self._watchdog.session_pids(pid, since) if p != pid and p not in stopped]
             if not found:
                 break
             self._signal(found, signal.SIGSTOP)
@@ -327,11 +331,11 @@ class Manager:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    # Ends of processes
+    # Exits
 
     def _kill(self, pid: int) -> None:
-        """Kills a session's whole tree: the first process of a pid namespace, or the process group."""
-        kills = (os.kill,) if self.plan.namespaces else (os.kill, os.killpg)
+        """Kills a session's process tree: by the init process of its pid namespace, or by its process group."""
+        kills = (os.kill,) if self.config.namespaces else (os.kill, os.killpg)
         for kill in kills:
             with contextlib.suppress(ProcessLookupError):
                 kill(pid, signal.SIGKILL)
@@ -348,37 +352,37 @@ class Manager:
                 self._zygote.poll()
                 continue
             worker = self._workers.pop(found.si_pid, None)
-            if worker is not None and not self.plan.namespaces:
-                self._kill(found.si_pid)  # before its pid is free again: the rest of the group
+            if worker is not None and not self.config.namespaces:
+                self._kill(found.si_pid)  # kills the process group before waitpid frees its id for reuse
             os.waitpid(found.si_pid, 0)
             if worker is not None:
-                self._ended(worker, found)
+                self._on_worker_exit(worker, found)
 
-    def _ended(self, worker: Worker, how: os.waitid_result) -> None:
-        del self._numbers[worker.number]
-        if worker.handles:
+    def _on_worker_exit(self, worker: WorkerProcess, how: os.waitid_result) -> None:
+        del self._pid_by_number[worker.number]
+        if worker.fds:
             with contextlib.suppress(KeyError, ValueError):
-                self._events.unregister(worker.handles[0])
-            for handle in worker.handles:
-                os.close(handle)
+                self._events.unregister(worker.fds[0])
+            for fd in worker.fds:
+                os.close(fd)
         else:
-            if worker.cause or self._groups.ran_out_of_memory(worker.slot):
+            if worker.cause or self._cgroups.oom_killed(worker.slot):
                 cause = worker.cause or "oom"
             elif how.si_code == os.CLD_EXITED:
                 cause = f"exit {how.si_status}"
             else:
                 cause = f"signal {how.si_status}"
-            self._tell({"op": "exited", "worker": worker.number, "cause": cause})
+            self._notify({"op": "exited", "worker": worker.number, "cause": cause})
         if folder := self._folder(worker):
             _remove(folder)
-        self._free.append(worker.slot)
+        self._free_slots.append(worker.slot)
 
 
 def _remove_stale_folders() -> None:
-    """Removes the work folders of managers that were killed."""
+    """Removes the work folders that killed managers left behind."""
     for name in os.listdir(tempfile.gettempdir()):
-        if name.startswith(_FOLDER):
-            owner = name.removeprefix(_FOLDER).split("-")[0]
+        if name.startswith(_FOLDER_PREFIX):
+            owner = name.removeprefix(_FOLDER_PREFIX).split("-")[0]
             if owner.isdigit() and not os.path.exists(f"/proc/{owner}"):
                 _remove(os.path.join(tempfile.gettempdir(), name))
 
@@ -388,8 +392,8 @@ def _remove(folder: str) -> None:
         folders.remove(folder)
 
 
-def _font_cache(fallback: str) -> str:
-    """Where matplotlib's list of fonts is kept between starts: making it takes seconds."""
+def _font_cache_dir(fallback: str) -> str:
+    """Returns the folder of matplotlib's font cache, which is kept between starts: building it takes seconds."""
     folder = os.path.join(tempfile.gettempdir(), f"tools-service-fonts-{os.geteuid()}")
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -415,7 +419,7 @@ def main() -> None:
             options["tier"],
             options["insecure"],
         )
-    except isolation.NotConfinable as error:
+    except isolation.IsolationUnavailable as error:
         zygote.send(server, {"op": "failed", "message": str(error)}, [])
         return
     try:

@@ -1,4 +1,4 @@
-"""The server's side of the manager: starts it, asks it for session processes, hears of their ends."""
+"""The server's client of the sandbox manager: starts it, acquires session processes and receives their exits."""
 
 from __future__ import annotations
 
@@ -21,53 +21,53 @@ from tools_service.sandbox.protocol.isolation_config import Limits
 _START = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from tools_service.sandbox.manager.manager import main; main()"
 )
-_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0  # before a manager that did not get ready is started again
+_RESTART_BACKOFF_S, _MAX_RESTART_BACKOFF_S = 0.5, 30.0  # before the restart of a manager that failed during startup
 
 
 class SandboxUnavailable(Exception):
-    """No session process can be had: the manager is gone or gave up."""
+    """No session process is available: the manager ended, gave up or did not answer in time."""
 
 
 @dataclass(eq=False)
-class Worker:
-    """A confined process that was handed over to the server."""
+class WorkerHandle:
+    """The server's handle of a confined session process: its control channel, output files and exit."""
 
     number: int
     pid: int
-    channel: socket.socket  # the same as reader and writer, for what they cannot do: pass descriptors
+    channel: socket.socket  # same socket as reader and writer; asyncio streams cannot pass descriptors (SCM_RIGHTS)
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
-    out: int  # its stdout file
+    out: int  # memory file of its stdout
     err: int
-    ended: asyncio.Future  # why it ended: "oom", "exit 3", "signal 9", "manager lost"
+    ended: asyncio.Future  # cause of its exit: "oom", "exit 3", "signal 9", "manager lost"
 
-    async def send(self, header: dict, blobs: list[bytes], handles: Sequence[int] = ()) -> None:
-        """Sends a frame, and descriptors with its first byte. The channel must be idle."""
+    async def send(self, header: dict, blobs: list[bytes], fds: Sequence[int] = ()) -> None:
+        """Sends a frame, with descriptors attached to its first byte. No other send may be in progress."""
         first, *rest = frames.encode(header, blobs)
-        if handles:
-            sent = self.channel.sendmsg([first], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", handles))])
+        if fds:
+            sent = self.channel.sendmsg([first], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
             first = first[sent:]
         self.writer.writelines([first, *rest])
         await self.writer.drain()
 
     async def receive(self, max_payload: int) -> tuple[dict, list[bytes]]:
-        """The next frame. Raises FrameError, or IncompleteReadError at the end."""
+        """Returns the next frame. Raises FrameError, or IncompleteReadError when the process has closed the channel."""
         prefix = await self.reader.readexactly(frames.PREFIX.size)
-        header_size, payload_size = frames.lengths(prefix, max_payload)
+        header_size, payload_size = frames.parse_prefix(prefix, max_payload)
         header = await self.reader.readexactly(header_size)
         return frames.decode(header, await self.reader.readexactly(payload_size))
 
     def close(self) -> None:
         self.writer.close()
         self.channel.close()
-        for handle in (self.out, self.err):
+        for fd in (self.out, self.err):
             with contextlib.suppress(OSError):
-                os.close(handle)
+                os.close(fd)
         self.out = self.err = -1
 
 
-class Host:
-    """One manager process, started again when it is lost."""
+class SandboxManagerClient:
+    """Owns one manager process and restarts it when it ends unexpectedly."""
 
     def __init__(self, limits: Limits, packages: tuple[str, ...], *, warm: int, slots: int, tier: str, insecure: bool):
         self._options = {
@@ -78,15 +78,15 @@ class Host:
         self._socket: socket.socket | None = None
         self._ready: asyncio.Future | None = None
         self._waiting: dict[int, asyncio.Future] = {}
-        self._workers: dict[int, asyncio.Future] = {}  # by number: why it ended
-        self._clearing: dict[int, asyncio.Future] = {}  # by number of the worker
-        self._asked = 0
+        self._workers: dict[int, asyncio.Future] = {}  # by worker number: resolves to the cause of the exit
+        self._pending_kills: dict[int, asyncio.Future] = {}  # by worker number: resolves when its descendants are dead
+        self._last_request_id = 0
         self._closing = False
-        self._failures = 0  # starts in a row that came to nothing
-        self.info: dict = {}  # the manager's ready message: plan, summary, packages
+        self._failures = 0  # consecutive starts that did not become ready
+        self.info: dict = {}  # the manager's `ready` message: config, summary, packages
 
     async def start(self) -> None:
-        """Starts the manager and waits until it has libraries loaded. Raises SandboxUnavailable."""
+        """Starts the manager and waits until its first session process is ready. Raises SandboxUnavailable."""
         self._launch()
         await self._ready
 
@@ -120,11 +120,11 @@ class Host:
             except OSError:
                 data, ancillary = b"", []
             if not data:
-                self._lost("the sandbox manager ended")
+                self._on_manager_exit("the sandbox manager ended")
                 return
-            self._handle(json.loads(data), frames.descriptors(ancillary))
+            self._dispatch(json.loads(data), frames.received_fds(ancillary))
 
-    def _handle(self, message: dict, handles: list[int]) -> None:
+    def _dispatch(self, message: dict, fds: list[int]) -> None:
         match message["op"]:
             case "ready":
                 self.info = message
@@ -134,18 +134,18 @@ class Host:
                 future = self._waiting.pop(message["id"], None)
                 if future is None or future.done():
                     self._send({"op": "kill", "worker": message["worker"]})
-                    for handle in handles:
-                        os.close(handle)
+                    for fd in fds:
+                        os.close(fd)
                 else:
                     ended = self._workers[message["worker"]] = asyncio.get_running_loop().create_future()
-                    future.set_result((message["worker"], message["pid"], handles, ended))
+                    future.set_result((message["worker"], message["pid"], fds, ended))
             case "exited":
                 ended = self._workers.pop(message["worker"], None)
                 if ended is not None and not ended.done():
                     ended.set_result(message["cause"])
-            case "cleared":
-                if (cleared := self._clearing.pop(message["worker"], None)) and not cleared.done():
-                    cleared.set_result(None)
+            case "descendants_killed":
+                if (killed := self._pending_kills.pop(message["worker"], None)) and not killed.done():
+                    killed.set_result(None)
             case "failed":
                 error = SandboxUnavailable(message["message"])
                 for future in [self._ready, *self._waiting.values()]:
@@ -153,8 +153,8 @@ class Host:
                         future.set_exception(error)
                 self._waiting.clear()
 
-    def _lost(self, reason: str) -> None:
-        """The manager is gone, and with it every session. Its sessions end; another one is started."""
+    def _on_manager_exit(self, reason: str) -> None:
+        """Ends all sessions, whose processes died with the manager, and schedules a restart."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._socket)
         self._socket.close()
@@ -167,25 +167,29 @@ class Host:
             if not ended.done():
                 ended.set_result("manager lost")
         self._workers.clear()
-        for cleared in self._clearing.values():
-            if not cleared.done():
-                cleared.set_result(None)
-        self._clearing.clear()
+        for killed in self._pending_kills.values():
+            if not killed.done():
+                killed.set_result(None)
+        self._pending_kills.clear()
         if self._ready.done() and self._ready.exception() is None:
             self._failures = 0
         else:
             self._failures += 1
-        if self._closing or not self.info:  # at the very first start, whoever asked for it is told
+        if self._closing or not self.info:  # at the first start `start` raises and nothing is restarted
             if not self._ready.done():
                 self._ready.set_exception(SandboxUnavailable(reason))
             return
-        if self._ready.done():  # those who ask now wait for the next one
+        if self._ready.done():  # requests from now on wait for the next manager
             self._ready = loop.create_future()
-        pause = min(_LONGEST_PAUSE_S, _PAUSE_S * 2 ** min(self._failures - 1, 10)) if self._failures else 0.0
+        pause = (
+            min(_MAX_RESTART_BACKOFF_S, _RESTART_BACKOFF_S * 2 ** min(self._failures - 1, 10))
+            if self._failures
+            else 0.0
+        )
         print(f"{reason}; starting another in {pause:g} s", file=sys.stderr, flush=True)
-        loop.call_later(pause, self._start_again)
+        loop.call_later(pause, self._restart)
 
-    def _start_again(self) -> None:
+    def _restart(self) -> None:
         if not self._closing:
             self._launch()
 
@@ -193,56 +197,56 @@ class Host:
         with contextlib.suppress(OSError):
             self._socket.send(json.dumps(message).encode())
 
-    async def acquire(self, timeout_s: float) -> Worker:
-        """A fresh confined process. Raises SandboxUnavailable when none can be had in time."""
+    async def acquire(self, timeout_s: float) -> WorkerHandle:
+        """Returns a new confined process. Raises SandboxUnavailable if none is granted within `timeout_s`."""
         future = asyncio.get_running_loop().create_future()
-        self._asked += 1
-        number = self._asked
+        self._last_request_id += 1
+        number = self._last_request_id
         self._waiting[number] = future
         try:
             await asyncio.wait_for(asyncio.shield(self._ready), timeout_s)
             self._send({"op": "acquire", "id": number})
-            worker, pid, handles, ended = await asyncio.wait_for(future, timeout_s)
+            worker, pid, fds, ended = await asyncio.wait_for(future, timeout_s)
         except TimeoutError:
             raise SandboxUnavailable(f"no session process within {timeout_s:g} s") from None
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:
-                worker, _, handles, _ = future.result()
+                worker, _, fds, _ = future.result()
                 self._send({"op": "kill", "worker": worker})
-                for handle in handles:
-                    os.close(handle)
+                for fd in fds:
+                    os.close(fd)
             raise
         finally:
             self._waiting.pop(number, None)
-        channel = socket.socket(fileno=handles[0])
+        channel = socket.socket(fileno=fds[0])
         channel.setblocking(False)
-        spare = channel.dup()
+        duplicate = channel.dup()
         reader, writer = await asyncio.open_unix_connection(sock=channel, limit=1 << 20)
-        return Worker(worker, pid, spare, reader, writer, handles[1], handles[2], ended)
+        return WorkerHandle(worker, pid, duplicate, reader, writer, fds[1], fds[2], ended)
 
-    def interrupt(self, worker: Worker) -> None:
+    def interrupt(self, worker: WorkerHandle) -> None:
         self._send({"op": "interrupt", "worker": worker.number})
 
-    async def clear(self, worker: Worker, since: float, timeout_s: float = 5.0) -> None:
-        """Ends the processes that the session began since then, in seconds of CLOCK_BOOTTIME, and waits for it."""
-        cleared = self._clearing[worker.number] = asyncio.get_running_loop().create_future()
-        self._send({"op": "clear", "worker": worker.number, "since": since})
-        await asyncio.wait({cleared, worker.ended}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        self._clearing.pop(worker.number, None)
+    async def kill_descendants(self, worker: WorkerHandle, since: float, timeout_s: float = 5.0) -> None:
+        """Kills the processes that the session started since `since` (CLOCK_BOOTTIME, seconds) and waits for the reply."""
+        killed = self._pending_kills[worker.number] = asyncio.get_running_loop().create_future()
+        self._send({"op": "kill_descendants", "worker": worker.number, "since": since})
+        await asyncio.wait({killed, worker.ended}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        self._pending_kills.pop(worker.number, None)
 
-    def quiet(self, worker: Worker) -> None:
-        """No cell of this session has run for a while: it may be stopped if it burns CPU."""
-        self._send({"op": "quiet", "worker": worker.number})
+    def mark_idle(self, worker: WorkerHandle) -> None:
+        """Notifies the manager that no cell runs: the watchdog may stop the session if it uses CPU."""
+        self._send({"op": "mark_idle", "worker": worker.number})
 
-    def busy(self, worker: Worker) -> None:
-        """A cell is about to run after all."""
-        self._send({"op": "busy", "worker": worker.number})
+    def mark_active(self, worker: WorkerHandle) -> None:
+        """Notifies the manager that a cell is about to run; a stopped session continues."""
+        self._send({"op": "mark_active", "worker": worker.number})
 
-    def kill(self, worker: Worker) -> None:
+    def kill(self, worker: WorkerHandle) -> None:
         self._send({"op": "kill", "worker": worker.number})
 
     async def close(self) -> None:
-        """Ends the manager and with it every session."""
+        """Ends the manager and all sessions; kills it after 10 s."""
         self._closing = True
         if self._process is None:
             return

@@ -1,1 +1,1 @@
-"""Messages between server, manager and session, and the validators of what comes back."""
+"""Defines the messages between server, manager and session, and validates images that sessions return."""

@@ -1,9 +1,9 @@
-"""Frames between the server and a session's process: JSON plus raw bytes, with lengths in front.
+"""Frames messages between the server and a session process: length-prefixed JSON plus raw bytes.
 
-``u32 header length | u32 payload length | header | payload``. The header is a JSON object whose
-``blobs`` lists the lengths of the byte strings that make up the payload. Nothing is ever unpickled,
-and no length is believed before it is checked against a limit. Input pictures travel as descriptors of sealed
-files in memory, attached to the first byte: they are neither copied nor held twice.
+A frame is `u32 header length | u32 payload length | header | payload`. The header is a JSON object whose `blobs`
+lists the lengths of the byte strings in the payload. Nothing is unpickled, and every length is checked against a
+limit before anything is read. Input images are passed as descriptors of sealed memfds, attached to the first byte,
+so they are not copied.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ MAX_HEADER = 64 * 1024
 
 
 class FrameError(Exception):
-    """The other side sent something that is not a frame of this protocol."""
+    """The received bytes are not a valid frame."""
 
 
 def encode(header: dict, blobs: Sequence[bytes] = ()) -> list[bytes]:
-    """The byte strings to be written, in order; blobs are not copied."""
+    """Returns the byte strings to write, in order; blobs are not copied."""
     text = json.dumps(header | {"blobs": [len(b) for b in blobs]}, allow_nan=False).encode()
     return [PREFIX.pack(len(text), sum(len(b) for b in blobs)) + text, *blobs]
 
 
-def lengths(prefix: bytes, max_payload: int) -> tuple[int, int]:
-    """Header and payload lengths. Raises FrameError when one is out of bounds."""
+def parse_prefix(prefix: bytes, max_payload: int) -> tuple[int, int]:
+    """Returns the header and payload lengths. Raises FrameError if one exceeds its limit."""
     header, payload = PREFIX.unpack(prefix)
     if not 0 < header <= MAX_HEADER or payload > max_payload:
         raise FrameError(f"frame of {header}+{payload} bytes; the limits are {MAX_HEADER}+{max_payload}")
@@ -38,7 +38,7 @@ def lengths(prefix: bytes, max_payload: int) -> tuple[int, int]:
 
 
 def decode(header: bytes, payload: bytes) -> tuple[dict, list[bytes]]:
-    """Header and blobs. Raises FrameError for anything that is not exactly as ``encode`` writes it."""
+    """Returns the header and the blobs. Raises FrameError for anything that `encode` would not write."""
     try:
         parsed = json.loads(header, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -58,31 +58,30 @@ def _no_constant(name: str) -> float:
 
 
 def read(descriptor: int, max_payload: int, _read=os.read) -> tuple[dict, list[bytes]] | None:
-    """The next frame from a blocking descriptor; None at its end."""
-    prefix = _exactly(descriptor, PREFIX.size, _read)
+    """Reads the next frame from a blocking descriptor; None at end of file."""
+    prefix = _read_exactly(descriptor, PREFIX.size, _read)
     if prefix is None:
         return None
-    header_size, payload_size = lengths(prefix, max_payload)
-    header, payload = _exactly(descriptor, header_size, _read), _exactly(descriptor, payload_size, _read)
+    header_size, payload_size = parse_prefix(prefix, max_payload)
+    header = _read_exactly(descriptor, header_size, _read)
+    payload = _read_exactly(descriptor, payload_size, _read)
     return None if header is None or payload is None else decode(header, payload)
 
 
-def receive(channel: socket.socket, max_payload: int, max_handles: int) -> tuple[dict, list[bytes], list[int]] | None:
-    """The next frame from a blocking socket, with the descriptors that came with it; None at its end."""
-    prefix, ancillary, _, _ = channel.recvmsg(PREFIX.size, socket.CMSG_SPACE(4 * max_handles), socket.MSG_WAITALL)
-    handles = descriptors(ancillary)
+def receive(channel: socket.socket, max_payload: int, max_fds: int) -> tuple[dict, list[bytes], list[int]] | None:
+    """Reads the next frame and its attached descriptors from a blocking socket; None at end of stream."""
+    prefix, ancillary, _, _ = channel.recvmsg(PREFIX.size, socket.CMSG_SPACE(4 * max_fds), socket.MSG_WAITALL)
+    fds = received_fds(ancillary)
     if len(prefix) < PREFIX.size:
         return None
-    header_size, payload_size = lengths(prefix, max_payload)
-    header, payload = (
-        _exactly(channel.fileno(), header_size, os.read),
-        _exactly(channel.fileno(), payload_size, os.read),
-    )
-    return None if header is None or payload is None else (*decode(header, payload), handles)
+    header_size, payload_size = parse_prefix(prefix, max_payload)
+    header = _read_exactly(channel.fileno(), header_size, os.read)
+    payload = _read_exactly(channel.fileno(), payload_size, os.read)
+    return None if header is None or payload is None else (*decode(header, payload), fds)
 
 
-def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    """The file descriptors in a message's ancillary data."""
+def received_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """Returns the file descriptors in a message's ancillary data (SCM_RIGHTS)."""
     found = array.array("i")
     for level, kind, payload in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -91,14 +90,14 @@ def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 
 def write(descriptor: int, header: dict, blobs: Sequence[bytes] = (), _write=os.write) -> None:
-    """Writes a whole frame to a blocking descriptor."""
+    """Writes a complete frame to a blocking descriptor."""
     for part in encode(header, blobs):
         view = memoryview(part)
         while view:
             view = view[_write(descriptor, view) :]
 
 
-def _exactly(descriptor: int, size: int, _read) -> bytes | None:
+def _read_exactly(descriptor: int, size: int, _read) -> bytes | None:
     parts = []
     while size:
         part = _read(descriptor, min(size, 1 << 20))

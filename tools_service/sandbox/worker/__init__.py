@@ -1,1 +1,1 @@
-"""Everything that runs inside a session: the zygote, the session process and the cell loop."""
+"""Runs inside the sandbox: the zygote, the session process and its cell loop."""

@@ -1,4 +1,4 @@
-"""The loop of a session's process: a frame in, a cell run, a frame out."""
+"""Runs the loop of a session process: read a request frame, run its cell, write a reply frame."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ import sys
 from tools_service.sandbox.protocol import frames
 from tools_service.sandbox.protocol.isolation_config import Limits
 from tools_service.sandbox.worker import reaper
-from tools_service.sandbox.worker.interpreter import BadPicture, Shell
+from tools_service.sandbox.worker.interpreter import Interpreter, InvalidInputImage
 
-CHANNEL = 3
-_KEPT = 100  # descriptors of our own lie from here on
-_SWITCH_S = 0.005  # between threads: the interpreter's own default
+CHANNEL_FD = 3
+_PRIVATE_FD_START = 100  # the loop's own descriptors are duplicated to numbers from here on
+_SWITCH_INTERVAL_S = 0.005  # thread switch interval, CPython's default
 
 
-class Streams:
-    """The cell's stdout and stderr: files in memory on descriptors 1 and 2, so that C code and child
-    processes are captured too, and so that the supervisor can read them when this process cannot answer."""
+class OutputStreams:
+    """Captures a cell's stdout and stderr in the memfds on descriptors 1 and 2.
+
+    Output of C code and of child processes is captured too, and the supervisor, which holds the same memfds,
+    can read partial output when this process no longer replies.
+    """
 
     def __init__(self, text_bytes: int):
         self._limit = text_bytes
         self._libc = ctypes.CDLL(None)
-        # Copies that outlast a cell which closes or replaces descriptors 1 and 2.
-        self._kept = {n: fcntl.fcntl(n, fcntl.F_DUPFD_CLOEXEC, _KEPT) for n in (1, 2)}
+        # Duplicates that survive a cell which closes or replaces descriptors 1 and 2.
+        self._kept = {n: fcntl.fcntl(n, fcntl.F_DUPFD_CLOEXEC, _PRIVATE_FD_START) for n in (1, 2)}
         self._open()
 
     def _open(self) -> None:
@@ -41,7 +44,7 @@ class Streams:
         self.out, self.err = stream(1), stream(2)
 
     def start(self) -> None:
-        """Empties both and makes them sys.stdout and sys.stderr, whatever the last cell did to those."""
+        """Rewinds both files and installs them as `sys.stdout` and `sys.stderr`, undoing earlier redirections."""
         if self.out.closed or self.err.closed or self._input.closed:
             self._open()
         sys.stdout = sys.__stdout__ = self.out
@@ -49,7 +52,8 @@ class Streams:
         sys.stdin = sys.__stdin__ = self._input
         for descriptor, kept in self._kept.items():
             os.dup2(kept, descriptor)
-            fcntl.fcntl(descriptor, fcntl.F_SETFL, 0)  # no O_APPEND: the files are as long as they may be
+            # Clears O_APPEND: the memfd already has its maximal size, so appending would always fail.
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, 0)
             os.lseek(descriptor, 0, os.SEEK_SET)
 
     def write_out(self, text: str) -> None:
@@ -59,6 +63,7 @@ class Streams:
         self.err.write(text)
 
     def collect(self) -> tuple[bytes, bytes]:
+        """Flushes Python and C buffers and returns (stdout, stderr), each clipped to the text limit."""
         for stream in (self.out, self.err):
             try:
                 stream.flush()
@@ -69,7 +74,7 @@ class Streams:
 
 
 def read_output(descriptor: int, limit: int) -> bytes:
-    """What was written to a stream's file: all of it, or its head and tail with a note between."""
+    """Returns the output written to a stream's memfd; above `limit` bytes, its head and tail with a note between."""
     size = os.lseek(descriptor, 0, os.SEEK_CUR)
     if size <= limit:
         return os.pread(descriptor, size, 0)
@@ -78,20 +83,20 @@ def read_output(descriptor: int, limit: int) -> bytes:
     return os.pread(descriptor, half, 0) + note + os.pread(descriptor, half, size - half)
 
 
-def serve(shell: Shell, limits: Limits) -> None:
-    """Answers requests on the control channel until it closes. Never returns to the caller's code."""
+def serve_cells(interpreter: Interpreter, limits: Limits) -> None:
+    """Answers requests on the control channel until it closes, then exits the process. Never returns."""
     owner = os.getpid()
-    # Bound here: a cell may replace them in their modules, and can then only spoil its own answers.
-    write, getpid, leave = os.write, os.getpid, os._exit
+    # Bound to locals: a cell that monkeypatches these modules cannot change the loop.
+    write, getpid, exit_process = os.write, os.getpid, os._exit
     receive, write_frame, set_signal = frames.receive, frames.write, signal.signal
     switch_threads = sys.setswitchinterval
-    channel = socket.socket(fileno=CHANNEL)
+    channel = socket.socket(fileno=CHANNEL_FD)
     sigint, ignore = signal.SIGINT, signal.SIG_IGN
-    set_mask, replace_mask, set_timer, timers = signal.pthread_sigmask, signal.SIG_SETMASK, signal.setitimer, (
-        signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF,
-    )  # fmt: skip
-    streams = Streams(limits.text_kb << 10)
-    shell.attach(streams.write_out, streams.write_err)
+    set_mask, replace_mask = signal.pthread_sigmask, signal.SIG_SETMASK
+    set_timer = signal.setitimer
+    timers = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+    streams = OutputStreams(limits.text_kb << 10)
+    interpreter.set_streams(streams.write_out, streams.write_err)
     running = False
 
     def interrupt(*_: object) -> None:
@@ -101,36 +106,36 @@ def serve(shell: Shell, limits: Limits) -> None:
     while True:
         request = receive(channel, limits.request_bytes, limits.input_images)
         if request is None:
-            leave(0)
-        header, blobs, pictures = request
+            exit_process(0)
+        header, blobs, image_fds = request
         nonce = header["nonce"]
-        reaper.bury()  # what ended since the last cell
+        reaper.reap_zombies()  # children that ended since the last cell
         try:
             streams.start()
-            shell.bind_images(pictures)
-        except BadPicture as error:
-            write_frame(CHANNEL, {"nonce": nonce, "status": "refused", "message": str(error)}, [b"", b""], write)
+            interpreter.bind_images(image_fds)
+        except InvalidInputImage as error:
+            write_frame(CHANNEL_FD, {"nonce": nonce, "status": "refused", "message": str(error)}, [b"", b""], write)
             continue
         ok = False
         try:
-            set_mask(replace_mask, ())  # a former cell may have blocked the signal that interrupts
+            set_mask(replace_mask, ())  # an earlier cell may have blocked SIGINT, the interrupt signal
             set_signal(sigint, interrupt)
-            switch_threads(_SWITCH_S)
+            switch_threads(_SWITCH_INTERVAL_S)
             running = True
-            ok = shell.run(blobs[0].decode("utf-8", "replace"), header["format"])
+            ok = interpreter.run(blobs[0].decode("utf-8", "replace"), header["format"])
             running = False
-        except BaseException:  # an interrupt that came between the end of the cell and the line above
+        except BaseException:  # an interrupt that arrived after the cell ended and before `running` was cleared
             running = False
         set_signal(sigint, ignore)
         for timer in timers:
-            set_timer(timer, 0)  # it would end the process between cells
-        # Threads that the cell left spinning would otherwise hold each of our next steps up for their full turns.
-        switch_threads(_SWITCH_S / 50)
-        if getpid() != owner:  # a fork made by the cell: it must never speak for the session
-            leave(0)
-        shell.tidy()
-        reaper.bury()
+            set_timer(timer, 0)  # an expiring timer would kill the process between cells
+        # Background threads of the cell contend for the GIL; a short switch interval keeps the loop responsive.
+        switch_threads(_SWITCH_INTERVAL_S / 50)
+        if getpid() != owner:  # a forked child of the cell must never write to the control channel
+            exit_process(0)
+        interpreter.reset_interpreter_state()
+        reaper.reap_zombies()
         out, err = streams.collect()
-        shown = shell.pictures
+        shown = interpreter.images
         reply = {"nonce": nonce, "status": "ok" if ok else "error", "message": "", "dropped": shown.dropped}
-        write_frame(CHANNEL, reply, [out, err, *shown.encoded], write)
+        write_frame(CHANNEL_FD, reply, [out, err, *shown.encoded], write)

@@ -1,4 +1,4 @@
-"""Runs cells in one namespace the way a notebook does. Runs inside a session."""
+"""Executes cells in one namespace with notebook semantics. Runs inside a session."""
 
 from __future__ import annotations
 
@@ -23,77 +23,80 @@ from tools_service.sandbox.worker import display
 
 _FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _MAX_REPR = 200_000
-_RECURSION = sys.getrecursionlimit()
-_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_RECURSION_LIMIT = sys.getrecursionlimit()
+_PACKAGE_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
-class BadPicture(Exception):
-    """An input picture that PIL cannot open."""
+class InvalidInputImage(Exception):
+    """An input image cannot be opened by PIL."""
 
 
-class Shell:
-    """The namespace of a session and everything needed to run a cell in it."""
+class Interpreter:
+    """Holds the namespace of a session and runs cells in it."""
 
     def __init__(self, limits: Limits):
-        self.pictures = display.Pictures(limits)
-        self.cells = 0
+        self.images = display.ImageCollector(limits)
+        self.cell_count = 0
         self._builtins = dict(vars(builtins))
         self._loop: asyncio.AbstractEventLoop | None = None
         module = types.ModuleType("__main__")
         sys.modules["__main__"] = module
         self.namespace = module.__dict__
         self.namespace["__builtins__"] = builtins
-        self.namespace["display"] = display.install(self.pictures, lambda text: self._write_out(text + "\n"))
+        self.namespace["display"] = display.install_hooks(self.images, lambda text: self._write_out(text + "\n"))
 
-    def attach(self, write_out: Callable[[str], None], write_err: Callable[[str], None]) -> None:
-        """``write_out`` and ``write_err`` print text to the cell's two streams; before the first cell."""
+    def set_streams(self, write_out: Callable[[str], None], write_err: Callable[[str], None]) -> None:
+        """Sets the functions that print to the cell's stdout and stderr. Must be called before the first cell."""
         self._write_out, self._write_err = write_out, write_err
 
-    def bind_images(self, handles: Sequence[int]) -> None:
-        """Opens encoded pictures, given as open files, as image_1 .. image_n. Pixels are decoded when first used.
+    def bind_images(self, fds: Sequence[int]) -> None:
+        """Opens encoded images, given as file descriptors, as `image_1` .. `image_n`; pixels are decoded lazily.
 
-        An EXIF rotation is applied, as it is to the model's view, so that coordinates agree.
+        The EXIF rotation is applied, as in the images that the policy sees, so that coordinates agree.
+
+        Raises:
+            InvalidInputImage: PIL cannot open an image.
         """
-        for number, handle in enumerate(handles, start=1):
+        for number, fd in enumerate(fds, start=1):
             try:
-                image = Image.open(mmap.mmap(handle, 0, access=mmap.ACCESS_READ))
-                # PIL decodes a whole PNG to look for EXIF after its pixels, where next to none have it.
+                image = Image.open(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
+                # PIL decodes the entire PNG to look for EXIF after its pixels, where hardly any file has it.
                 if (image.format != "PNG" or "exif" in image.info) and image.getexif().get(0x0112, 1) != 1:
                     image = ImageOps.exif_transpose(image)
             except Exception as error:
-                raise BadPicture(f"picture {number} cannot be opened: {type(error).__name__}: {error}") from None
+                raise InvalidInputImage(f"picture {number} cannot be opened: {type(error).__name__}: {error}") from None
             finally:
-                os.close(handle)
+                os.close(fd)
             self.namespace[f"image_{number}"] = image
 
     def run(self, source: str, format: str = "png") -> bool:
-        """Runs one cell: True if it ended well, False if it raised or does not parse. ``format``: of its pictures."""
-        self.cells += 1
-        self.pictures.clear(format)
-        name = f"Cell In[{self.cells}]"
+        """Runs one cell; returns False if it raised or does not parse. `format` encodes its images: png or webp."""
+        self.cell_count += 1
+        self.images.start_cell(format)
+        name = f"Cell In[{self.cell_count}]"
         try:
-            ok = self._run(source.removeprefix("\ufeff"), name)
-        except BaseException as error:  # whatever the code raises ends the cell, not the session
-            self._report(error, name, source)
+            ok = self._execute(source.removeprefix("\ufeff"), name)
+        except BaseException as error:  # any exception of the code ends the cell, not the session
+            self._print_traceback(error, name, source)
             ok = False
         try:
-            self.pictures.open_figures()
+            self.images.add_open_figures()
         except BaseException as error:
-            self._report(error, name, source)
+            self._print_traceback(error, name, source)
             ok = False
         for note in self._notes():
             self._write_err(note + "\n")
         return ok
 
     def _notes(self) -> list[str]:
-        notes = list(self.pictures.notes)
-        if self.pictures.dropped:
+        notes = list(self.images.notes)
+        if self.images.dropped:
             notes.append(
-                f"{self.pictures.dropped} more pictures were not returned (limit {self.pictures.limits.images} per cell)"
+                f"{self.images.dropped} more pictures were not returned (limit {self.images.limits.images} per cell)"
             )
         return notes
 
-    def _run(self, source: str, name: str) -> bool:
+    def _execute(self, source: str, name: str) -> bool:
         lines = source.splitlines(keepends=True)
         linecache.cache[name] = (len(source), None, lines, name)
         tree = compile(source, name, "exec", ast.PyCF_ONLY_AST | _FLAGS, dont_inherit=True)
@@ -118,37 +121,37 @@ class Shell:
         return value
 
     def _show(self, value: Any) -> None:
-        if self.pictures.show(value):
+        if self.images.show(value):
             return
         text = repr(value)
         if len(text) > _MAX_REPR:
             text = f"{text[:_MAX_REPR]}... ({len(text)} characters)"
         self._write_out(text + "\n")
 
-    def _report(self, error: BaseException, name: str, source: str) -> None:
-        """The traceback, without the frames that are ours."""
+    def _print_traceback(self, error: BaseException, name: str, source: str) -> None:
+        """Prints the traceback without frames of this package."""
         try:
-            told = seen = traceback.TracebackException(type(error), error, error.__traceback__)
-            for _ in range(100):  # along the chain of causes
-                seen.stack = traceback.StackSummary.from_list(
-                    [f for f in seen.stack if not f.filename.startswith(_OURS)]
+            formatted = current_exception = traceback.TracebackException(type(error), error, error.__traceback__)
+            for _ in range(100):  # follows the chain of causes
+                current_exception.stack = traceback.StackSummary.from_list(
+                    [f for f in current_exception.stack if not f.filename.startswith(_PACKAGE_FOLDER)]
                 )
-                seen = seen.__cause__ or seen.__context__
-                if seen is None:
+                current_exception = current_exception.__cause__ or current_exception.__context__
+                if current_exception is None:
                     break
-            text = "".join(told.format())
-        except BaseException as second:  # an exception whose own methods raise
+            text = "".join(formatted.format())
+        except BaseException as second:  # an exception whose methods raise
             text = f"{type(error).__name__} (its traceback cannot be printed: {type(second).__name__})\n"
-        if isinstance(error, SyntaxError) and (hint := _notebook_syntax(source)):
+        if isinstance(error, SyntaxError) and (hint := _notebook_syntax_hint(source)):
             text += hint
         self._write_err(text)
 
-    def tidy(self) -> None:
-        """Undoes what a cell may have left in the interpreter and would break the next one."""
+    def reset_interpreter_state(self) -> None:
+        """Resets trace functions, hooks, builtins and the recursion limit, which a cell may have changed."""
         sys.settrace(None)
         sys.setprofile(None)
-        if sys.getrecursionlimit() < _RECURSION:
-            sys.setrecursionlimit(_RECURSION)
+        if sys.getrecursionlimit() < _RECURSION_LIMIT:
+            sys.setrecursionlimit(_RECURSION_LIMIT)
         threading.settrace(None)
         threading.setprofile(None)
         sys.excepthook, sys.displayhook = sys.__excepthook__, sys.__displayhook__
@@ -158,7 +161,7 @@ class Shell:
                 current[key] = value
 
 
-def _notebook_syntax(source: str) -> str:
+def _notebook_syntax_hint(source: str) -> str:
     for line in source.splitlines():
         start = line.lstrip()
         if start.startswith("%"):

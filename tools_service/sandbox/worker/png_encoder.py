@@ -1,7 +1,7 @@
-"""PNG as quickly as it can be had without a second library: one filter for all rows, run lengths and Huffman codes.
+"""Encodes PNG quickly with zlib alone: the Up filter on all rows, run-length and Huffman coding (Z_RLE).
 
-PIL tries five filters on every row; for a photograph of a megapixel that takes 62 ms where this takes 29, and saves
-one percent of the bytes (measured here). Runs inside a session.
+PIL tries five filters on every row; for a photograph of one megapixel that takes 62 ms instead of 29 ms and saves
+one percent of the bytes (measured). Runs inside a session.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import numpy as np
 from PIL import Image
 
 _COLOR = {"L": 0, "RGB": 2, "LA": 4, "RGBA": 6}  # PNG specification, section 11.2.2
-_UP = 2  # filter: each byte less the one above it; section 9.2
+_UP = 2  # PNG filter type Up: each byte minus the byte above it; section 9.2
 
 
 def can_encode(image: Image.Image) -> bool:
-    """Whether ``png`` keeps all of this picture: whole bytes, and no color that means transparent."""
+    """Returns True if `encode_png` is lossless for this image: 8 bits per channel and no transparent color key."""
     return image.mode in _COLOR and "transparency" not in image.info
 
 
-def png(image: Image.Image) -> bytes:
-    """The picture's pixels, of a mode that ``can_encode`` accepts, as PNG."""
+def encode_png(image: Image.Image) -> bytes:
+    """Encodes the pixels of an image, of a mode that `can_encode` accepts, as PNG."""
     pixels = np.asarray(image).reshape(image.height, -1)
     rows = np.empty((image.height, 1 + pixels.shape[1]), np.uint8)
     rows[:, 0] = _UP

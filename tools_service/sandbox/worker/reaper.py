@@ -1,4 +1,4 @@
-"""Processes that a session's cells leave behind. Runs inside a session."""
+"""Reaps child processes that a session's cells leave behind. Runs inside a session."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 
-def bury() -> None:
-    """Reaps ended children, orphans included: each would otherwise keep one of the session's few places.
+def reap_zombies() -> None:
+    """Reaps ended children, including adopted orphans; a zombie counts towards the session's process limit.
 
-    Where a Popen or multiprocessing object waits for one of them, that object learns the exit status first.
+    `Popen` and `multiprocessing` objects poll first, so that they record the exit status of their own child.
     """
     try:
         if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
@@ -22,9 +22,9 @@ def bury() -> None:
     for value in gc.get_objects():
         kind = type(value)
         if issubclass(kind, subprocess.Popen):
-            _quietly(value.poll)
+            _ignore_errors(value.poll)
         elif process is not None and issubclass(kind, process):
-            _quietly(lambda value=value: value.exitcode)
+            _ignore_errors(lambda value=value: value.exitcode)
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -32,8 +32,8 @@ def bury() -> None:
         pass
 
 
-def _quietly(ask) -> None:
+def _ignore_errors(poll) -> None:
     try:
-        ask()
-    except Exception:  # the cell's own subclass, or one not started: its affair
+        poll()
+    except Exception:  # a subclass defined by the cell, or a process that was never started
         pass

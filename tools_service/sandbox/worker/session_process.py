@@ -1,8 +1,8 @@
-"""From a fresh fork of the zygote to a confined session process, step by step, then the cell loop.
+"""Turns a fresh fork of the zygote into a confined session process, then runs the cell loop.
 
-The order matters: cgroups while the descriptors are open, mounts while there are privileges, the user id
-after the mounts, PR_SET_PDEATHSIG after the user id (changing it clears the signal), Landlock after the
-mounts (it forbids them), and the system call filter last.
+The order of the steps matters: join cgroups while their descriptors are open; mount while privileged; change the
+user id after the mounts; set PR_SET_PDEATHSIG after the user id (changing credentials clears it); apply Landlock
+after the mounts (it forbids mounting); install the seccomp filter last.
 """
 
 from __future__ import annotations
@@ -17,109 +17,119 @@ import tempfile
 
 from tools_service.sandbox.confinement import landlock, linux, packages, rootfs, seccomp
 from tools_service.sandbox.protocol import frames
-from tools_service.sandbox.protocol.isolation_config import Plan
+from tools_service.sandbox.protocol.isolation_config import IsolationConfig
 from tools_service.sandbox.worker import cell_loop
-from tools_service.sandbox.worker.interpreter import Shell
+from tools_service.sandbox.worker.interpreter import Interpreter
 
 
-def become(
-    plan: Plan,
+def setup_and_serve(
+    config: IsolationConfig,
     slot: int,
     name: str,
     channel: int,
     out: int,
     err: int,
-    cgroup_handles: list[int],
-    readable: list[str],
-    mapped: int,
-    shell: Shell,
+    cgroup_fds: list[int],
+    readable_paths: list[str],
+    mapped_bytes: int,
+    interpreter: Interpreter,
 ) -> None:
-    """Turns this fork into the process of session slot ``slot``. Never returns.
+    """Confines this fork as the process of session slot `slot` and serves cells. Never returns.
 
-    ``shell`` runs its cells: made before the fork, most of it stays shared. ``readable`` are the paths it may read where it has no private root, ``mapped`` the bytes of address
-    space that it starts with. It reports ``ready`` on its channel, or ``failed`` with the reason, and serves cells until the channel closes.
+    `interpreter` is created before the fork, so that its memory stays shared (copy-on-write). `readable_paths` are
+    the paths that the session may read if it has no private root; `mapped_bytes` is the address space inherited
+    from the zygote. Reports `ready` on the control channel, or `failed` with the reason, and serves cells until the
+    channel closes.
     """
     try:
-        _take_descriptors(channel, out, err, cgroup_handles)
+        _install_fds(channel, out, err, cgroup_fds)
         try:
-            folder = _confine(plan, slot, name, readable, mapped)
-            _freshen(folder)
+            folder = _apply_confinement(config, slot, name, readable_paths, mapped_bytes)
+            _reset_inherited_state(folder)
         except BaseException as error:
-            frames.write(cell_loop.CHANNEL, {"failed": f"{type(error).__name__}: {error}"})
+            frames.write(cell_loop.CHANNEL_FD, {"failed": f"{type(error).__name__}: {error}"})
             raise
-        frames.write(cell_loop.CHANNEL, {"ready": True})
-        cell_loop.serve(shell, plan.limits)
+        frames.write(cell_loop.CHANNEL_FD, {"ready": True})
+        cell_loop.serve_cells(interpreter, config.limits)
     finally:
         os._exit(71)
 
 
-def _take_descriptors(channel: int, out: int, err: int, cgroup_handles: list[int]) -> None:
-    """Joins the cgroups, and keeps nothing open but stdin (empty), stdout, stderr and the control channel."""
-    for handle in cgroup_handles:
-        os.write(handle, b"0")
-    # High copies first: the numbers wanted may be in use by one another.
+def _install_fds(channel: int, out: int, err: int, cgroup_fds: list[int]) -> None:
+    """Joins the cgroups, then closes every descriptor except stdin (empty), stdout, stderr and the control channel."""
+    for fd in cgroup_fds:
+        os.write(fd, b"0")
+    # Duplicates to high numbers first: a target number may be the source of another descriptor.
     kept = [os.dup2(fd, 200 + i) for i, fd in enumerate((channel, out, err))]
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-    for target, source in ((1, kept[1]), (2, kept[2]), (cell_loop.CHANNEL, kept[0])):
+    for target, source in ((1, kept[1]), (2, kept[2]), (cell_loop.CHANNEL_FD, kept[0])):
         os.dup2(source, target)
     os.closerange(4, 1024)
-    os.set_inheritable(cell_loop.CHANNEL, False)
+    os.set_inheritable(cell_loop.CHANNEL_FD, False)
 
 
-def _confine(plan: Plan, slot: int, name: str, readable: list[str], mapped: int) -> str:
-    """Everything from signals to the system call filter; returns the work folder."""
+def _apply_confinement(
+    config: IsolationConfig, slot: int, name: str, readable_paths: list[str], mapped_bytes: int
+) -> str:
+    """Applies every restriction, from signal handlers to the seccomp filter; returns the work folder."""
     for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setsid()
-    uid = plan.uid_base + slot if plan.uid_base else os.geteuid()
-    if plan.namespaces:
-        rootfs.add_session(plan.limits.disk_mb, plan.limits.inodes, uid, process_list=not plan.user_namespace)
-        folder = rootfs.WORK
+    uid = config.uid_base + slot if config.uid_base else os.geteuid()
+    if config.namespaces:
+        rootfs.mount_session_folders(
+            config.limits.disk_mb, config.limits.inodes, uid, process_list=not config.user_namespace
+        )
+        folder = rootfs.WORK_FOLDER
     else:
-        folder = os.path.join(plan.runtime_dir, "sessions", name)
+        folder = os.path.join(config.runtime_dir, "sessions", name)
         os.makedirs(os.path.dirname(folder), mode=0o711, exist_ok=True)
         os.mkdir(folder, 0o700)
-        if plan.uid_base:
+        if config.uid_base:
             os.chown(folder, uid, uid)
-    _set_limits(plan, _address_space(plan, mapped))
-    if plan.uid_base:
+    _set_limits(config, _address_space_bytes(config, mapped_bytes))
+    if config.uid_base:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    elif plan.tier != "insecure":
+    elif config.tier != "insecure":
         linux.drop_capabilities()
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if plan.uid_base:  # else Landlock keeps sessions apart, and the manager must see what they hold open
+    # Without a user id per session Landlock isolates sessions, and the manager must read /proc/PID/fd to count files.
+    if config.uid_base:
         linux.prctl(linux.PR_SET_DUMPABLE, 0)
     os.umask(0o077)
     os.chdir(folder)
     for scratch in (".tmp", ".shm"):
         os.mkdir(scratch)
-    if plan.tier != "insecure":
+    if config.tier != "insecure":
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    if plan.landlock:
-        rules = [(path, landlock.READ) for path in (["/"] if plan.namespaces else readable)]
-        if not plan.namespaces:  # imports list these folders
-            rules += [(folder, landlock.LIST) for folder in (sysconfig.get_path("stdlib"), *packages.site_folders())]
-        rules += [(path, landlock.EVERYTHING) for path in (folder, "/dev/null", "/dev/zero", "/dev/full")]
-        rules += [(path, landlock.READ) for path in ("/dev/urandom", "/dev/random")]
-        landlock.restrict(plan.landlock, rules)
-    if plan.seccomp:
-        seccomp.install(seccomp.of_plan(plan, os.getpid()))
+    if config.landlock:
+        rules = [(path, landlock.READ_AND_EXECUTE) for path in (["/"] if config.namespaces else readable_paths)]
+        if not config.namespaces:  # the import system lists these folders
+            rules += [
+                (folder, landlock.LIST_FOLDER)
+                for folder in (sysconfig.get_path("stdlib"), *packages.site_packages_folders())
+            ]
+        rules += [(path, landlock.ALL_RIGHTS) for path in (folder, "/dev/null", "/dev/zero", "/dev/full")]
+        rules += [(path, landlock.READ_AND_EXECUTE) for path in ("/dev/urandom", "/dev/random")]
+        landlock.restrict_self(config.landlock, rules)
+    if config.seccomp:
+        seccomp.install_filter(seccomp.filter_for(config, os.getpid()))
     return folder
 
 
-def _address_space(plan: Plan, mapped: int) -> int:
-    """Bytes of address space, counted from what the zygote already maps.
+def _address_space_bytes(config: IsolationConfig, mapped_bytes: int) -> int:
+    """Returns RLIMIT_AS in bytes, on top of the `mapped_bytes` inherited from the zygote.
 
-    A cgroup counts real memory, so there the address space may be generous; without one it is the limit.
+    With cgroups, which limit resident memory, the address space may be twice as large; without, it is the limit.
     """
-    return mapped + (plan.limits.memory_mb << 20) * (2 if plan.cgroups != "none" else 1)
+    return mapped_bytes + (config.limits.memory_mb << 20) * (2 if config.cgroups != "none" else 1)
 
 
-def _set_limits(plan: Plan, space: int) -> None:
-    limits = plan.limits
+def _set_limits(config: IsolationConfig, space: int) -> None:
+    limits = config.limits
     values = {
         resource.RLIMIT_AS: space,
         resource.RLIMIT_FSIZE: limits.file_mb << 20,
@@ -131,7 +141,7 @@ def _set_limits(plan: Plan, space: int) -> None:
         resource.RLIMIT_SIGPENDING: 256,
         resource.RLIMIT_NICE: 0,
         resource.RLIMIT_RTPRIO: 0,
-        resource.RLIMIT_NPROC: limits.processes if plan.uid_base else plan.max_tasks,
+        resource.RLIMIT_NPROC: limits.processes if config.uid_base else config.max_tasks,
     }
     for name, value in values.items():
         hard = resource.getrlimit(name)[1]
@@ -140,7 +150,7 @@ def _set_limits(plan: Plan, space: int) -> None:
 
 
 def set_environment(folder: str) -> None:
-    """The environment of a session that works in ``folder``, and nothing else."""
+    """Replaces the environment by that of a session whose work folder is `folder`."""
     os.environ.clear()
     os.environ.update(
         {
@@ -151,13 +161,13 @@ def set_environment(folder: str) -> None:
     )  # fmt: skip
 
 
-def _freshen(folder: str) -> None:
-    """What a fork must not share with its siblings: random state, scratch folders, where they are its own."""
-    if folder != rootfs.WORK:
+def _reset_inherited_state(folder: str) -> None:
+    """Resets the state that a fork must not share with its siblings: random seeds, scratch folders, import path."""
+    if folder != rootfs.WORK_FOLDER:
         set_environment(folder)
     random.seed()
-    if "numpy.random" in sys.modules:  # unlike random, it keeps its state over a fork
-        # A number of one word takes a short way; without one, numpy writes to another 200 KB of shared memory.
+    if "numpy.random" in sys.modules:  # unlike `random`, numpy keeps its state across a fork
+        # A 32-bit seed is cheap; without one numpy builds a SeedSequence and touches 200 KB more shared memory.
         sys.modules["numpy.random"].seed(int.from_bytes(os.urandom(4), "big"))
     tempfile.tempdir = None
     sys.argv = [""]

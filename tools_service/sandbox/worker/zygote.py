@@ -1,11 +1,11 @@
-"""The zygote: imports the libraries once, then forks a confined process for every session asked for.
+"""Imports the libraries once, then forks a confined process for every requested session.
 
-It is started by exec with an almost empty environment, has one thread, and holds no secret: no key, no
-socket but the one to the manager, nothing of any session. Every fork is a child of the manager
-(CLONE_PARENT), so sessions survive the zygote and are reaped by the manager.
+The zygote is started by exec with an almost empty environment, has one thread, and holds no secret: no key, no
+socket except the one to the manager, no session data. Every fork is a child of the manager (CLONE_PARENT), so
+sessions survive the zygote and are reaped by the manager.
 
-Requests come over a socket (SEQPACKET): ``{"slot": n, "folder": name}`` with the slot's cgroup files attached. Answer:
-the same and ``"pid"``, with three descriptors: control channel, stdout file, stderr file.
+Requests arrive over a SEQPACKET socket: `{"slot": n, "folder": name}` with the slot's cgroup files attached. The
+answer is the request plus `"pid"`, with three descriptors: control channel, stdout memfd, stderr memfd.
 """
 
 from __future__ import annotations
@@ -24,45 +24,46 @@ import traceback
 
 from tools_service.sandbox.confinement import linux, packages, rootfs, seccomp
 from tools_service.sandbox.protocol import frames
-from tools_service.sandbox.protocol.isolation_config import Plan
-from tools_service.sandbox.worker import interpreter, session_process
+from tools_service.sandbox.protocol.isolation_config import IsolationConfig
+from tools_service.sandbox.worker import session_process
+from tools_service.sandbox.worker.interpreter import Interpreter
 
 _F_ADD_SEALS, _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1033, 1, 2, 4
-_MAX_HANDLES = 16
+_MAX_FDS = 16
 
 
 def main() -> None:
-    plan = Plan.from_json(sys.argv[1])
+    config = IsolationConfig.from_json(sys.argv[1])
     manager = socket.socket(fileno=int(sys.argv[2]))
     try:
-        _import_libraries(plan)
-        session_process.set_environment(rootfs.WORK)
-        shell = interpreter.Shell(plan.limits)
-        readable = [] if plan.namespaces else packages.readable_paths(plan.packages)
+        _import_libraries(config)
+        session_process.set_environment(rootfs.WORK_FOLDER)
+        interpreter = Interpreter(config.limits)
+        readable_paths = [] if config.namespaces else packages.readable_paths(config.packages)
         gc.collect()
         gc.freeze()
-        linux.collapse_memory()
-        with open("/proc/self/statm") as file:  # /proc is out of sight once the root is private
-            mapped = int(file.read().split()[0]) * resource.getpagesize()
-        if plan.namespaces:
-            _enter_namespaces(plan)
-        if plan.tier != "insecure" and (os.geteuid() == 0 or plan.user_namespace):
+        linux.collapse_into_huge_pages()
+        with open("/proc/self/statm") as file:  # /proc is not mounted in the private root
+            mapped_bytes = int(file.read().split()[0]) * resource.getpagesize()
+        if config.namespaces:
+            _enter_namespaces(config)
+        if config.tier != "insecure" and (os.geteuid() == 0 or config.user_namespace):
             linux.drop_bounding_set()
-        if plan.seccomp and plan.namespaces:
-            seccomp.of_plan(plan, pid=1)
+        if config.seccomp and config.namespaces:
+            seccomp.filter_for(config, pid=1)
     except BaseException:
         manager.send(json.dumps({"failed": traceback.format_exc(limit=-4)[-4000:]}).encode())
         raise
-    manager.send(json.dumps({"zygote": os.getpid(), "packages": packages.installed(plan.packages)}).encode())
-    _serve(plan, manager, shell, readable, mapped)
+    manager.send(json.dumps({"zygote": os.getpid(), "packages": packages.installed_versions(config.packages)}).encode())
+    _serve(config, manager, interpreter, readable_paths, mapped_bytes)
 
 
-class _Hidden:
-    """Hides packages that sessions may not read: pandas, say, would otherwise load pyarrow and its threads."""
+class _ImportBlocker:
+    """Blocks imports of packages that sessions may not read; pandas would otherwise load pyarrow and its threads."""
 
     def __init__(self, names: tuple[str, ...]):
         allowed = {_module_name(path) for path in packages.package_paths(names)}
-        present = {_module_name(name) for folder in packages.site_folders() for name in os.listdir(folder)}
+        present = {_module_name(name) for folder in packages.site_packages_folders() for name in os.listdir(folder)}
         self._names = present - allowed - {"tools_service"}
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
@@ -74,91 +75,98 @@ def _module_name(path: str) -> str:
     return os.path.basename(path).split(".")[0]
 
 
-def _import_libraries(plan: Plan) -> None:
+def _import_libraries(config: IsolationConfig) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    hidden = _Hidden(plan.packages)
+    hidden = _ImportBlocker(config.packages)
     sys.meta_path.insert(0, hidden)
-    for name in packages.PRELOADED:
+    for name in packages.PRELOADED_MODULES:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if error.name != name.split(".")[0]:  # installed, but broken
+            if error.name != name.split(".")[0]:  # the package is installed but broken
                 raise
     if "matplotlib.pyplot" in sys.modules:
         import io
 
         figure = sys.modules["matplotlib.pyplot"].figure()
         figure.gca().plot([0, 1])
-        figure.savefig(io.BytesIO(), format="png")  # loads fonts and renderer, which each session would do again
+        figure.savefig(io.BytesIO(), format="png")  # loads fonts and renderer once for all sessions
         sys.modules["matplotlib.pyplot"].close("all")
-        _forget_fonts()
+        _clear_font_cache()
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(0)
     if "PIL.Image" in sys.modules:
         sys.modules["PIL.Image"].init()
-    # Elsewhere sessions still see those packages' folders: importing one must fail as if it were not there.
-    if plan.namespaces:
+    # Without a private root, sessions see the folders of blocked packages; their import must keep failing.
+    if config.namespaces:
         sys.meta_path.remove(hidden)
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         raise RuntimeError(f"the zygote has {threads} threads and must have one: a library ignored OMP_NUM_THREADS=1")
 
 
-def _forget_fonts() -> None:
-    """matplotlib drops its open fonts in every fork: where there are any, that writes to 600 KB of shared memory."""
+def _clear_font_cache() -> None:
+    """Clears matplotlib's font cache: its at-fork hook would free the fonts and unshare 600 KB in every session."""
     fonts = getattr(sys.modules["matplotlib.font_manager"], "_get_font", None)
     if clear := getattr(fonts, "cache_clear", None):
         clear()
 
 
-def _enter_namespaces(plan: Plan) -> None:
-    if plan.user_namespace:
+def _enter_namespaces(config: IsolationConfig) -> None:
+    if config.user_namespace:
         linux.enter_user_namespace()
     linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)
     linux.sethostname("sandbox")
-    scratch = os.path.join(plan.runtime_dir, "root")
+    scratch = os.path.join(config.runtime_dir, "root")
     os.makedirs(scratch, mode=0o700, exist_ok=True)
-    rootfs.enter(scratch, plan.packages)
+    rootfs.enter_private_root(scratch, config.packages)
 
 
-def _serve(plan: Plan, manager: socket.socket, shell: interpreter.Shell, readable: list[str], mapped: int) -> None:
+def _serve(
+    config: IsolationConfig,
+    manager: socket.socket,
+    interpreter: Interpreter,
+    readable_paths: list[str],
+    mapped_bytes: int,
+) -> None:
     flags = linux.CLONE_PARENT
-    if plan.namespaces:
+    if config.namespaces:
         flags |= linux.CLONE_NEWPID | linux.CLONE_NEWNS | linux.CLONE_NEWIPC
     while True:
-        data, handles = receive(manager)
+        data, fds = receive(manager)
         if not data:
             os._exit(0)
         request = json.loads(data)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        out, err = (_output_file(plan.limits.output_mb << 20) for _ in range(2))
-        pid = linux.fork_with(flags)
+        out, err = (_output_file(config.limits.output_mb << 20) for _ in range(2))
+        pid = linux.fork_with_flags(flags)
         if pid == 0:
-            session_process.become(
-                plan, request["slot"], request["folder"], theirs.detach(), out, err, handles, readable, mapped,
-                shell,
+            session_process.setup_and_serve(
+                config, request["slot"], request["folder"], theirs.detach(), out, err, fds, readable_paths, mapped_bytes,
+                interpreter,
             )  # fmt: skip
         send(manager, request | {"pid": pid}, [ours.fileno(), out, err])
-        for handle in (out, err, *handles):
-            os.close(handle)
+        for fd in (out, err, *fds):
+            os.close(fd)
         ours.close()
         theirs.close()
 
 
 def _output_file(size: int) -> int:
-    """A file in memory that cannot change its size: writing past its end fails, and costs the supervisor nothing."""
-    handle = os.memfd_create("output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(handle, size)
-    fcntl.fcntl(handle, _F_ADD_SEALS, _F_SEAL_GROW | _F_SEAL_SHRINK | _F_SEAL_SEAL)
-    return handle
+    """Creates a memfd sealed against resizing: writes past `size` bytes fail without a check by the supervisor."""
+    fd = os.memfd_create("output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_GROW | _F_SEAL_SHRINK | _F_SEAL_SEAL)
+    return fd
 
 
-def send(channel: socket.socket, message: dict, handles: list[int]) -> None:
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", handles))] if handles else []
+def send(channel: socket.socket, message: dict, fds: list[int]) -> None:
+    """Sends one JSON message with file descriptors attached (SCM_RIGHTS)."""
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     channel.sendmsg([json.dumps(message).encode()], ancillary)
 
 
 def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
-    """One message and the descriptors attached to it."""
-    data, ancillary, _, _ = channel.recvmsg(1 << 16, socket.CMSG_SPACE(4 * _MAX_HANDLES))
-    return data, frames.descriptors(ancillary)
+    """Returns one message and the file descriptors attached to it."""
+    data, ancillary, _, _ = channel.recvmsg(1 << 16, socket.CMSG_SPACE(4 * _MAX_FDS))
+    return data, frames.received_fds(ancillary)

@@ -1,1 +1,1 @@
-"""The HTTP side of search: transport, circuit breaker, reply schemas, API keys."""
+"""Implements the HTTP side of search: transport, circuit breaker, reply schemas and API keys."""

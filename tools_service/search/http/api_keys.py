@@ -1,4 +1,4 @@
-"""Keys of search accounts: from a file or from the environment of the service, and from there to nobody else."""
+"""Reads the API keys of search accounts from files or environment variables, and removes the variables."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pydantic import SecretStr
 
 
-def take(variable: str, files: Mapping[str, str]) -> SecretStr | None:
-    """The key that belongs to an environment variable: from ``files``, by that name, or from the variable itself.
+def take_api_key(variable: str, files: Mapping[str, str]) -> SecretStr | None:
+    """Returns the key for `variable`: from its file in `files`, or from the environment variable; None without either.
 
-    The variable is then removed, so that no process started later inherits it. None without either.
+    The variable is removed from the environment, so that child processes do not inherit it.
 
     Raises:
-        ValueError: the file cannot be read, or what is there is no key.
+        ValueError: the file cannot be read, or its content is not a key.
     """
     if variable in files:
         where = files[variable]

@@ -1,8 +1,8 @@
-"""A circuit breaker: a provider that keeps failing is left alone for a while.
+"""Implements a circuit breaker, which stops calls to a provider that keeps failing.
 
-Closed, it lets everything pass. After so many failures in a row it opens and refuses at once; after a pause it lets a
-single trial through, whose outcome closes it or opens it again. (The libraries of this name count a cancelled call as
-an outcome, or let every caller in after the pause.)
+A closed circuit passes every call. After a number of consecutive failures it opens and rejects calls at once; after
+a pause it is half-open and passes a single trial, whose outcome closes or reopens it. (Existing libraries count a
+cancelled call as an outcome, or pass all callers after the pause.)
 """
 
 from __future__ import annotations
@@ -13,50 +13,55 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tools_service.common import logs
-from tools_service.search.provider import BadQuery, Rejected, SearchError
+from tools_service.search.provider import BadQuery, RequestRejected, SearchError
 
 
 class CircuitOpen(SearchError):
-    """The provider failed too often and is not asked now."""
+    """The circuit is open: the provider failed repeatedly and is not called."""
 
 
 class CircuitBreaker:
+    """Guards the calls to one provider, within one event loop."""
+
     def __init__(self, name: str, failures: int, pause_s: float, clock: Callable[[], float] = time.monotonic):
-        """Opens after ``failures`` in a row, for ``pause_s`` seconds. For one event loop."""
-        self._name, self._most, self._pause_s, self._clock = name, failures, pause_s, clock
+        """Opens after `failures` consecutive failures, for `pause_s` seconds."""
+        self._name, self._failure_threshold, self._pause_s, self._clock = name, failures, pause_s, clock
         self._failures = 0
         self._opened_at: float | None = None
-        self._on_trial = False
+        self._trial_running = False
 
     @property
     def state(self) -> str:
-        """``closed``, ``open``, or ``half-open`` when the next call is a trial."""
+        """Returns `closed`, `open`, or `half-open` if the next call is a trial."""
         if self._opened_at is None:
             return "closed"
-        return "open" if self._on_trial or self._clock() < self._opened_at + self._pause_s else "half-open"
+        return "open" if self._trial_running or self._clock() < self._opened_at + self._pause_s else "half-open"
 
     def check(self) -> None:
-        """Raises CircuitOpen where ``guard`` would."""
+        """Raises CircuitOpen if `guard` would."""
         if self.state == "open":
             raise CircuitOpen(f"{self._name} failed {self._failures} times in a row and is left alone for a while")
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Around one call. A SearchError is a failure, but after BadQuery and Rejected the provider is known to be there;
-        a cancelled call says nothing.
+        """Wraps one call and records its outcome.
 
-        Raises CircuitOpen instead of calling.
+        A SearchError counts as a failure, except BadQuery and RequestRejected, which show that the provider is
+        available. Any other exception, such as a cancellation, does not count.
+
+        Raises:
+            CircuitOpen: the circuit is open; the call is not made.
         """
         self.check()
-        trial = self._on_trial = self._opened_at is not None
+        trial = self._trial_running = self._opened_at is not None
         try:
             yield
-        except (BadQuery, Rejected):
+        except (BadQuery, RequestRejected):
             self._close()
             raise
         except SearchError:
             self._failures += 1
-            if trial or self._failures >= self._most:
+            if trial or self._failures >= self._failure_threshold:
                 self._opened_at = self._clock()
                 logs.event("circuit opened", logging.WARNING, provider=self._name, failures=self._failures)
             raise
@@ -64,7 +69,7 @@ class CircuitBreaker:
             self._close()
         finally:
             if trial:
-                self._on_trial = False
+                self._trial_running = False
 
     def _close(self) -> None:
         if self._opened_at is not None:

@@ -1,6 +1,6 @@
-"""Where a provider that takes no upload can see the picture that is searched for.
+"""Provides public URLs of query images for providers that accept no upload.
 
-Showing a picture to the world is the operator's decision; nothing here does so unless told where and how.
+Publishing an image is the operator's decision: it happens only with an explicitly configured folder and URL.
 """
 
 from __future__ import annotations
@@ -19,28 +19,30 @@ from typing import Protocol
 from PIL import Image, ImageOps
 
 from tools_service.search.http.schemas import web_url
-from tools_service.search.indexing.corpora import picture_bytes, read_rows
+from tools_service.search.indexing.corpora import image_bytes, read_rows
 from tools_service.search.provider import BadQuery, SearchError
 
-_LONGEST_SIDE = 1600  # pixels
-_MOST_PIXELS = 100e6
+_MAX_SIDE = 1600  # pixels
+_MAX_PIXELS = 100e6
 
 
 class PublicUrls(Protocol):
-    def of(self, image: bytes) -> AbstractAsyncContextManager[str]:
-        """The URL of an encoded picture, good for the length of the block. Raises SearchError."""
+    """A source of public URLs of images."""
+
+    def url_for(self, image: bytes) -> AbstractAsyncContextManager[str]:
+        """Returns a context manager with the URL of an encoded image, valid inside the block. Raises SearchError."""
 
 
 class UrlTable:
-    """Pictures that are on the web already, as those of public data sets are."""
+    """Maps images that are already on the web, such as those of public data sets, to their URLs."""
 
     def __init__(self, urls: Mapping[bytes, str]):
-        """``urls`` by SHA-256 of the encoded picture."""
+        """Takes URLs by the SHA-256 of the encoded image."""
         self._urls = urls
 
     @classmethod
     def open(cls, path: str) -> UrlTable:
-        """From JSONL or Parquet rows with "url" and "sha256" (hex) or "image" (path or bytes). Raises ValueError."""
+        """Reads JSONL or Parquet rows with "url" and "sha256" (hex) or "image" (path or bytes). Raises ValueError."""
         urls = {}
         for number, row in enumerate(read_rows(path), start=1):
             url = row.get("url")
@@ -53,24 +55,24 @@ class UrlTable:
                     raise ValueError(f'{path}: "sha256" of row {number} is not hexadecimal') from None
             else:
                 digest = hashlib.sha256(
-                    picture_bytes(row.get("image"), Path(path).parent, f"{path}: row {number}")
+                    image_bytes(row.get("image"), Path(path).parent, f"{path}: row {number}")
                 ).digest()
             urls[digest] = url
         return cls(urls)
 
     @contextlib.asynccontextmanager
-    async def of(self, image: bytes) -> AsyncIterator[str]:
+    async def url_for(self, image: bytes) -> AsyncIterator[str]:
         url = self._urls.get(hashlib.sha256(image).digest())
         if url is None:
-            raise SearchError("the picture is not in the table of public URLs (--picture-urls)")
+            raise SearchError("the image is not in the table of public URLs (--image-urls)")
         yield url
 
 
 class PublishFolder:
-    """A folder that some web server shows: a picture lies there while it is searched for, under an unguessable name."""
+    """Publishes an image in a folder of a web server during its search, under an unguessable name."""
 
     def __init__(self, folder: str, url: str):
-        """``url`` is the public address of ``folder``. Raises ValueError."""
+        """Publishes in `folder`, whose public address is `url`. Raises ValueError."""
         if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
             raise ValueError(f"--publish-folder {folder} is no folder that can be written to")
         if not web_url(url):
@@ -78,8 +80,8 @@ class PublishFolder:
         self._folder, self._url = folder, url.rstrip("/")
 
     @contextlib.asynccontextmanager
-    async def of(self, image: bytes) -> AsyncIterator[str]:
-        data = _bare(image)
+    async def url_for(self, image: bytes) -> AsyncIterator[str]:
+        data = _strip_metadata(image)
         name = f"{secrets.token_urlsafe(24)}.jpg"
         path = os.path.join(self._folder, name)
         try:
@@ -88,7 +90,7 @@ class PublishFolder:
             os.chmod(file.name, 0o644)
             os.rename(file.name, path)
         except OSError as error:
-            raise SearchError(f"the picture cannot be published: {error.strerror}") from None
+            raise SearchError(f"the image cannot be published: {error.strerror}") from None
         try:
             yield f"{self._url}/{name}"
         finally:
@@ -96,18 +98,18 @@ class PublishFolder:
                 os.unlink(path)
 
 
-def _bare(image: bytes) -> bytes:
-    """The picture as JPEG of at most 1600 pixels a side, without metadata (places, cameras, names). Raises BadQuery."""
+def _strip_metadata(image: bytes) -> bytes:
+    """Encodes the image as JPEG of at most 1600 pixels a side, without metadata (location, camera). Raises BadQuery."""
     try:
         opened = Image.open(io.BytesIO(image))
-        if opened.width * opened.height > _MOST_PIXELS:
+        if opened.width * opened.height > _MAX_PIXELS:
             raise BadQuery(f"{opened.width} x {opened.height} pixels are too many")
         plain = ImageOps.exif_transpose(opened).convert("RGB")
     except BadQuery:
         raise
     except Exception as error:  # PIL raises many kinds for broken files
         raise BadQuery(f"not a picture: {type(error).__name__}") from None
-    plain.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
+    plain.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     Image.frombytes("RGB", plain.size, plain.tobytes()).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()

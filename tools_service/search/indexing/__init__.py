@@ -1,1 +1,1 @@
-"""Building local indexes: corpora, image descriptors, embeddings."""
+"""Builds local indexes: corpora, image descriptors and embeddings."""

@@ -1,4 +1,4 @@
-"""Rows of a corpus: JSONL, Parquet, or a corpus that an installed package ships."""
+"""Reads the rows of a corpus: JSONL, Parquet, or a corpus shipped with an installed package."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-PACKAGE = "package:"  # what a source that is an installed package begins with
+PACKAGE = "package:"  # prefix of a source that names an installed package
 _BATCH_ROWS = 256
 
 
 def read_rows(source: str | Path) -> Iterator[dict]:
-    """Rows of ``.parquet`` or JSONL, or of ``package:NAME``. Raises ValueError naming what is not as it should be."""
+    """Yields the rows of a `.parquet` or JSONL file, or of `package:NAME`. Raises ValueError naming the error."""
     if str(source).startswith(PACKAGE):
         yield from _package_rows(str(source).removeprefix(PACKAGE))
     elif str(source).endswith(".parquet"):
@@ -22,15 +22,15 @@ def read_rows(source: str | Path) -> Iterator[dict]:
         yield from _jsonl_rows(source)
 
 
-def is_source(source: str) -> bool:
-    """Whether ``read_rows`` could read it: a file, or a named package."""
+def is_corpus(source: str) -> bool:
+    """Returns True if `source` is a file or names a package, so that `read_rows` applies."""
     return source.startswith(PACKAGE) or Path(source).is_file()
 
 
 def text_rows(source: str | Path, fields: Mapping[str, str] | None = None) -> Iterator[dict]:
-    """Rows as {"title", "text", "url"?, "date"?}; ``fields`` says what these are called in the source.
+    """Yields rows as {"title", "text", "url"?, "date"?}; `fields` maps these names to column names of the source.
 
-    A row with "contents" instead, as the corpora of retrievers have, is its first line as title and the rest as text.
+    Rows with "contents" instead, the format of Search-R1's corpora, are split into title (first line) and text.
     """
     for row in read_rows(source):
         if fields:
@@ -41,8 +41,8 @@ def text_rows(source: str | Path, fields: Mapping[str, str] | None = None) -> It
         yield row
 
 
-def picture_bytes(value: object, folder: Path, where: str) -> bytes:
-    """An encoded picture from a row: bytes, {"bytes": ...}, or a path relative to ``folder``. Raises ValueError."""
+def image_bytes(value: object, folder: Path, where: str) -> bytes:
+    """Returns an encoded image of a row: bytes, {"bytes": ...}, or a path relative to `folder`. Raises ValueError."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path") or value.get("image")
     if isinstance(value, bytes):
@@ -52,7 +52,7 @@ def picture_bytes(value: object, folder: Path, where: str) -> bytes:
             return (folder / value).read_bytes()
         except OSError as error:
             raise ValueError(f"{where}: {value}: {error.strerror}") from None
-    raise ValueError(f"{where} needs a picture: a path, or bytes")
+    raise ValueError(f"{where} needs an image: a path, or bytes")
 
 
 def _jsonl_rows(path: str | Path) -> Iterator[dict]:
@@ -91,9 +91,9 @@ def _package_rows(name: str) -> Iterator[dict]:
 
 
 def _wiki_offline(package: str, language: str = "en-us") -> Iterator[dict]:
-    """Summaries of Wikipedia's vital articles (text CC BY-SA 4.0); of the package only the data file is read."""
+    """Yields summaries of Wikipedia's vital articles (CC BY-SA 4.0) from the data file of a package."""
     ending = f"/data/summaries_{language}.json"
-    path = _shipped(package, ending)
+    path = _package_file(package, ending)
     articles = json.loads(path.read_text(encoding="utf-8"))
     site = f"https://{language.partition('-')[0]}.wikipedia.org/wiki/"
     for name, article in articles.items():
@@ -104,8 +104,8 @@ def _wiki_offline(package: str, language: str = "en-us") -> Iterator[dict]:
         yield {"title": title, "text": text, "url": site + urllib.parse.quote(title.replace(" ", "_"))}
 
 
-def _shipped(package: str, ending: str) -> Path:
-    """The one file of an installed package whose path ends so. Nothing of the package is imported."""
+def _package_file(package: str, ending: str) -> Path:
+    """Finds the file of an installed package whose path ends in `ending`, without importing the package."""
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:

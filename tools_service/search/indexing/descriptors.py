@@ -1,7 +1,7 @@
-"""What pictures are compared by, without a learned model: a perceptual hash, a global vector, local features.
+"""Describes images without a learned model: a perceptual hash, a global vector and local features.
 
-Measured on 600 look-alike tiles (recall at 1): hashes survive recompression and scaling but no crop;
-shape (HOG) plus color survives crops of a third; ORB with a geometric check settles the rest.
+Measured on 600 similar tiles (recall@1): hashes are robust to recompression and scaling but not to cropping; HOG
+plus color is robust to crops of a third; ORB with geometric verification resolves the rest.
 """
 
 from __future__ import annotations
@@ -15,33 +15,35 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
 _MAX_PIXELS = 100e6
-_WORK_SIDE = 512  # pixels of the longer side, for everything but the hash of the bytes
+_WORK_SIDE = 512  # pixels of the longer side at which descriptors are computed
 _THUMBNAIL_SIDE = 224
-_KEYPOINTS = 400
-_MARGIN = 31  # pixels
-_HOG = ((64, 64), (16, 16), (8, 8), (8, 8), 9)
-_WEIGHTS = {"colour": 1.0, "shape": 1.5, "histogram": 0.7}
-_RATIO = 0.8  # Lowe's test: best match against second best
+_KEYPOINTS = 400  # ORB features per image
+_MARGIN = 31  # pixels of the border without ORB features
+_HOG = ((64, 64), (16, 16), (8, 8), (8, 8), 9)  # window, block, stride, cell, orientation bins
+_WEIGHTS = {"color": 1.0, "shape": 1.5, "histogram": 0.7}
+_RATIO = 0.8  # Lowe's ratio test: distance of the best match over the second best
 
 
 @dataclass(frozen=True)
-class Local:
-    """ORB features: positions in the working picture, and binary descriptors."""
+class LocalFeatures:
+    """ORB features: positions in pixels of the downscaled image, and binary descriptors."""
 
     points: Float32[np.ndarray, "K 2"]
     descriptors: UInt8[np.ndarray, "K 32"]
 
 
 @dataclass(frozen=True)
-class Description:
-    perceptual: int  # 64 bits
+class ImageDescription:
+    """The descriptors of one image."""
+
+    perceptual: int  # 64-bit perceptual hash
     vector: Float32[np.ndarray, "D"]  # unit length
-    local: Local
+    local: LocalFeatures
     thumbnail: bytes
 
 
-def decode(data: bytes) -> Image.Image:
-    """RGB picture, rotated as EXIF says. Raises ValueError for what is no picture, or too large a one."""
+def decode_image(data: bytes) -> Image.Image:
+    """Decodes to RGB and applies the EXIF rotation. Raises ValueError if it is not an image or too large."""
     try:
         image = Image.open(io.BytesIO(data))
         if image.width * image.height > _MAX_PIXELS:
@@ -56,35 +58,35 @@ def decode(data: bytes) -> Image.Image:
         raise ValueError(f"not a picture: {type(error).__name__}: {error}") from None
 
 
-def small_png(data: bytes) -> bytes:
-    """The picture as PNG of at most 224 pixels a side. Raises ValueError."""
-    return _thumbnail(decode(data))
+def thumbnail_png(data: bytes) -> bytes:
+    """Encodes the image as PNG of at most 224 pixels a side. Raises ValueError."""
+    return _thumbnail(decode_image(data))
 
 
-def describe(data: bytes) -> Description:
-    """Everything that pictures are compared by. Raises ValueError."""
-    image = decode(data)
+def describe_image(data: bytes) -> ImageDescription:
+    """Computes all descriptors of an encoded image. Raises ValueError."""
+    image = decode_image(data)
     image.thumbnail((_WORK_SIDE, _WORK_SIDE), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
     gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    return Description(perceptual_hash(gray), _vector(pixels, gray), _local(gray), _thumbnail(image))
+    return ImageDescription(perceptual_hash(gray), _global_vector(pixels, gray), _orb_features(gray), _thumbnail(image))
 
 
 def perceptual_hash(gray: UInt8[np.ndarray, "H W"]) -> int:
-    """64 bits: the signs, about their median, of the lowest 8 x 8 frequencies of a 32 x 32 reduction."""
+    """Computes the 64-bit pHash: the lowest 8 x 8 DCT coefficients at 32 x 32 pixels, thresholded at their median."""
     small = cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
     low = cv2.dct(small)[:8, :8].ravel()
     bits = low > np.median(low[1:])
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def _vector(pixels: UInt8[np.ndarray, "H W 3"], gray: UInt8[np.ndarray, "H W"]) -> Float32[np.ndarray, "D"]:
+def _global_vector(pixels: UInt8[np.ndarray, "H W 3"], gray: UInt8[np.ndarray, "H W"]) -> Float32[np.ndarray, "D"]:
     color = cv2.resize(pixels, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32)
     color -= color.mean(axis=(0, 1))
     hog = cv2.HOGDescriptor(*_HOG).compute(cv2.resize(gray, (64, 64), interpolation=cv2.INTER_AREA))
     hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
     histogram = np.sqrt(cv2.calcHist([hsv], [0, 1, 2], None, [12, 4, 4], [0, 180, 0, 256, 0, 256]))
-    parts = {"colour": color, "shape": hog, "histogram": histogram}
+    parts = {"color": color, "shape": hog, "histogram": histogram}
     return _unit(np.concatenate([_WEIGHTS[name] * _unit(part.ravel()) for name, part in parts.items()])).astype(
         np.float32
     )
@@ -94,20 +96,20 @@ def _unit(vector: np.ndarray) -> np.ndarray:
     return vector / max(float(np.linalg.norm(vector)), 1e-9)
 
 
-def _local(gray: UInt8[np.ndarray, "H W"]) -> Local:
-    # ORB leaves a margin of 31 pixels out, so smaller pictures have no feature; of a few pixels it makes an error.
+def _orb_features(gray: UInt8[np.ndarray, "H W"]) -> LocalFeatures:
+    # ORB ignores a border of 31 pixels, so smaller images have no features; on tiny images it raises an error.
     points, descriptors = (), None
     if min(gray.shape) > 2 * _MARGIN:
         points, descriptors = cv2.ORB_create(_KEYPOINTS, edgeThreshold=_MARGIN, fastThreshold=10).detectAndCompute(
             gray, None
         )
     if descriptors is None:
-        return Local(np.zeros((0, 2), np.float32), np.zeros((0, 32), np.uint8))
-    return Local(np.array([p.pt for p in points], np.float32), descriptors)
+        return LocalFeatures(np.zeros((0, 2), np.float32), np.zeros((0, 32), np.uint8))
+    return LocalFeatures(np.array([p.pt for p in points], np.float32), descriptors)
 
 
-def inliers(query: Local, other: Local) -> int:
-    """Local features that agree on one rotation, scale and shift."""
+def count_inliers(query: LocalFeatures, other: LocalFeatures) -> int:
+    """Counts the feature matches that agree on one similarity transform (RANSAC)."""
     if min(len(query.points), len(other.points)) < 8:
         return 0
     pairs = cv2.BFMatcher(cv2.NORM_HAMMING).knnMatch(query.descriptors, other.descriptors, k=2)

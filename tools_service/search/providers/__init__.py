@@ -1,1 +1,1 @@
-"""Search backends: web APIs, reverse image search, local indexes, released results."""
+"""Implements the search providers: web APIs, reverse image search, local indexes and released results."""

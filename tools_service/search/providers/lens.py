@@ -1,6 +1,6 @@
-"""Reverse image search by Google Lens, through SerpApi or Serper.
+"""Searches by image with Google Lens, through SerpApi or Serper.
 
-Both take the public URL of a picture, none takes its bytes: ``public_urls`` says where it lies.
+Both take the public URL of an image instead of its bytes; `public_urls` provides it.
 """
 
 from __future__ import annotations
@@ -13,39 +13,39 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from tools_service.search.http import schemas
-from tools_service.search.http.request import Request
-from tools_service.search.provider import Item
-from tools_service.search.providers.web import Locale, without
+from tools_service.search.http.request import HttpRequest
+from tools_service.search.provider import SearchHit
+from tools_service.search.providers.web import Locale, redact
 
-if TYPE_CHECKING:  # the command line reads APIS alone, and quickly
+if TYPE_CHECKING:  # the command line imports APIS only; this keeps its start fast
     from tools_service.search.http.public_urls import PublicUrls
-    from tools_service.search.http.thumbnails import Thumbnails
+    from tools_service.search.http.thumbnails import ThumbnailFetcher
     from tools_service.search.http.transport import Transport
 
 
 @dataclass(frozen=True)
 class LensApi:
-    """One way to Google Lens. ``ask`` gets URL, the picture's URL, locale and key."""
+    """An API for Google Lens. `build_request` takes URL, image URL, locale and key."""
 
-    ask: Callable[[str, str, Locale, str], Request]
-    reply: type
+    build_request: Callable[[str, str, Locale, str], HttpRequest]
+    reply_schema: type
     url: str
-    key: str  # environment variable of its key
-    if_refused: str = "check its key and plan"  # what to do about status 401, 402 or 403
-    rate: float = 5.0  # requests a second unless told otherwise
+    key_variable: str  # environment variable of its key
+    auth_error_hint: str = "check its key and plan"  # advice for status 401, 402 or 403
+    rate: float = 5.0  # default rate limit, requests per second
 
 
-def _serpapi(url: str, picture: str, locale: Locale, key: str) -> Request:
-    asked = {
-        "engine": "google_lens", "type": "visual_matches", "url": picture,
+def _serpapi(url: str, image_url: str, locale: Locale, key: str) -> HttpRequest:
+    params = {
+        "engine": "google_lens", "type": "visual_matches", "url": image_url,
         "hl": locale.language, "country": locale.country, "api_key": key,
     }  # fmt: skip
-    return Request("GET", url, params=asked)
+    return HttpRequest("GET", url, params=params)
 
 
-def _serper(url: str, picture: str, locale: Locale, key: str) -> Request:
-    body = {"url": picture, "gl": locale.country, "hl": locale.language}
-    return Request("POST", url, json=body, headers={"X-API-KEY": key})
+def _serper(url: str, image_url: str, locale: Locale, key: str) -> HttpRequest:
+    body = {"url": image_url, "gl": locale.country, "hl": locale.language}
+    return HttpRequest("POST", url, json=body, headers={"X-API-KEY": key})
 
 
 APIS = {
@@ -57,25 +57,27 @@ APIS = {
 
 
 class LensSearch:
-    """An image provider behind HTTP."""
+    """Searches by image through one of `APIS`."""
 
     def __init__(
-        self, name: str, transport: Transport, key: SecretStr, pictures: PublicUrls, thumbnails: Thumbnails,
+        self, name: str, transport: Transport, key: SecretStr, public_urls: PublicUrls, thumbnails: ThumbnailFetcher,
         url: str = "", locale: Locale | None = None,
     ):  # fmt: skip
-        """``name`` is one of ``APIS``; ``url`` replaces its own."""
+        """Uses the API `name` of `APIS`, at `url` if given."""
         self.name, self.transport = name, transport
         self._api, self._key, self._locale = APIS[name], key, locale or Locale()
         self._url = url or self._api.url
-        self._pictures, self._thumbnails = pictures, thumbnails
+        self._public_urls, self._thumbnails = public_urls, thumbnails
 
-    async def search(self, image: bytes, k: int) -> list[Item]:
+    async def search(self, image: bytes, k: int) -> list[SearchHit]:
         key = self._key.get_secret_value()
-        async with self._pictures.of(image) as picture:
-            reply = await self.transport.ask(self._api.ask(self._url, picture, self._locale, key), self._api.reply)
+        async with self._public_urls.url_for(image) as image_url:
+            reply = await self.transport.fetch(
+                self._api.build_request(self._url, image_url, self._locale, key), self._api.reply_schema
+            )
         matches = reply.matches()[:k]
         thumbnails = await self._thumbnails.fetch([url for _, url in matches])
         return [
-            dataclasses.replace(without(key, item), thumbnail=thumbnail)
+            dataclasses.replace(redact(key, item), thumbnail=thumbnail)
             for (item, _), thumbnail in zip(matches, thumbnails, strict=True)
         ]

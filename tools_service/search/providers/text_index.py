@@ -1,4 +1,4 @@
-"""Full-text search over a corpus with tantivy: BM25 over words joined by OR, titles count more."""
+"""Searches a corpus with tantivy: BM25 over words joined by OR, with boosted titles."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import tantivy
 
-from tools_service.search.indexing.corpora import is_source, text_rows
-from tools_service.search.provider import BadQuery, Item
+from tools_service.search.indexing.corpora import is_corpus, text_rows
+from tools_service.search.provider import BadQuery, SearchHit
 
 _TITLE_BOOST = 2.0
 _MAX_WORDS = 64
@@ -30,8 +30,8 @@ def _schema() -> tantivy.Schema:
     return builder.build()
 
 
-def build(rows: Iterable[dict], folder: str | None) -> tantivy.Index:
-    """Indexes rows with "title" and "text" (and "url", "date"), into a folder or in memory."""
+def build_index(rows: Iterable[dict], folder: str | None) -> tantivy.Index:
+    """Indexes rows with "title", "text" and optionally "url" and "date", into a folder or in memory."""
     index = tantivy.Index(_schema(), path=folder) if folder else tantivy.Index(_schema())
     writer = index.writer(heap_size=64_000_000, num_threads=1)
     count = 0
@@ -48,7 +48,7 @@ def build(rows: Iterable[dict], folder: str | None) -> tantivy.Index:
 
 
 class TextIndex:
-    """The embedded text provider."""
+    """The embedded text provider: an index searched in this process."""
 
     def __init__(self, index: tantivy.Index):
         self._index = index
@@ -58,24 +58,24 @@ class TextIndex:
 
     @classmethod
     def open(cls, path: str) -> TextIndex:
-        """An index folder, or a corpus (``corpora.read_rows``) that is then indexed in memory. Raises ValueError."""
-        if is_source(path):
-            return cls(build(text_rows(path), None))
+        """Opens an index folder, or indexes a corpus (`corpora.read_rows`) in memory. Raises ValueError."""
+        if is_corpus(path):
+            return cls(build_index(text_rows(path), None))
         if not os.path.isfile(os.path.join(path, _META)):
             raise ValueError(
                 f"{path} is neither a text index (python -m tools_service.cli.index text) nor a corpus (JSONL, Parquet, package:NAME)"
             )
         return cls(tantivy.Index.open(path))
 
-    async def search(self, query: str, k: int) -> list[Item]:
-        return await asyncio.to_thread(self.search_now, query, k)
+    async def search(self, query: str, k: int) -> list[SearchHit]:
+        return await asyncio.to_thread(self.search_sync, query, k)
 
-    def search_now(self, query: str, k: int) -> list[Item]:
-        """As ``search``, in this thread."""
+    def search_sync(self, query: str, k: int) -> list[SearchHit]:
+        """Searches in the calling thread; `search` runs it in a worker thread."""
         words = list(dict.fromkeys(re.findall(r"\w+", query.lower())))[:_MAX_WORDS]
         if not words:
             raise BadQuery("the query holds no word")
-        # Words alone, in lower case, carry no operator of the query language; quotes keep them whole.
+        # Lower-case words contain no operator of the query language; quotes prevent further tokenization by its parser.
         parsed = self._index.parse_query(
             " ".join(f'"{word}"' for word in words), ["title", "text"], {"title": _TITLE_BOOST, "text": 1.0}
         )
@@ -86,7 +86,7 @@ class TextIndex:
         for score, address in searcher.search(parsed, limit=k).hits:
             document = searcher.doc(address)
             title, text, url, date = (document.get_first(name) or "" for name in _FIELDS)
-            items.append(Item(title, url, _snippet(text, document, snippets), date, score=score))
+            items.append(SearchHit(title, url, _snippet(text, document, snippets), date, score=score))
         return items
 
 

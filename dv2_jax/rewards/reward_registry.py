@@ -1,0 +1,111 @@
+"""Registries of reward terms and verdict sources: adding one is a function with a decorator, inside the package or out.
+
+A *reward term* maps a scored response to a number; the reward is the weighted sum of the terms in `reward.terms`. A
+*verdict source* decides whether an answer is right, or leaves it to the next source in `reward.verdicts`.
+
+A configuration names a registered function (`accuracy`), or a function by its import path (`my_package.my_module:brevity`),
+which needs no registration.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from dv2_jax.agent.trajectory import Trajectory
+from dv2_jax.config import ConfigError, RewardConfig
+from dv2_jax.data.question import DataSource, Question
+
+
+@dataclass(frozen=True)
+class FinalAnswer:
+    """An answer to be judged; `prediction` is None where the response holds no `<answer>`."""
+
+    question: Question
+    prediction: str | None
+
+
+@dataclass(frozen=True)
+class Response:
+    """A response with its verdict, as reward terms see it.
+
+    `text` is everything after the prompt, decoded, observations included. `trajectory` holds turns, tokens and the
+    question; it is None where a bare text is scored.
+    """
+
+    text: str
+    answer: str | None
+    is_correct: bool
+    data_source: DataSource
+    trajectory: Trajectory | None = None
+
+
+RewardTerm = Callable[[Response, RewardConfig], float]
+VerdictSource = Callable[[FinalAnswer, RewardConfig], "bool | None"]
+FunctionT = TypeVar("FunctionT", bound=Callable)
+_REWARDS: dict[str, RewardTerm] = {}
+_VERDICT_SOURCES: dict[str, VerdictSource] = {}
+
+
+def reward(name: str) -> Callable[[FunctionT], FunctionT]:
+    """Registers `function(response, config) -> float` as the reward term `name`."""
+    return _registering(_REWARDS, name, "reward")
+
+
+def verdict_source(name: str) -> Callable[[FunctionT], FunctionT]:
+    """Registers `function(answer, config) -> bool | None` as the verdict source `name`; None leaves the decision open.
+
+    Sources run in threads. One that cannot decide because a service is down raises `JudgeUnavailable`.
+    """
+    return _registering(_VERDICT_SOURCES, name, "verdict source")
+
+
+def get_reward(name: str) -> RewardTerm:
+    """Returns the reward term of that name or import path.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    return _find(_REWARDS, name, "reward.terms")
+
+
+def get_verdict_source(name: str) -> VerdictSource:
+    """Returns the verdict source of that name or import path.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    return _find(_VERDICT_SOURCES, name, "reward.verdicts")
+
+
+def _registering(registry: dict[str, FunctionT], name: str, kind: str) -> Callable[[FunctionT], FunctionT]:
+    def register(function: FunctionT) -> FunctionT:
+        present = registry.get(name)
+        if present is not None and (present.__module__, present.__qualname__) != (
+            function.__module__,
+            function.__qualname__,
+        ):
+            raise ValueError(f"{kind} {name!r} is registered already, by {present.__module__}.{present.__qualname__}")
+        registry[name] = function
+        return function
+
+    return register
+
+
+def _find(registry: dict[str, FunctionT], name: str, key: str) -> FunctionT:
+    if name in registry:
+        return registry[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"{key}: {name!r} is none of {', '.join(registry)}; a function elsewhere is package.module:function"
+        )
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{key}: cannot import {name!r}: {error}") from None
+    if not callable(function):
+        raise ConfigError(f"{key}: {name!r} is a {type(function).__name__}, not a function")
+    return function
