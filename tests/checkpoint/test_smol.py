@@ -21,6 +21,8 @@ from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.params import build, merge
 from dv2_jax.ops.attention import causal_segment_attention
 
+pytestmark = pytest.mark.second_stage
+
 SOURCE = ModelSource(init="package:smol")
 TRAINED = 49_152  # vocabulary size of SmolLM2
 LENGTH = 48  # tokens of the sequences whose logits are compared

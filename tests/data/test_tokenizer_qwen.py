@@ -7,6 +7,8 @@ import pytest
 
 from dv2_jax.data.tokenizer import SPLIT_PATTERN, Tokenizer
 
+pytestmark = pytest.mark.second_stage
+
 TEXTS = [
     "Hello, world! It's 2024; 3.14159 and 1,234,567.",
     "import matplotlib.pyplot as plt\n\nplt.imshow(image_1.crop((900, 300, 1200, 520)))\nplt.axis('off')\n",

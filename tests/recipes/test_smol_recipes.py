@@ -19,6 +19,8 @@ from dv2_jax.recipes import run as run_module
 from dv2_jax.telemetry.metrics_writer import read_metrics
 from dv2_jax.telemetry.trajectories import read_trajectories
 
+pytestmark = pytest.mark.second_stage
+
 pytestmark = pytest.mark.slow
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LAYERS = 2
