@@ -32,7 +32,6 @@ def config_of(root):
 def main() -> None:
     distributed.initialize()
     run_module.load_policy_spec = session_module.load_policy_spec = one_layer_spec
-    rl.compute_rewards = reward_by_length
     if len(sys.argv) > 2 and int(sys.argv[2]) == distributed.process_index():
         written = run_module.MetricsWriter.write
 
@@ -41,7 +40,7 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
         run_module.MetricsWriter.write = write_and_interrupt
-    summary = rl.run_rl(config_of(sys.argv[1]))
+    summary = rl.run_rl(config_of(sys.argv[1]), reward_by_length)
     print(f"steps {summary['steps']}, recompilations {summary['recompilations']}")
 
 

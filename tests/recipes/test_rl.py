@@ -33,15 +33,10 @@ def config(tmp_path, patched):
     return small_config(tmp_path)
 
 
-@pytest.fixture(autouse=True)
-def scored_by_length(patched):
-    patched.setattr(rl, "compute_rewards", reward_by_length)
-
-
 def test_a_run_writes_its_outputs_and_a_killed_run_resumes(config):
     """Catches: missing stages, recompilation after the first step, a log-prob gap between engine and trainer; on resume:
     prompts skipped or drawn twice, trajectories trained twice, metrics of lost steps kept."""
-    summary = rl.run_rl(config)
+    summary = rl.run_rl(config, reward_by_length)
     directory = Path(config.run.root) / "rl"
     assert json.loads((directory / "summary.json").read_text()) == json.loads(json.dumps(summary))
     for stage in ("cold_start", "rl"):
@@ -73,8 +68,8 @@ def test_a_run_writes_its_outputs_and_a_killed_run_resumes(config):
 
         patch.setattr(run_module.MetricsWriter, "write", write)
         with pytest.raises(Killed):
-            rl.run_rl(killed)
-    rl.run_rl(killed)
+            rl.run_rl(killed, reward_by_length)
+    rl.run_rl(killed, reward_by_length)
     again = list(read_trajectories(Path(config.run.root) / "killed" / "trajectories", "train"))
     assert [t["id"] for t in again] == [t["id"] for t in trained]
     assert [t["token_ids"] for t in again] == [t["token_ids"] for t in trained]
@@ -96,16 +91,16 @@ def test_an_interrupt_leaves_a_checkpoint_and_no_process(config):
                 os.kill(os.getpid(), signal.SIGINT)
 
         patch.setattr(run_module.MetricsWriter, "write", write_and_interrupt)
-        summary = rl.run_rl(config)
+        summary = rl.run_rl(config, reward_by_length)
     assert summary["interrupted"] and summary["steps"] == 1 and "rl" not in summary
     assert children() <= before
     assert weights(config)[0] == 1
-    summary = rl.run_rl(config)
+    summary = rl.run_rl(config, reward_by_length)
     assert not summary["interrupted"] and {"cold_start", "rl"} <= set(summary)
     assert [row["step"] for row in read_metrics(Path(config.run.root) / "rl")] == [1, 2, 3]
 
 
-def test_an_outage_of_the_judge_leaves_a_checkpoint(config, patched):
+def test_an_outage_of_the_judge_leaves_a_checkpoint(config):
     """Catches: an outage that ends in an export with exit code 0; prompts of the failed step skipped after resuming."""
     calls = []
 
@@ -115,17 +110,16 @@ def test_an_outage_of_the_judge_leaves_a_checkpoint(config, patched):
             raise JudgeOutage("the judge has given no verdict for 300 s")
         reward_by_length(trajectories, tokenizer, reward_config)
 
-    patched.setattr(rl, "compute_rewards", compute_rewards)
     config = replace(config, eval=EvalConfig(stages=()), rl=replace(config.rl, steps=2, checkpoint_every=9))
     with pytest.raises(JudgeOutage, match="no verdict for 300 s. Stopped after step 1 with a checkpoint"):
-        rl.run_rl(config)
+        rl.run_rl(config, compute_rewards)
     directory = Path(config.run.root) / "rl"
     assert weights(config)[0] == 1 and not (directory / "export").exists()
-    rl.run_rl(config)
+    rl.run_rl(config, compute_rewards)
     assert calls[2] == calls[1] and [row["step"] for row in read_metrics(directory)] == [1, 2]
 
 
-def test_dynamic_sampling_replaces_zero_variance_groups(config, patched):
+def test_dynamic_sampling_replaces_zero_variance_groups(config):
     """Catches: zero-variance groups kept although others were sampled, or an endless loop if there are no others."""
     rewards = iter([0.0] * 8 + [0.0, 1.0, 0.0, 1.0] + [1.0] * 4 + [0.0] * 8 + [0.0] * 100)
 
@@ -134,9 +128,8 @@ def test_dynamic_sampling_replaces_zero_variance_groups(config, patched):
             t.reward = next(rewards)
             t.reward_parts = {"accuracy": t.reward, "format": 0.0, "penalty": 0.0, "total": t.reward}
 
-    patched.setattr(rl, "compute_rewards", compute_rewards)
     dynamic = replace(config.rl, dynamic_sampling=True, max_sampling_rounds=3, steps=1)
-    rl.run_rl(replace(config, rl=dynamic, eval=EvalConfig(stages=())))
+    rl.run_rl(replace(config, rl=dynamic, eval=EvalConfig(stages=())), compute_rewards)
     (row,) = read_metrics(Path(config.run.root) / "rl")
     assert row["prompts_drawn"] == 6 and row["groups_informative"] == 0.5
 
