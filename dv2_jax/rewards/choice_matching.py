@@ -15,7 +15,7 @@ _IS_CORRECT = re.compile(
     r"\s+is\s+(?:the\s+)?(?:correct|right|answer|correct answer|right answer|best answer)$", re.IGNORECASE
 )
 _ENCLOSED = re.compile(r"^(?:\(\s*(\w+)\s*\)|\[\s*(\w+)\s*\]|\{\s*(\w+)\s*\})\s*[.:,-]?\s*(.*)$", re.DOTALL)
-_SEPARATED = re.compile(r"^(\w+)(?:\s*[.:,)]\s*|\s+-\s+|\s*$)(.*)$", re.DOTALL)
+_SEPARATED = re.compile(r"^(\w+)\s*(?:\.(?!\d)|[:)]|,(?!\s*[-\d])|(?<=\s)-\s(?!\s*\d))\s*(.*)$", re.DOTALL)
 _CONJUNCTION = re.compile(r"\s*(?:[,;&]|\band\b)\s*", re.IGNORECASE)
 _HEDGE = re.compile(r"\b(?:not|or|maybe|either|neither|wrong|incorrect)\b", re.IGNORECASE)
 
@@ -52,8 +52,10 @@ def chosen_labels(text: str, choices: Mapping[str, str]) -> frozenset[str] | Non
 
 
 def _labeled(choices: Any) -> dict[str, str]:
-    if not choices:
+    if choices is None:
         return {}
+    if hasattr(choices, "tolist"):  # an array from a Parquet file
+        choices = choices.tolist()
     if isinstance(choices, Mapping):
         return {str(label).upper(): str(wording) for label, wording in choices.items()}
     if isinstance(choices, Sequence) and not isinstance(choices, str):
@@ -83,7 +85,7 @@ def _confirms(rest: str, label: list[str], choices: Mapping[str, str]) -> bool:
         if agreeing:
             return label[0] in agreeing
     names_another = re.search(r"(?<![\w'])(?:[B-HJ-Zb-hj-z](?![\w'])|[AaIi](?=\s*(?:[.,;:)]|$)))", rest)
-    return not names_another and not _HEDGE.search(rest) and not re.match(r"^[\d+=*/^<>-]", rest)
+    return not names_another and not _HEDGE.search(rest) and not re.match(r"[+=*/^<>]", rest)
 
 
 def _label_set(text: str, choices: Mapping[str, str]) -> frozenset[str] | None:

@@ -51,6 +51,7 @@ def canonical_form(text: str) -> str:
     text = re.sub(r"\\frac\s*(\{[^{}]*\})\s*([0-9A-Za-z])", r"\\frac\1{\2}", text)
     text = re.sub(r"\\sqrt\s*([0-9]+|[A-Za-z])", r"\\sqrt{\1}", text)
     text = re.sub(r"([_^])\s*(-?\d+|[A-Za-z])", r"\1{\2}", text)
+    text = re.sub(r"(^|[(\[{,]\s*)\+(?=\s*[\w\\(])", r"\1", text)
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", r"^{\\circ}", text)
     text = _without_spaces(text)
     while text.startswith("{") and closing_brace(text, 0) == len(text) - 1 and "," not in text:

@@ -38,12 +38,13 @@ def answers_match(prediction: str | None, reference: str, verifier: str, meta: M
     if verifier not in _MATCHERS:
         raise ValueError(f"verifier {verifier!r} is none of {', '.join(_MATCHERS)}")
     matches = _MATCHERS[verifier]
-    matches(reference, reference, meta) if verifier == "number" else None  # a bad reference is an error every time
+    if verifier == "number":
+        number_matches(reference, reference, meta)  # a bad reference is an error whatever the prediction is
     if prediction is None or not prediction.strip() or len(prediction) > _MAX_CHARS:
         return False
     if matches(prediction, reference, meta):
         return True
-    aliases = [alias for alias in meta.get("aliases") or () if verifier != "number" or parse_quantity(alias)]
+    aliases = [alias for alias in _aliases(meta) if verifier != "number" or parse_quantity(alias)]
     return any(matches(prediction, alias, meta) for alias in aliases)
 
 
@@ -54,10 +55,18 @@ def answers_match_batch(
     pairs = []
     for prediction, reference, verifier, meta in rows:
         if verifier == "math" and prediction is not None and len(prediction) <= _MAX_CHARS:
-            for accepted in (reference, *((meta or {}).get("aliases") or ())):
+            for accepted in (reference, *_aliases(meta or {})):
                 pairs += open_questions(prediction, accepted) or ()
     shared_pool().verdicts(sorted(set(pairs)))  # kept in the pool's cache
     return [answers_match(*row) for row in rows]
+
+
+def _aliases(meta: Mapping[str, Any]) -> list[str]:
+    """Returns `meta["aliases"]`, which may be an array from a Parquet file; one string is one alias."""
+    aliases = meta.get("aliases")
+    if aliases is None:
+        return []
+    return [aliases] if isinstance(aliases, str) else [str(alias) for alias in aliases]
 
 
 def _text(prediction: str, reference: str, meta: Mapping[str, Any]) -> bool:

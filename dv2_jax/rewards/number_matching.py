@@ -35,11 +35,10 @@ _NUMBER = re.compile(
         | (?P<integer>{_INTEGER}|(?=[.,]\d)) (?P<decimals>[.,]\d+)? )
         (?:\s*(?:(?:x|\*|×|·|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*\{{?\s*(?P<power>[-+]?\s?\d+)\s*\}}?|[eE](?P<exponent>[-+]?\d+)))?
         (?:\s*/\s*(?P<divisor>\d+)(?![\d.,/]))?
-      | 10\s*(?:\^|\*\*)\s*\{{?\s*(?P<ten>[-+]?\s?\d+)\s*\}}?
     )""",
     re.VERBOSE,
 )  # fmt: skip
-_POWER_OF_TEN = re.compile(r"(?P<sign>-?)\s*10\s*(?:\^|\*\*)\s*\{?\s*(?P<power>[-+]?\s?\d{1,3})\s*\}?")
+_POWER = re.compile(r"(?P<sign>-?)\s*(?P<base>\d{1,3})\s*(?:\^|\*\*)\s*\{?\s*(?P<power>[-+]?\s?\d{1,3})\s*\}?")
 # What may surround a number in a sentence: words and sentence punctuation, but nothing that changes its value.
 _HARMLESS = re.compile(r"(?:[^\W\d_]|[\s.,:;'\"?])*")
 _CHANGES_VALUE = frozenset(
@@ -96,9 +95,10 @@ def parse_quantity(text: str) -> Quantity | None:
     words = _parse_words(text)
     if words is not None:
         return _with_unit(*words)
-    power = _POWER_OF_TEN.match(text)
-    if power and abs(exponent := int(power["power"].replace(" ", ""))) <= _MAX_POWER:
-        return _with_unit(Fraction(10) ** exponent * (-1 if power["sign"] else 1), text[power.end() :])
+    if (power := _POWER.match(text)) and int(power["base"]):
+        exponent = int(power["power"].replace(" ", ""))
+        value = Fraction(int(power["base"])) ** exponent if abs(exponent) <= _MAX_POWER else None
+        return None if value is None else _with_unit(-value if power["sign"] else value, text[power.end() :])
     match = _NUMBER.match(text)
     value = _value(match) if match else None
     if value is None:
@@ -202,6 +202,8 @@ def _value(match: re.Match[str]) -> Fraction | None:
         value = Fraction(match["european"].replace(".", "").replace(",", "."))
     else:
         integer, decimals = match["integer"] or "0", match["decimals"] or ""
+        if "," in integer and decimals.startswith(","):
+            return None
         value = Fraction(re.sub(r"[ ,_']", "", integer) + decimals.replace(",", "."))
     power = match["power"] or match["exponent"]
     if power is not None:

@@ -14,6 +14,8 @@ from dv2_jax.rewards.number_matching import equal_quantities, parse_quantity
 
 _LETTER = r"[^\W\d_]"
 _WORD = rf"{_LETTER}{{2,}}"
+_MARK = re.compile("[\u0300-\u036f]")
+_WORD_WITH_MARKS = re.compile(rf"(?:{_LETTER}[\u0300-\u036f]*){{2,}}")
 _INITIALISM = re.compile(r"\b(?:[A-Za-z]\.){2,}|\b(?:[A-Z]\.)+[A-Z]\b")
 _DECORATION = re.compile(rf"(?<=\w\w)[!?]+(?=\s|$)|(?<={_LETTER}{_LETTER})\.(?=\s|$)|\.\.\.+")
 _QUOTES = re.compile(r"(?<![\w)\]])['\"]|(?<=[^\W\d_]{2})['\"](?!\w)|(?<=[!?.,])['\"]|(?<=[^\W\d_])'(?=[^\W\d_])")
@@ -63,7 +65,7 @@ def normalize_text(text: str, *, case_of_letters: bool = False) -> str:
     text = fold_characters(text, subscripts_are_plain=True)
     text = " ".join(_remove_articles(text.strip()).split())
     text = _INITIALISM.sub(lambda match: match.group().replace(".", ""), text)
-    text = "".join(_without_accents(text))
+    text = _without_accents(text)
     if case_of_letters:
         text = re.sub(_WORD, lambda word: word.group().casefold(), text)
     else:
@@ -89,15 +91,18 @@ def _remove_articles(text: str) -> str:
 
 
 def _without_accents(text: str) -> str:
-    """Returns `text` without the accents of Latin letters; in other scripts such marks tell letters apart."""
-    plain, base = [], ""
-    for character in unicodedata.normalize("NFD", text):
-        if not unicodedata.combining(character):
-            base = character
-        elif "LATIN" in unicodedata.name(base, "") if base else False:
-            continue
-        plain.append(character)
-    return unicodedata.normalize("NFC", "".join(plain))
+    """Returns `text` without accents on Latin letters of words; elsewhere such marks tell letters and symbols apart."""
+
+    def strip(word: re.Match[str]) -> str:
+        kept, base = [], ""
+        for character in word.group():
+            is_mark = _MARK.fullmatch(character)
+            base = base if is_mark else character
+            if not is_mark or "LATIN" not in unicodedata.name(base, ""):
+                kept.append(character)
+        return "".join(kept)
+
+    return unicodedata.normalize("NFC", _WORD_WITH_MARKS.sub(strip, unicodedata.normalize("NFD", text)))
 
 
 def _is_list(text: str) -> bool:

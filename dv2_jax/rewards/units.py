@@ -58,7 +58,7 @@ _NOT_UNITS = frozenset(
     "squared cubed factorial minus plus over under above below or and to not no times half halves third thirds quarter "
     "quarters fourth fourths fifth fifths sixth eighth tenth tenths hundredth hundredths thousandth thousandths root "
     "power divided multiplied less more fewer than up ago negative is are if but if hundred hundreds thousands millions "
-    "billions dozens of in at on for from by with zero one two three four five six seven eight nine ten eleven twelve "
+    "billions dozens of per in at on for from by with zero one two three four five six seven eight nine ten eleven twelve "
     "twenty thirty forty fifty sixty seventy eighty ninety".split()
 )
 _WORD = re.compile(r"[^\W\d_]+|°\s?[A-Za-z]?|[%$€£¥₹₩¢]")

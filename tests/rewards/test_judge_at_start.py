@@ -40,3 +40,27 @@ def test_an_outage_ends_the_command_with_code_1_and_one_sentence(capsys):
         run_command(run, [], command="evaluate", default_config="configs/evaluate.py")
     assert ended.value.code == 1
     assert capsys.readouterr().err == "error: the judge has given no verdict for 300 s\n"
+
+
+def test_an_outage_on_one_host_ends_all_of_them(two_processes):
+    """Catches: a host that waits in a collective for one that has stopped."""
+    program = """
+import json
+from dv2_jax.parallel import distributed
+distributed.initialize()
+from dv2_jax.rewards import JudgeOutage
+from dv2_jax.rewards.outage import raise_outage_together
+seen = []
+for failing in (None, 1):
+    try:
+        with raise_outage_together():
+            if distributed.process_index() == failing:
+                raise JudgeOutage("my judge is silent")
+        seen.append("")
+    except JudgeOutage as error:
+        seen.append(str(error))
+print(json.dumps(seen))
+"""
+    first, second = two_processes(program)
+    assert first == ["", "another host of the run gets no verdicts from the judge"]
+    assert second == ["", "my judge is silent"]

@@ -1,4 +1,4 @@
-"""The released reward arithmetic against a table worked out by hand from spec 6.3."""
+"""Tests of the released reward arithmetic against a table computed by hand."""
 
 import pytest
 
