@@ -16,7 +16,7 @@ MAX_LINES = 450
 
 # An import goes to a lower level, or stays on its own level without a cycle.
 LEVELS = {
-    "config": 0, "telemetry": 0,
+    "files": 0, "config": 0, "telemetry": 0,
     "ops": 1, "parallel": 1, "report": 1,
     "model": 2, "checkpoint": 2,
     "engine": 3, "rl": 3, "agent": 3, "rewards": 3, "data": 3, "toy.tasks": 3,

@@ -26,6 +26,7 @@ from jax.sharding import NamedSharding
 
 from dv2_jax.aot import hlo_bytes, hlo_cost, hlo_parser
 from dv2_jax.aot.hlo_cost import Costs, analyze
+from dv2_jax.files import atomic_write
 
 
 class TopologyError(ValueError):
@@ -112,10 +113,7 @@ def compile_for(
         return Compiled(**document, costs=costs and Costs(**costs))
     compiled = _compile(lowered, started, text_file, max_trip_count)
     if cached is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-        unfinished = cached.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(dataclasses.asdict(compiled)))
-        unfinished.replace(cached)
+        atomic_write(cached, json.dumps(dataclasses.asdict(compiled)))
     return compiled
 
 

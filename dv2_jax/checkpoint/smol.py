@@ -22,6 +22,7 @@ from jax.sharding import Sharding
 
 from dv2_jax.checkpoint.gguf_file import GGUFLlama
 from dv2_jax.config import ConfigError
+from dv2_jax.files import atomic_write
 from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.params import Params, abstract_params, init_params
 
@@ -63,10 +64,7 @@ def tokenizer_file() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dv2_jax"
     path = cache / f"smol-{hashlib.sha256(data).hexdigest()[:16]}" / "tokenizer.json"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_bytes(data)
-        os.replace(partial, path)
+        atomic_write(path, data)
     return path
 
 

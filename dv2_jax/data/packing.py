@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import jax
 import numpy as np
@@ -93,12 +92,7 @@ class PackSpec:
             raise ValueError(f"an example with images of grids {grids} fits none of image_buckets={self.image_buckets}")
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["token_ids", "targets", "segment_ids", "positions", "loss_weight", "image_index", "vision",
-                 "behavior_logprobs", "advantages", "denominator", "reference_logprobs"],
-    meta_fields=[],
-)  # fmt: skip
+@jax.tree_util.register_dataclass  # every field is a child of the pytree
 @dataclass(frozen=True)
 class PackedBatch:
     """One microbatch: B rows in G groups of B/G consecutive rows, with M image embeddings per group."""

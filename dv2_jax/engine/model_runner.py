@@ -21,12 +21,8 @@ from dv2_jax.ops.paged_attention import Pages, Prefix, copy_pages, paged_attenti
 from dv2_jax.parallel.mesh import constrain_batch
 
 
-def _pytree(cls):
-    fields = list(cls.__annotations__)
-    return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls), data_fields=fields, meta_fields=[])
-
-
-@_pytree
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class PrefillBatch:
     """R rows of T tokens. Each row is the next prefill chunk of one sequence, after its prefix of n cached pages."""
 
@@ -38,7 +34,8 @@ class PrefillBatch:
     cached: Int[Array, "R"]  # number of prefix tokens
 
 
-@_pytree
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class DecodeBatch:
     """S rows. Each is a sequence whose last token is not in the KV cache yet; it is the first input."""
 
@@ -54,7 +51,8 @@ class DecodeBatch:
     cached: Int[Array, "S"]
 
 
-@_pytree
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class DecodeOutput:
     """Sampled tokens of a decode dispatch. Entries beyond a row's `count` are padding."""
 

@@ -44,20 +44,7 @@ class VisionBucket:
         return cls(rows, length, -(-rows * length * 5 // (4 * window_patches)))
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=[
-        "patches",
-        "coordinates",
-        "image_segments",
-        "window_segments",
-        "window_index",
-        "window_index_inv",
-        "merge_index",
-        "merge_index_inv",
-    ],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass  # every field is a child of the pytree
 @dataclass(frozen=True)
 class VisionBatch:
     """Packed images: R rows of P patches; W window rows of Q patches (64 as published); M = R*P/4 image tokens."""

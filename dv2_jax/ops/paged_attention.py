@@ -7,15 +7,14 @@ attention on CPU is limited by memory bandwidth.
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=["groups"])
+@jax.tree_util.register_dataclass  # every field is a child of the pytree, except static ones
 @dataclass(frozen=True)
 class Pages:
     """Keys and values of N pages of p tokens, all layers.
@@ -26,7 +25,7 @@ class Pages:
 
     k: Float[Array, "L N p K hd"]
     v: Float[Array, "L N p K hd"]
-    groups: int = 1
+    groups: int = field(default=1, metadata={"static": True})
 
     @property
     def per_group(self) -> int:
@@ -39,7 +38,7 @@ class Pages:
         return x.reshape(*x.shape[:at], self.groups, self.per_group, *x.shape[at + 1 :])
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prefix:
     """Cached keys and values of B rows, W tokens wide, in the layouts that the matmuls read fastest.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dv2_jax.checkpoint.policy_spec import PolicySpec, load_policy_spec, load_we
 from dv2_jax.checkpoint.store import CheckpointStore
 from dv2_jax.config import Config
 from dv2_jax.data.tokenizer import Tokenizer
+from dv2_jax.files import atomic_write
 from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.params import GraphDef, abstract_params, build, logical_axes
 from dv2_jax.parallel import distributed
@@ -191,8 +191,5 @@ def abstract_state(policy: Policy, optimizer_bundle: OptimizerBundle) -> TrainSt
 
 
 def write_json(path: Path, document: dict) -> None:
-    """Write a JSON file atomically (temporary file and rename)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    """Write a JSON file atomically and durably."""
+    atomic_write(path, json.dumps(document, indent=2) + "\n", durable=True)

@@ -15,6 +15,7 @@ from dv2_jax.data.packing import Example
 from dv2_jax.data.question import Question
 from dv2_jax.data.rows import Conversation
 from dv2_jax.data.tokenizer import Tokenizer
+from dv2_jax.files import atomic_write
 from dv2_jax.telemetry.trajectories import IMAGE_FOLDER, TrajectoryWriter, loss_mask, read_trajectories
 
 STAGE = "cold_start_data"
@@ -75,9 +76,7 @@ def generate_trajectories(
         for start in range(done, len(questions), QUESTIONS_PER_WRITE):
             part = questions[start : start + QUESTIONS_PER_WRITE]
             writer.write(solve(part, seed + start), stage=STAGE)
-            partial = marker.with_suffix(".partial")
-            partial.write_text(str(start + len(part)))
-            partial.rename(marker)
+            atomic_write(marker, str(start + len(part)), durable=True)
             advance(len(part))
 
 

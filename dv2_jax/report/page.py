@@ -10,7 +10,6 @@ import argparse
 import base64
 import io
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from string import Template
 
 from PIL import Image
 
+from dv2_jax.files import atomic_write
 from dv2_jax.report import sections
 from dv2_jax.report.selection import select
 from dv2_jax.report.trajectory_html import card, stage_title
@@ -39,10 +39,7 @@ def write_report(run_dir: str | Path) -> Path:
     if not run_dir.is_dir():
         raise FileNotFoundError(f"{run_dir}: no such run directory")
     path = run_dir / "report" / "index.html"
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(render(run_dir), encoding="utf-8")
-    os.replace(partial, path)
+    atomic_write(path, render(run_dir))
     return path
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import numbers
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from dv2_jax.files import atomic_write
 
 FILE = "metrics.jsonl"
 
@@ -116,9 +117,7 @@ def _drop_rows_from(path: Path, first_step: int) -> None:
     if not path.exists():
         return
     kept = [row for row in read_metrics(path.parent) if row.get("step", -1) < first_step]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
-    os.replace(partial, path)
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
 def _start_wandb(project: str, name: str, config: Mapping[str, Any] | None, directory: Path) -> Any:

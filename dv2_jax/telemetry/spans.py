@@ -7,13 +7,14 @@ viewers still open (they do not need the closing bracket), and a resumed run app
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from dv2_jax.files import atomic_write
 
 _OPENING, _CLOSING = "[\n", "\n]\n"
 
@@ -118,7 +119,5 @@ def _open_for_append(path: Path) -> Any:
         path.write_text(_OPENING)
     else:
         lines = [json.dumps(event) for event in read_timeline(path)]
-        partial = path.with_suffix(".partial")
-        partial.write_text(_OPENING + ",\n".join(lines))
-        os.replace(partial, path)
+        atomic_write(path, _OPENING + ",\n".join(lines))
     return open(path, "ab")

@@ -21,6 +21,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dv2_jax.files import atomic_write
+
 FORMAT = 1
 IMAGE_MARK = "\ufffc"  # replaces one image (a run of image placeholder ids) in a segment's text
 IMAGE_FOLDER = "pictures"
@@ -211,10 +213,7 @@ class TrajectoryWriter:
             folder = self.directory / IMAGE_FOLDER
             path = folder / name
             if not path.exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                partial = folder / f".{name}.{os.getpid()}"
-                partial.write_bytes(data)
-                os.replace(partial, path)
+                atomic_write(path, data)
             self._known_images.add(name)
         return name
 

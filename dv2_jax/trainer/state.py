@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from jaxtyping import Array, Int
 from dv2_jax.model.params import Params
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["params", "opt_state", "step"], meta_fields=[])
+@jax.tree_util.register_dataclass  # every field is a child of the pytree
 @dataclass(frozen=True)
 class TrainState:
     """The pytree that a train step maps to its successor; its buffers are donated."""

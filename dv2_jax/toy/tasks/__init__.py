@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dv2_jax.data.question import Question
+from dv2_jax.files import atomic_write
 from dv2_jax.toy.tasks import drawing, facts, lookup, perception, plain, reasoning
 from dv2_jax.toy.tasks.facts import Split
 
@@ -79,7 +80,5 @@ def write_corpus(folder: str | Path) -> tuple[Path, Path]:
         path.write_bytes(drawing.encode(drawing.entity_image(entity, facts.split_of(entity))))
         rows.append({"image": str(path.resolve()), "title": title, "url": f"pic:{number}"})
     for path, lines in ((text, facts.documents()), (table, rows)):
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in lines))
-        partial.rename(path)
+        atomic_write(path, "".join(json.dumps(row) + "\n" for row in lines))
     return text, table
