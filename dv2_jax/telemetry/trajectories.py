@@ -1,7 +1,7 @@
 """Writes and reads trajectory records: rollouts as JSON lines, readable without this code.
 
 A directory `trajectories/` holds one `<stage>.jsonl` per stage (`train`, `base`, `cold_start`, `rl`,
-`evaluate`), a line per trajectory, and `pictures/` with every image once, named by the digest of its
+`evaluate`), a line per trajectory, and the folder `IMAGE_FOLDER` with every image once, named by the digest of its
 bytes. A line contains the complete trajectory: token ids, loss mask, behavior log-probs and policy versions, and the
 decoded text.
 
