@@ -22,7 +22,7 @@ _TYPOGRAPHY = str.maketrans(
     | {"\u2044": "/", "\u2215": "/", "。": ".", "、": ","}
 )
 _PREFIX = re.compile(
-    r"^(?:(?:so|thus|therefore|hence)[,:]?\s+)?(?:(?:the|my|our)\s+)?(?:(?:final|correct|right|best)\s+)*"
+    r"^(?:(?:so|thus|therefore|hence)[,:]?\s+)?(?:i\s+(?:think|believe|conclude)\s+(?:that\s+)?)?(?:(?:the|my|our)\s+)?(?:(?:final|correct|right|best)\s+)*"
     r"(?:answer|result|option|choice)(?:\s+to\s+(?:the|this)\s+question)?\s*(?:\bis\b|\bare\b|[:=])\s*:?\s*",
     re.IGNORECASE,
 )
