@@ -221,7 +221,7 @@ def _cold_start(run: Run, policy: Policy) -> list[sft_data.StoredTrajectory]:
             stack.enter_context(run.spans.span("data"))
             tools = stack.enter_context(open_tools(config, run.directory))
             sft_data.generate_trajectories(
-                lambda part, seed: correct_demonstrations(part, tools, prompt_encoder, seed),
+                lambda part, seed: correct_demonstrations(part, tools, prompt_encoder, seed, tools_config=config.tools),
                 questions,
                 directory,
                 policy.tokenizer,

@@ -120,8 +120,12 @@ def demonstrate_all(
     prompt_encoder: PromptEncoder,
     seed: int,
     style_mix: StyleMix | None = None,
+    tools_config: ToolsConfig | None = None,
 ) -> tuple[list[Trajectory], dict[str, str]]:
-    """Returns the teacher's trajectory for every question, and the reason of failure by trajectory id."""
+    """Returns the teacher's trajectory for every question, and the reason of failure by trajectory id.
+
+    `tools_config` holds the time limits and retries of its tool requests (default: those of `ToolsConfig()`).
+    """
     names = {f"{question.id}/teacher": question for question in questions}
     policy = ScriptedPolicy(prompt_encoder, names, style_mix or StyleMix(), seed)
     scheduler = RolloutScheduler(
@@ -130,7 +134,7 @@ def demonstrate_all(
         prompt_encoder,
         prompt_encoder.tokenizer,
         prompt_encoder.agent_config,
-        ToolsConfig(),
+        tools_config or ToolsConfig(),
         SamplingConfig(temperature=0.0),
     )
     requests = [RolloutRequest(question, name, key) for key, (name, question) in enumerate(names.items())]
@@ -143,9 +147,10 @@ def correct_demonstrations(
     prompt_encoder: PromptEncoder,
     seed: int,
     style_mix: StyleMix | None = None,
+    tools_config: ToolsConfig | None = None,
 ) -> list[Trajectory]:
     """Returns the teacher's trajectories with a correct final answer; like the released set, it drops the others."""
-    trajectories, _ = demonstrate_all(questions, tools, prompt_encoder, seed, style_mix)
+    trajectories, _ = demonstrate_all(questions, tools, prompt_encoder, seed, style_mix, tools_config)
     return [trajectory for trajectory in trajectories if has_correct_answer(trajectory)]
 
 

@@ -10,12 +10,14 @@ import re
 import pytest
 
 from dv2_jax.agent.trajectory import Finish
-from dv2_jax.config import Config
+from dv2_jax.config import Config, ToolsConfig
 from dv2_jax.data.question import Question
+from dv2_jax.evaluation.baselines import RefusingTools
 from dv2_jax.rewards.rules import score_response
 from dv2_jax.toy import tasks, teacher
 from dv2_jax.toy.styles import CAREFUL, TIGHT, WIDE
 from dv2_jax.toy.tasks import reasoning
+from tools_service.client import ExecRequest
 
 HALF = re.compile(r"x, y, r = \d+, \d+, (\d+)$", re.MULTILINE)  # half side of a crop around a given position
 QUERY = re.compile(r'"arguments": {"query": "([^"]+)"}')
@@ -145,3 +147,18 @@ def test_a_question_that_the_index_cannot_answer_gives_no_demonstration(prompt_e
     assert "capital of Atlantis" in failures[trajectory.id]
     assert not teacher.has_correct_answer(trajectory)
     assert teacher.correct_demonstrations([question], tools, prompt_encoder, seed=0, style_mix=CAREFUL) == []
+
+
+def test_the_time_limit_of_a_cell_is_that_of_the_configuration(prompt_encoder):
+    """Catches: cold-start generation with default limits whatever `config.tools` says."""
+    asked = []
+
+    class RecordingTools(RefusingTools):
+        def submit(self, requests):
+            asked.extend(requests)
+            super().submit(requests)
+
+    question = tasks.make_questions("train", 1, 0, ("perception",))[0]
+    config = ToolsConfig(cell_timeout_s=3.5)
+    teacher.demonstrate_all([question], RecordingTools(), prompt_encoder, 0, CAREFUL, config)
+    assert {request.timeout_s for request in asked if isinstance(request, ExecRequest)} == {3.5}
