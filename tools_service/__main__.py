@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from tools_service.common import logs
 from tools_service.sandbox.manager.manager_client import SandboxUnavailable
 from tools_service.server import options as command_line
-from tools_service.server import servicer
+from tools_service.server import startup
 
 
 async def serve(options: command_line.ServiceOptions) -> None:
@@ -22,7 +22,7 @@ async def serve(options: command_line.ServiceOptions) -> None:
         loop.add_signal_handler(number, stop.set)
     if options.exit_with_parent:
         _stop_with_parent(os.getppid(), stop, loop)
-    running = await servicer.start_service(options)
+    running = await startup.start_service(options)
     for line in _banner_lines(options, running.tools.info()):
         print(line)
     print(f"listening on {options.host}:{running.port}", flush=True)

@@ -75,32 +75,41 @@ class SearchProviders:
         """Answers one request; errors are reported as its status and message."""
         kind = request.WhichOneof("query")
         chain = self.text if kind == "text" else self.image
-        result = pb.Result(request_id=request.request_id, status=pb.OK)
         if chain is None:
-            result.status, result.message = pb.REFUSED, f"this service has no {kind} index"
-            return result
+            message = f"this service has no {kind} index"
+            return pb.Result(request_id=request.request_id, status=pb.REFUSED, message=message)
         started = time.monotonic()
         try:
             answer = await chain.search(request.text.query if kind == "text" else request.image.image, request.k)
         except BadQuery as error:
-            result.status, result.message = pb.REFUSED, str(error)
-            return result
+            return pb.Result(request_id=request.request_id, status=pb.REFUSED, message=_encodable(str(error)))
         except SearchError as error:
-            result.status, result.message = pb.UNAVAILABLE, str(error)
-            return result
-        result.wall_ms = (time.monotonic() - started) * 1e3
-        result.provider, result.degraded, result.cached = answer.provider, answer.degraded, answer.cached
-        result.message = answer.message
-        for item in answer.items:
-            result.items.add(
-                title=item.title,
-                url=item.url,
-                snippet=item.snippet,
-                date=item.date,
-                thumbnail=item.thumbnail,
-                score=item.score,
-            )
-        return result
+            return pb.Result(request_id=request.request_id, status=pb.UNAVAILABLE, message=_encodable(str(error)))
+        return pb.Result(
+            request_id=request.request_id,
+            status=pb.OK,
+            wall_ms=(time.monotonic() - started) * 1e3,
+            provider=answer.provider,
+            degraded=answer.degraded,
+            cached=answer.cached,
+            message=_encodable(answer.message),
+            items=[
+                pb.SearchItem(
+                    title=_encodable(item.title),
+                    url=_encodable(item.url),
+                    snippet=_encodable(item.snippet),
+                    date=_encodable(item.date),
+                    thumbnail=item.thumbnail,
+                    score=item.score,
+                )
+                for item in answer.items
+            ],
+        )
+
+
+def _encodable(text: str) -> str:
+    """Replaces lone surrogates, which a provider's JSON may contain and protobuf rejects."""
+    return text.encode("utf-8", "replace").decode()
 
 
 class _ProviderBuilder:

@@ -13,6 +13,7 @@ from tools_service.proto import tools_pb2 as pb
 from tools_service.sandbox.manager.manager_client import WorkerHandle
 from tools_service.sandbox.protocol import frames, png_validator, webp_validator
 from tools_service.sandbox.protocol.isolation_config import Limits
+from tools_service.server.cell_outcome import DisplayedImage
 from tools_service.server.image_store import SealedImage
 
 _INLINE = 64 << 10  # bytes of images validated on the event loop; more are validated in a thread
@@ -20,16 +21,6 @@ _INLINE = 64 << 10  # bytes of images validated on the event loop; more are vali
 
 class ProtocolError(Exception):
     """The bytes on the channel are no valid reply to the cell."""
-
-
-@dataclass(frozen=True)
-class DisplayedImage:
-    """An encoded image that a cell displayed, after validation."""
-
-    data: bytes
-    mime: str
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)

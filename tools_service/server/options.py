@@ -10,8 +10,7 @@ import re
 from dataclasses import dataclass
 
 from tools_service.sandbox.confinement import packages
-from tools_service.sandbox.manager.isolation import TIERS
-from tools_service.sandbox.protocol.isolation_config import Limits
+from tools_service.sandbox.protocol.isolation_config import TIERS, Limits
 from tools_service.search import search_options
 from tools_service.search.search_options import SearchOptions
 

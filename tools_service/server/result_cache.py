@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
@@ -43,6 +44,7 @@ class IdempotencyCache:
         return await asyncio.shield(task)
 
     async def _run(self, key: str, request_id: str, execute: Callable[[], Awaitable[pb.Result]]) -> pb.Result:
+        started = time.monotonic()
         try:
             result = await execute()
         except asyncio.CancelledError:  # only `cancel` and `drain` cancel this task
@@ -55,8 +57,10 @@ class IdempotencyCache:
             self._in_flight.pop(key, None)
         if key in self._abandoned:
             self._abandoned.discard(key)
-            result.status = pb.CANCELLED
-            result.message = "the cell was stopped because its caller went away; it may have run in part"
+            message = "the cell was stopped because its caller went away; it may have run in part"
+            result = _replace(result, status=pb.CANCELLED, message=message)
+        if not result.wall_ms:
+            result = _replace(result, wall_ms=(time.monotonic() - started) * 1e3)
         if result.status not in _RETRYABLE:
             self._store(key, result)
         return result
@@ -94,3 +98,11 @@ class IdempotencyCache:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+
+def _replace(result: pb.Result, **fields: object) -> pb.Result:
+    """Returns a copy with some fields changed; the size of a stored result must not change."""
+    changed = pb.Result()
+    changed.CopyFrom(result)
+    changed.MergeFrom(pb.Result(**fields))
+    return changed

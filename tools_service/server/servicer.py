@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import json
 import math
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from tools_service import __version__
 from tools_service.common import logs
@@ -24,15 +23,16 @@ from tools_service.sandbox.manager.manager_client import SandboxManagerClient
 from tools_service.search.service import SearchProviders
 from tools_service.server import auth
 from tools_service.server.admission import AdmissionController
+from tools_service.server.cell_executor import CallContext, CellExecutor
 from tools_service.server.image_store import ImageStore
 from tools_service.server.options import ServiceOptions
+from tools_service.server.request_decoder import DecodedRequest
 from tools_service.server.result_cache import IdempotencyCache
 from tools_service.server.server_metrics import ServiceMetrics
-from tools_service.server.sessions import CallContext, SessionRegistry
+from tools_service.server.session_janitor import SessionJanitor
+from tools_service.server.sessions import SessionRegistry
 from tools_service.server.tracing import Tracing
 
-MAX_MESSAGE = 64 << 20
-_SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Tools"].full_name
 _ID = re.compile(r"[A-Za-z0-9._:/@+=-]{1,200}")
 _ABANDON_GRACE_S = 2.0  # how long a cell keeps running after its call was canceled: the request may be repeated
 _MAX_BATCH_ITEMS = 4096
@@ -44,18 +44,27 @@ class InvalidRequest(Exception):
     """The request violates a limit or the format; the text, which becomes the result's message, says which."""
 
 
+@dataclass(frozen=True)
+class Sandbox:
+    """The parts of the server that run cells."""
+
+    manager: SandboxManagerClient
+    sessions: SessionRegistry
+    executor: CellExecutor
+    janitor: SessionJanitor
+
+
 class ToolsService(tools_pb2_grpc.ToolsServicer):
     """Implements the service `Tools` of tools.proto."""
 
     def __init__(
         self,
         options: ServiceOptions,
-        manager: SandboxManagerClient | None,
-        sessions: SessionRegistry | None,
+        sandbox: Sandbox | None,
         providers: SearchProviders,
         admission: AdmissionController,
     ):
-        self._options, self._manager, self._sessions, self._providers = options, manager, sessions, providers
+        self._options, self._sandbox, self._providers = options, sandbox, providers
         self._idempotency_cache, self._image_store, self._admission = IdempotencyCache(), ImageStore(), admission
         self.replica = f"{options.replica}-{secrets.token_hex(4)}"
         self.metrics, self.tracing = self._make_metrics(), Tracing.open(options.traces)
@@ -64,34 +73,27 @@ class ToolsService(tools_pb2_grpc.ToolsServicer):
         self._stopping: set[asyncio.Task] = set()
         self.draining = False
 
-    async def Exec(self, request: pb.ExecRequest, context: grpc.aio.ServicerContext) -> pb.Result:
-        call = _call_context(context)
-        self._cache_images(request.images, call)
-        async for result in self._stream_results("exec", [request], self._exec_handler, call, context):
-            return result
+    async def Exec(self, request: DecodedRequest, context: grpc.aio.ServicerContext) -> pb.Result:
+        call, item = _call_context(context), request.message
+        self._cache_images(item.images, call)
+        results = self._stream_results("exec", [item], request.faults, self._exec_handler, call, context)
+        async with contextlib.aclosing(results):
+            return await anext(results)
 
-    async def BatchExec(
-        self, request: pb.BatchExecRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[pb.Result]:
-        await self._check_batch_size(len(request.items), context)
-        call = _call_context(context)
-        self._cache_images(request.images, call)
-        for item in request.items:
+    async def BatchExec(self, request: DecodedRequest, context: grpc.aio.ServicerContext) -> None:
+        call, batch = _call_context(context), request.message
+        await self._check_batch_size(len(batch.items), context)
+        self._cache_images(batch.images, call)
+        for item in batch.items:
             self._cache_images(item.images, call)
-        async for result in self._stream_results("exec", request.items, self._exec_handler, call, context):
-            yield result
+        await self._write_results("exec", request, self._exec_handler, call, context)
 
-    async def BatchSearch(
-        self, request: pb.BatchSearchRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[pb.Result]:
-        await self._check_batch_size(len(request.items), context)
-        async for result in self._stream_results(
-            "search", request.items, self._search_handler, _call_context(context), context
-        ):
-            yield result
+    async def BatchSearch(self, request: DecodedRequest, context: grpc.aio.ServicerContext) -> None:
+        await self._check_batch_size(len(request.message.items), context)
+        await self._write_results("search", request, self._search_handler, _call_context(context), context)
 
     async def Interrupt(self, request: pb.InterruptRequest, context: grpc.aio.ServicerContext) -> pb.InterruptReply:
-        running = self._sessions is not None and self._sessions.interrupt_cell(
+        running = self._sandbox is not None and self._sandbox.executor.interrupt_cell(
             request.session_id, auth.principal(context)
         )
         return pb.InterruptReply(interrupted=running)
@@ -99,12 +101,10 @@ class ToolsService(tools_pb2_grpc.ToolsServicer):
     async def CloseSessions(
         self, request: pb.CloseSessionsRequest, context: grpc.aio.ServicerContext
     ) -> pb.CloseSessionsReply:
-        if self._sessions is None:
+        if self._sandbox is None:
             return pb.CloseSessionsReply()
-        principal = auth.principal(context)
-        return pb.CloseSessionsReply(
-            closed=sum(self._sessions.close_session(id_, principal) for id_ in request.session_ids)
-        )
+        principal, sessions = auth.principal(context), self._sandbox.sessions
+        return pb.CloseSessionsReply(closed=sum(sessions.close(id_, principal) for id_ in request.session_ids))
 
     async def GetInfo(self, request: pb.GetInfoRequest, context: grpc.aio.ServicerContext) -> pb.Info:
         info = self.info()
@@ -112,49 +112,49 @@ class ToolsService(tools_pb2_grpc.ToolsServicer):
 
     def info(self) -> dict:
         """Returns version, isolation, limits, providers, load and counters as plain JSON data."""
-        sandbox = self._manager.info if self._manager else {}
-        config = sandbox.get("config", {})
+        confinement = self._sandbox.manager.info if self._sandbox else {}
+        config = confinement.get("config", {})
         return {
             "version": __version__,
             "replica": self.replica,
             "tier": config.get("tier", "no sandbox"),
-            "isolation": sandbox.get("summary", ""),
+            "isolation": confinement.get("summary", ""),
             "limits": config.get("limits", {}),
-            "packages": sandbox.get("packages", {}),
+            "packages": confinement.get("packages", {}),
             "providers": self._providers.chain_descriptions(),
             "search": self._providers.provider_states(),
             "runtime_dir": config.get("runtime_dir", ""),
             "max_sessions": self._options.max_sessions,
-            "sessions": 0 if self._sessions is None else len(self._sessions),
+            "sessions": self._session_count(),
             "running": self._admission.running,
-            "waiting": 0 if self._sessions is None else self._sessions.queued,
+            "waiting": self._queued_count(),
             "draining": self.draining,
             "counters": self._counters(),
             "uptime_s": time.time() - self._started,
         }
 
+    def _session_count(self) -> int:
+        return 0 if self._sandbox is None else len(self._sandbox.sessions)
+
+    def _queued_count(self) -> int:
+        return 0 if self._sandbox is None else self._sandbox.sessions.queued
+
     def _counters(self) -> dict[str, int]:
-        return ({} if self._sessions is None else self._sessions.counters) | {"abandoned": self._abandoned}
+        return ({} if self._sandbox is None else self._sandbox.sessions.counters) | {"abandoned": self._abandoned}
 
     def _make_metrics(self) -> ServiceMetrics:
         metrics = ServiceMetrics()
-        metrics.gauge(
-            "tools_sessions", "Sessions that live", lambda: 0 if self._sessions is None else len(self._sessions)
-        )
+        metrics.gauge("tools_sessions", "Sessions that live", self._session_count)
         metrics.gauge("tools_cells_running", "Cells that run", lambda: self._admission.running)
-        metrics.gauge(
-            "tools_cells_waiting",
-            "Cells that wait or run",
-            lambda: 0 if self._sessions is None else self._sessions.queued,
-        )
+        metrics.gauge("tools_cells_waiting", "Cells that wait or run", self._queued_count)
         events = ("cells", "opened", "expired", "evicted", "killed", "abandoned")
         metrics.counters("tools_events", "What happened since the start", self._counters, events)
         return metrics
 
     async def run_janitor(self) -> None:
         """Background task: expires and evicts sessions until it is canceled."""
-        if self._sessions is not None:
-            await self._sessions.run_janitor()
+        if self._sandbox is not None:
+            await self._sandbox.janitor.run()
 
     async def drain(self) -> None:
         """Refuses new requests and waits for those in flight."""
@@ -177,13 +177,13 @@ class ToolsService(tools_pb2_grpc.ToolsServicer):
             missing = [d for d, data in zip(request.image_digests, images, strict=True) if data is None]
             if missing:
                 return pb.Result(request_id=request.request_id, status=pb.MISSING_IMAGES, missing_digests=missing)
-            return await self._sessions.execute(request, images, call)
+            return await self._sandbox.executor.execute(request, images, call)
 
         return execute
 
     def _validate_exec(self, request: pb.ExecRequest) -> None:
         limits = self._options.limits
-        if self._sessions is None:
+        if self._sandbox is None:
             raise InvalidRequest("this service runs without a sandbox")
         if not _ID.fullmatch(request.session_id):
             raise InvalidRequest(f"session id {request.session_id[:80]!r} must match {_ID.pattern}")
@@ -193,6 +193,9 @@ class ToolsService(tools_pb2_grpc.ToolsServicer):
             raise InvalidRequest(f"timeout_s {request.timeout_s:g} must lie between 0 and {limits.max_timeout_s:g}")
         if len(request.image_digests) > limits.input_images:
             raise InvalidRequest(f"{len(request.image_digests)} pictures; the limit is {limits.input_images}")
+        if request.image_format not in pb.ImageFormat.values():
+            known = ", ".join(f"{number} ({name})" for name, number in pb.ImageFormat.items())
+            raise InvalidRequest(f"image_format {request.image_format} is unknown; the formats are {known}")
 
     def _search_handler(
         self, request: pb.SearchRequest, _: CallContext
@@ -215,16 +218,38 @@ class ToolsService(tools_pb2_grpc.ToolsServicer):
 
     # Batches
 
-    async def _stream_results(
-        self, kind: str, items, make: Callable, call: CallContext, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[pb.Result]:
-        """Yields results in order of completion.
+    async def _write_results(
+        self, kind: str, request: DecodedRequest, make: Callable, call: CallContext, context: grpc.aio.ServicerContext
+    ) -> None:
+        """Writes the results of a batch in order of completion."""
+        results = self._stream_results(kind, request.message.items, request.faults, make, call, context)
+        # Closed here and not by garbage collection: a caller that goes away is noticed, and logged, at once.
+        async with contextlib.aclosing(results):
+            async for result in results:
+                await context.write(result)
 
-        If the caller goes away, cells in flight are stopped after `_ABANDON_GRACE_S`.
+    async def _stream_results(
+        self,
+        kind: str,
+        items,
+        faults: Mapping[int, str],
+        make: Callable,
+        call: CallContext,
+        context: grpc.aio.ServicerContext,
+    ) -> AsyncIterator[pb.Result]:
+        """Yields results in order of completion. `faults` names the items that could not be decoded.
+
+        If the caller goes away, cells in flight are stopped after `_ABANDON_GRACE_S`. The generator must be closed
+        (`contextlib.aclosing`): that stops them, ends the span and writes the log line.
         """
         started, statuses = time.monotonic(), collections.Counter()
         with self.tracing.span(kind, context.invocation_metadata()) as attributes:
-            tasks = [asyncio.create_task(self._run_item(kind, item, make(item, call), call)) for item in items]
+            tasks = [
+                asyncio.create_task(
+                    self._run_item(kind, item, _refuse(faults[i]) if i in faults else make(item, call), call)
+                )
+                for i, item in enumerate(items)
+            ]
             try:
                 for next_done in asyncio.as_completed(tasks):
                     result = await next_done
@@ -255,7 +280,6 @@ class ToolsService(tools_pb2_grpc.ToolsServicer):
         return result
 
     async def _execute_once(self, request_id: str, execute: Callable, call: CallContext) -> pb.Result:
-        started = time.monotonic()
         if not _ID.fullmatch(request_id):
             return pb.Result(request_id=request_id, status=pb.REFUSED, message=f"request id must match {_ID.pattern}")
         if self.draining:
@@ -267,16 +291,13 @@ class ToolsService(tools_pb2_grpc.ToolsServicer):
             except InvalidRequest as error:
                 return pb.Result(request_id=request_id, status=pb.REFUSED, message=str(error))
 
-        result = await self._idempotency_cache.get_or_run(call.scoped_key(request_id), request_id, checked)
-        if not result.wall_ms:
-            result.wall_ms = (time.monotonic() - started) * 1e3
-        return result
+        return await self._idempotency_cache.get_or_run(call.scoped_key(request_id), request_id, checked)
 
     def _stop_abandoned(self, item: pb.ExecRequest | pb.SearchRequest, call: CallContext) -> None:
         def interrupt() -> bool:
-            if self._sessions is None or not isinstance(item, pb.ExecRequest):
+            if self._sandbox is None or not isinstance(item, pb.ExecRequest):
                 return False
-            return self._sessions.interrupt_cell(item.session_id, call.principal, item.request_id)
+            return self._sandbox.executor.interrupt_cell(item.session_id, call.principal, item.request_id)
 
         async def stop() -> None:
             grace = self._options.limits.grace_s
@@ -304,71 +325,10 @@ def _call_context(context: grpc.aio.ServicerContext) -> CallContext:
     return CallContext(auth.principal(context), math.inf if left is None else time.monotonic() + left)
 
 
-@dataclass(frozen=True)
-class RunningService:
-    """A service that listens, with the parts that `__main__` shuts down."""
+def _refuse(fault: str) -> Callable[[], Coroutine[None, None, pb.Result]]:
+    """Returns the execution of an item that could not be decoded."""
 
-    server: grpc.aio.Server
-    port: int
-    tools: ToolsService
-    manager: SandboxManagerClient | None
-    health_servicer: health.aio.HealthServicer
+    async def execute() -> pb.Result:
+        raise InvalidRequest(fault)
 
-
-async def start_service(options: ServiceOptions) -> RunningService:
-    """Starts the sandbox manager, opens the search indexes and listens.
-
-    Raises:
-        SandboxUnavailable: no session process can be started.
-        ValueError: an index or a search option is invalid.
-        OSError: a certificate cannot be read, or the address cannot be bound.
-    """
-    manager = sessions = starting = None
-    admission = AdmissionController(options.max_running, options.max_long_running)
-    credentials = auth.server_credentials(options)
-    if not options.no_sandbox:
-        manager = SandboxManagerClient(
-            options.limits, options.packages, warm=options.warm, slots=options.max_sessions + options.warm + 32,
-            tier=options.tier, insecure=options.insecure,
-        )  # fmt: skip
-        starting = asyncio.create_task(manager.start())
-        await asyncio.sleep(
-            0
-        )  # runs `manager.start` up to its first await: libraries load while the indexes are opened
-        sessions = SessionRegistry(manager, options, admission)
-    try:
-        providers = await asyncio.to_thread(SearchProviders.open, options.search)
-        if starting is not None:
-            await starting
-    except BaseException:
-        if manager is not None:
-            await manager.close()
-        raise
-    server = grpc.aio.server(
-        interceptors=[auth.BearerTokenInterceptor(options.tokens)] if options.tokens else [],
-        options=[
-            ("grpc.max_receive_message_length", MAX_MESSAGE),
-            ("grpc.max_send_message_length", MAX_MESSAGE),
-            ("grpc.max_metadata_size", 16 << 10),
-            ("grpc.max_concurrent_streams", 256),
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            ("grpc.http2.max_ping_strikes", 3),
-            ("grpc.keepalive_time_ms", 60_000),  # detects callers whose connection broke without a FIN
-            ("grpc.keepalive_timeout_ms", 20_000),
-            ("grpc.so_reuseport", 0),
-        ],
-    )
-    tools = ToolsService(options, manager, sessions, providers, admission)
-    tools_pb2_grpc.add_ToolsServicer_to_server(tools, server)
-    health_servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    if options.reflection:
-        reflection.enable_server_reflection((_SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    address = f"{options.host}:{options.port}"
-    port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
-    await server.start()
-    for name in ("", _SERVICE_NAME):
-        await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-    if options.metrics_port:
-        tools.metrics.serve(options.host, options.metrics_port)
-    return RunningService(server, port, tools, manager, health_servicer)
+    return execute

@@ -15,11 +15,10 @@ import sys
 from collections.abc import Callable
 
 from tools_service.sandbox.confinement import landlock, linux, seccomp, syscalls
-from tools_service.sandbox.protocol.isolation_config import IsolationConfig
+from tools_service.sandbox.protocol.isolation_config import TIERS, IsolationConfig
 
 _UID_BASE = 610_000
 _NAMESPACES = linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWPID
-TIERS = ("root", "userns", "landlock")
 
 
 class IsolationUnavailable(Exception):

@@ -31,7 +31,7 @@ from tools_service.sandbox.confinement import linux
 from tools_service.sandbox.manager import cgroups, folders, isolation, watchdog
 from tools_service.sandbox.protocol import frames
 from tools_service.sandbox.protocol.isolation_config import IsolationConfig, Limits
-from tools_service.sandbox.worker import zygote
+from tools_service.sandbox.protocol.manager_messages import receive_message, send_message
 
 _FOLDER_PREFIX = "tools-sandbox-"
 _MAX_CONCURRENT_FORKS = 4  # requests that the zygote has not answered yet
@@ -154,10 +154,9 @@ class Manager:
     # Messages from the server
 
     def _from_server(self) -> None:
-        data = self._server.recv(1 << 16)
-        if not data:
+        message, _ = receive_message(self._server)
+        if message is None:
             raise EOFError
-        message = json.loads(data)
         if message["op"] == "acquire":
             self._waiting.append(message["id"])
             return
@@ -177,19 +176,18 @@ class Manager:
             self._notify({"op": "descendants_killed", "worker": message["worker"]})
 
     def _notify(self, message: dict, fds: list[int] | None = None) -> None:
-        zygote.send(self._server, message, fds or [])
+        send_message(self._server, message, fds or [])
 
     # Zygote and sessions
 
     def _from_zygote(self) -> None:
         try:
-            data, fds = zygote.receive(self._zygote_socket)
+            message, fds = receive_message(self._zygote_socket)
         except ConnectionError:  # the zygote was killed with a request unread
-            data, fds = b"", []
-        if not data:
+            message = None
+        if message is None:
             self._restart_zygote()
             return
-        message = json.loads(data)
         if "failed" in message:
             self._record_failure(f"the zygote could not start: {message['failed']}")
         elif "zygote" in message:
@@ -253,7 +251,7 @@ class Manager:
             slot = self._free_slots.popleft()
             fds = self._cgroups.open_slot(slot)
             try:
-                zygote.send(self._zygote_socket, {"slot": slot, "folder": secrets.token_hex(12)}, fds)
+                send_message(self._zygote_socket, {"slot": slot, "folder": secrets.token_hex(12)}, fds)
             except OSError:
                 self._free_slots.append(slot)
                 self._restart_zygote()
@@ -420,7 +418,7 @@ def main() -> None:
             options["insecure"],
         )
     except isolation.IsolationUnavailable as error:
-        zygote.send(server, {"op": "failed", "message": str(error)}, [])
+        send_message(server, {"op": "failed", "message": str(error)})
         return
     try:
         manager.start()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from tools_service.sandbox.protocol import frames
 from tools_service.sandbox.protocol.isolation_config import Limits
+from tools_service.sandbox.protocol.manager_messages import receive_message, send_message
 
 _START = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from tools_service.sandbox.manager.manager import main; main()"
@@ -114,15 +115,15 @@ class SandboxManagerClient:
     def _on_message(self) -> None:
         while True:
             try:
-                data, ancillary, _, _ = self._socket.recvmsg(1 << 16, socket.CMSG_SPACE(4 * 16))
+                message, fds = receive_message(self._socket)
             except BlockingIOError:
                 return
             except OSError:
-                data, ancillary = b"", []
-            if not data:
+                message = None
+            if message is None:
                 self._on_manager_exit("the sandbox manager ended")
                 return
-            self._dispatch(json.loads(data), frames.received_fds(ancillary))
+            self._dispatch(message, fds)
 
     def _dispatch(self, message: dict, fds: list[int]) -> None:
         match message["op"]:
@@ -195,7 +196,7 @@ class SandboxManagerClient:
 
     def _send(self, message: dict) -> None:
         with contextlib.suppress(OSError):
-            self._socket.send(json.dumps(message).encode())
+            send_message(self._socket, message)
 
     async def acquire(self, timeout_s: float) -> WorkerHandle:
         """Returns a new confined process. Raises SandboxUnavailable if none is granted within `timeout_s`."""

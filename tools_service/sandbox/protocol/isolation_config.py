@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Tier = Literal["root", "userns", "landlock", "insecure"]
+TIERS: tuple[Tier, ...] = ("root", "userns", "landlock")  # strongest first; insecure is not chosen by itself
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import sys
 
 from tools_service.sandbox.protocol import frames
 from tools_service.sandbox.protocol.isolation_config import Limits
+from tools_service.sandbox.protocol.output_files import read_output
 from tools_service.sandbox.worker import reaper
 from tools_service.sandbox.worker.interpreter import Interpreter, InvalidInputImage
 
@@ -71,16 +72,6 @@ class OutputStreams:
                 pass
         self._libc.fflush(None)
         return read_output(self._kept[1], self._limit), read_output(self._kept[2], self._limit)
-
-
-def read_output(descriptor: int, limit: int) -> bytes:
-    """Returns the output written to a stream's memfd; above `limit` bytes, its head and tail with a note between."""
-    size = os.lseek(descriptor, 0, os.SEEK_CUR)
-    if size <= limit:
-        return os.pread(descriptor, size, 0)
-    half = limit // 2
-    note = f"\n... {size - 2 * half} bytes left out ...\n".encode()
-    return os.pread(descriptor, half, 0) + note + os.pread(descriptor, half, size - half)
 
 
 def serve_cells(interpreter: Interpreter, limits: Limits) -> None:

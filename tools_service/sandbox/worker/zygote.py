@@ -10,11 +10,9 @@ answer is the request plus `"pid"`, with three descriptors: control channel, std
 
 from __future__ import annotations
 
-import array
 import fcntl
 import gc
 import importlib
-import json
 import os
 import resource
 import signal
@@ -23,13 +21,12 @@ import sys
 import traceback
 
 from tools_service.sandbox.confinement import linux, packages, rootfs, seccomp
-from tools_service.sandbox.protocol import frames
 from tools_service.sandbox.protocol.isolation_config import IsolationConfig
+from tools_service.sandbox.protocol.manager_messages import receive_message, send_message
 from tools_service.sandbox.worker import session_process
 from tools_service.sandbox.worker.interpreter import Interpreter
 
 _F_ADD_SEALS, _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1033, 1, 2, 4
-_MAX_FDS = 16
 
 
 def main() -> None:
@@ -52,9 +49,9 @@ def main() -> None:
         if config.seccomp and config.namespaces:
             seccomp.filter_for(config, pid=1)
     except BaseException:
-        manager.send(json.dumps({"failed": traceback.format_exc(limit=-4)[-4000:]}).encode())
+        send_message(manager, {"failed": traceback.format_exc(limit=-4)[-4000:]})
         raise
-    manager.send(json.dumps({"zygote": os.getpid(), "packages": packages.installed_versions(config.packages)}).encode())
+    send_message(manager, {"zygote": os.getpid(), "packages": packages.installed_versions(config.packages)})
     _serve(config, manager, interpreter, readable_paths, mapped_bytes)
 
 
@@ -133,10 +130,9 @@ def _serve(
     if config.namespaces:
         flags |= linux.CLONE_NEWPID | linux.CLONE_NEWNS | linux.CLONE_NEWIPC
     while True:
-        data, fds = receive(manager)
-        if not data:
+        request, fds = receive_message(manager)
+        if request is None:
             os._exit(0)
-        request = json.loads(data)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         out, err = (_output_file(config.limits.output_mb << 20) for _ in range(2))
         pid = linux.fork_with_flags(flags)
@@ -145,7 +141,7 @@ def _serve(
                 config, request["slot"], request["folder"], theirs.detach(), out, err, fds, readable_paths, mapped_bytes,
                 interpreter,
             )  # fmt: skip
-        send(manager, request | {"pid": pid}, [ours.fileno(), out, err])
+        send_message(manager, request | {"pid": pid}, [ours.fileno(), out, err])
         for fd in (out, err, *fds):
             os.close(fd)
         ours.close()
@@ -158,15 +154,3 @@ def _output_file(size: int) -> int:
     os.ftruncate(fd, size)
     fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_GROW | _F_SEAL_SHRINK | _F_SEAL_SEAL)
     return fd
-
-
-def send(channel: socket.socket, message: dict, fds: list[int]) -> None:
-    """Sends one JSON message with file descriptors attached (SCM_RIGHTS)."""
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    channel.sendmsg([json.dumps(message).encode()], ancillary)
-
-
-def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
-    """Returns one message and the file descriptors attached to it."""
-    data, ancillary, _, _ = channel.recvmsg(1 << 16, socket.CMSG_SPACE(4 * _MAX_FDS))
-    return data, frames.received_fds(ancillary)
