@@ -125,6 +125,48 @@ def test_the_tools_service_stands_alone():
     assert wrong == []
 
 
+# Each process of the tools service and the folders of processes that run other code: the server and the manager run no
+# untrusted code, so they must not load the modules that do.
+FORBIDDEN_IN_SERVICE = {
+    "tools_service.server": ("tools_service.sandbox.worker", "tools_service.client", "tools_service.cli"),
+    "tools_service.sandbox.manager": ("tools_service.sandbox.worker", "tools_service.server", "tools_service.search"),
+    "tools_service.sandbox.protocol": ("tools_service.sandbox.worker", "tools_service.sandbox.manager", "tools_service.server"),
+    "tools_service.sandbox.worker": ("tools_service.sandbox.manager", "tools_service.server", "tools_service.search"),
+    "tools_service.client": ("tools_service.server", "tools_service.sandbox", "tools_service.search"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("process", FORBIDDEN_IN_SERVICE)
+def test_a_process_of_the_tools_service_imports_no_code_of_another(process):
+    """Catches a server that imports the modules in which the policy's code runs, also through other modules."""
+    by_name = {module_name(path): path for path in sources("tools_service")}
+    waiting = [name for name in by_name if name == process or name.startswith(f"{process}.")]
+    seen, wrong = set(waiting), []
+    while waiting:
+        name = waiting.pop()
+        for module in imports(by_name[name]):
+            if module.startswith(FORBIDDEN_IN_SERVICE[process]):
+                wrong.append(f"{name} imports {module}")
+            elif module in by_name and module not in seen:
+                seen.add(module)
+                waiting.append(module)
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "module", ["tools_service.server.servicer", "tools_service.server.startup", "tools_service.sandbox.manager.manager"]
+)
+def test_server_and_manager_load_no_code_of_a_session(module):
+    """Catches an import, also of a library, that makes server or manager load what only sessions need."""
+    program = (
+        f"import sys, {module}\n"
+        "print(sorted(m for m in sys.modules if m in ('PIL', 'numpy', 'cv2', 'matplotlib')"
+        " or m.startswith('tools_service.sandbox.worker')))"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert shown.stdout == "[]\n", shown.stderr
+
+
 def test_only_the_client_of_the_tools_service_is_used():
     """Catches an import of the service's internals in the trainer, which may only use `tools_service.client`."""
     wrong = [

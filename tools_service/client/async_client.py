@@ -13,6 +13,7 @@ import grpc
 from tools_service.client import messages
 from tools_service.client.messages import ExecRequest, Request, Status, ToolResult
 from tools_service.client.replicas import Replica, Tls, resolve_addresses
+from tools_service.client.request_batch import Batch
 from tools_service.proto import tools_pb2 as pb
 
 _ATTEMPTS = 4
@@ -64,12 +65,21 @@ class AsyncToolsClient:
         return self._replicas
 
     async def run(self, requests: Sequence[Request]) -> AsyncIterator[ToolResult]:
-        """Yields exactly one result per request, in order of completion. Cells of one session run in order."""
+        """Yields exactly one result per request, in order of completion. Cells of one session run in order.
+
+        A request that cannot be put on the wire is REFUSED by itself, before anything is sent.
+        """
         results: asyncio.Queue[ToolResult] = asyncio.Queue()
-        cells = [r for r in requests if isinstance(r, ExecRequest)]
-        searches = [r for r in requests if not isinstance(r, ExecRequest)]
+        sendable = []
+        for request in requests:
+            if fault := messages.find_fault(request):
+                results.put_nowait(messages.failed_result(request, Status.REFUSED, fault))
+            else:
+                sendable.append(request)
+        cells = [r for r in sendable if isinstance(r, ExecRequest)]
+        searches = [r for r in sendable if not isinstance(r, ExecRequest)]
         batches = [*messages.split_batches(cells), *messages.split_batches(searches)]
-        tasks = [asyncio.create_task(self._run_batch(batch, results)) for batch in batches]
+        tasks = [asyncio.create_task(self._run_batch(Batch(batch, results))) for batch in batches]
         try:
             for _ in requests:
                 yield await results.get()
@@ -103,43 +113,38 @@ class AsyncToolsClient:
 
     # One batch
 
-    async def _run_batch(self, batch: list[Request], results: asyncio.Queue[ToolResult]) -> None:
+    async def _run_batch(self, batch: Batch) -> None:
         """Sends the batch until every request has a result, or the attempts or the time are used up."""
-        waiting = {request.request_id: request for request in batch}
-        errors = ["no answer"]
         try:
             async with asyncio.timeout(self._request_timeout_s if self._request_timeout_s < float("inf") else None):
-                await self._run_attempts(waiting, results, errors)
+                await self._run_attempts(batch)
         except TimeoutError:
-            errors.append(f"no answer within {self._request_timeout_s:g} s ({errors[-1]})")
-        except Exception as error:  # a request that cannot be serialized must still get its result
-            errors.append(f"{type(error).__name__}: {error}")
-        for request in waiting.values():
-            results.put_nowait(self._undelivered(request, errors[-1]))
+            batch.last_error = f"no answer within {self._request_timeout_s:g} s ({batch.last_error})"
+        except Exception as error:  # an error of this client must not leave requests without a result
+            batch.last_error = f"{type(error).__name__}: {error}"
+        for request in batch.waiting:
+            batch.finish(self._undelivered(request, batch.last_error))
 
-    async def _run_attempts(self, waiting: dict[str, Request], results: asyncio.Queue, errors: list[str]) -> None:
-        missing_digests: set[bytes] = set()
+    async def _run_attempts(self, batch: Batch) -> None:
         for attempt in range(_ATTEMPTS):
-            parts = await self._route(list(waiting.values()), errors)
-            final = await asyncio.gather(*(
-                self._send_batch(replica, part, waiting, missing_digests, results, errors, attempt + 1 == _ATTEMPTS)
-                for replica, part in parts.items()
-            ))  # fmt: skip
-            if not waiting or any(final):
+            parts = await self._route(batch)
+            last = attempt + 1 == _ATTEMPTS
+            final = await asyncio.gather(*(self._send(batch, replica, part, last) for replica, part in parts.items()))
+            if not batch.waiting or any(final):
                 return
-            if not missing_digests or attempt:
+            if not batch.missing_digests or attempt:
                 await asyncio.sleep(_BACKOFF_S * 2**attempt * random.uniform(0.75, 1.25))
 
-    async def _route(self, requests: list[Request], errors: list[str]) -> dict[Replica, list[Request]]:
-        """Groups requests by replica; those for which no replica is available now are left out."""
+    async def _route(self, batch: Batch) -> dict[Replica, list[Request]]:
+        """Groups the waiting requests by replica; those for which no replica is available now are left out."""
         parts: dict[Replica, list[Request]] = {}
-        for request in requests:
+        for request in batch.waiting:
             session = request.session_id if isinstance(request, ExecRequest) else None
             replica = before = self._session_replica.get(session) if session is not None else None
             if replica is None or (
                 session not in self._started_sessions and (replica.down_until > time.monotonic() or not replica.name)
             ):
-                replica = await self._least_loaded(errors)
+                replica = await self._least_loaded(batch)
                 if replica is None:
                     continue
                 if session is not None and self._session_replica.get(session) is not before:
@@ -150,7 +155,7 @@ class AsyncToolsClient:
             parts.setdefault(replica, []).append(request)
         return parts
 
-    async def _least_loaded(self, errors: list[str]) -> Replica | None:
+    async def _least_loaded(self, batch: Batch) -> Replica | None:
         """Returns the least loaded replica that responds; None if none does."""
         now = time.monotonic()
         replicas = await self.replicas()
@@ -162,7 +167,7 @@ class AsyncToolsClient:
             try:
                 await replica.refresh()
             except grpc.aio.AioRpcError as error:
-                errors.append(f"{replica.address}: {_format_error(error)}")
+                batch.last_error = f"{replica.address}: {_format_error(error)}"
                 replica.mark_down()
                 return None
             return replica
@@ -170,32 +175,28 @@ class AsyncToolsClient:
         answered = [r for r in await asyncio.gather(*map(refreshed, candidates)) if r is not None]
         return min(answered, key=lambda r: (r.load, random.random()), default=None)
 
-    async def _send_batch(
-        self, replica: Replica, requests: list[Request], waiting: dict[str, Request], missing_digests: set[bytes],
-        results: asyncio.Queue, errors: list[str], last: bool,
-    ) -> bool:  # fmt: skip
-        """Makes one call and removes answered requests from `waiting`. Returns True if a retry is useless."""
+    async def _send(self, batch: Batch, replica: Replica, requests: list[Request], last: bool) -> bool:
+        """Makes one call with these requests of the batch. Returns True if a retry is useless."""
         cells = [r for r in requests if isinstance(r, ExecRequest)]
         wire_ids = {r.request_id: (self._wire_ids[r.session_id], r.session_id in self._started_sessions) for r in cells}
         try:
             async for reply in replica.send_batch(
-                requests, wire_ids, missing_digests, self._format, self._request_timeout_s
+                requests, wire_ids, batch.missing_digests, self._format, self._request_timeout_s
             ):
-                request = waiting.get(reply.request_id)
+                request = batch.find(reply.request_id)
                 if request is None:
                     continue
                 if reply.status == pb.MISSING_IMAGES:
-                    missing_digests.update(reply.missing_digests)
-                    errors.append("the service no longer holds the images")
+                    batch.missing_digests.update(reply.missing_digests)
+                    batch.last_error = "the service no longer holds the images"
                 elif reply.status == pb.UNAVAILABLE and not last:
-                    errors.append(reply.message)
+                    batch.last_error = reply.message
                 elif reply.status == pb.SESSION_LOST and not wire_ids[reply.request_id][1] and not last:
                     replica.forget_name()  # no state is lost: the replica was restarted before the first cell of the session
                 else:
-                    del waiting[reply.request_id]
-                    results.put_nowait(self._record_result(request, messages.from_proto(request, reply)))
+                    batch.finish(self._record_result(request, messages.from_proto(request, reply)))
         except grpc.aio.AioRpcError as error:
-            errors.append(_format_error(error))
+            batch.last_error = _format_error(error)
             if error.code() in _FATAL_CODES:
                 return True
             replica.mark_down()

@@ -10,7 +10,9 @@ from typing import Literal
 
 from tools_service.proto import tools_pb2 as pb
 
-_BATCH_BYTES = 32 << 20  # maximum of images in a batch
+MAX_MESSAGE_BYTES = 64 << 20  # largest message that client and service accept
+_BATCH_BYTES = 32 << 20  # maximum of images and text in a batch
+_MAX_REQUEST_BYTES = MAX_MESSAGE_BYTES - (1 << 20)  # images and text of one request
 _BATCH_ITEMS = 1024
 
 Kind = Literal["exec", "text_search", "image_search"]
@@ -101,10 +103,16 @@ def failed_result(request: Request, status: Status, message: str) -> ToolResult:
 
 
 def from_proto(request: Request, reply: pb.Result) -> ToolResult:
+    """Converts the result of `request`; a status that this client does not know becomes UNAVAILABLE."""
+    name = pb.Status.Name(reply.status) if reply.status in pb.Status.values() else ""
+    if name not in Status.__members__:
+        message = f"status {reply.status} of the service is unknown here: use a client of the service's version"
+        return failed_result(request, Status.UNAVAILABLE, message)
+    status = Status[name]
     return ToolResult(
         reply.request_id,
         request_kind(request),
-        Status[pb.Status.Name(reply.status)],
+        status,
         reply.stdout,
         reply.stderr,
         tuple(reply.images),
@@ -134,6 +142,48 @@ def search_batch(requests: Sequence[TextSearchRequest | ImageSearchRequest]) -> 
     return message
 
 
+def find_fault(request: Request) -> str:
+    """Returns why the request cannot be put on the wire, as a sentence; an empty string if it can."""
+    texts = {"request_id": request.request_id}
+    if isinstance(request, ExecRequest):
+        texts |= {"session_id": request.session_id, "code": request.code}
+        if not _is_number(request.timeout_s):
+            return f"timeout_s {request.timeout_s!r:.80} is no number of seconds"
+    else:
+        if isinstance(request, TextSearchRequest):
+            texts["query"] = request.query
+        if isinstance(request.k, bool) or not isinstance(request.k, int) or not 0 <= request.k < 1 << 32:
+            return f"k {request.k!r:.80} must be a positive integer"
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            return f"{name} is {type(text).__name__}, not a text"
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return f"{name} has a lone surrogate at character {error.start} and cannot be encoded as UTF-8"
+    for image in _request_images(request):
+        if not isinstance(image, bytes):
+            return f"an image is {type(image).__name__}, not bytes"
+    if (size := _request_bytes(request)) > _MAX_REQUEST_BYTES:
+        return f"the request has {size >> 20} MB; the limit is {_MAX_REQUEST_BYTES >> 20} MB"
+    return ""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _request_bytes(request: Request) -> int:
+    """Returns the size of the request's images and text, each distinct image counted once."""
+    return sum(map(len, set(_request_images(request)))) + _text_bytes(request)
+
+
+def _text_bytes(request: Request) -> int:
+    if isinstance(request, ExecRequest):
+        return len(request.code.encode())
+    return len(request.query.encode()) if isinstance(request, TextSearchRequest) else 0
+
+
 def _request_images(request: Request) -> tuple[bytes, ...]:
     if isinstance(request, ExecRequest):
         return request.images
@@ -141,19 +191,20 @@ def _request_images(request: Request) -> tuple[bytes, ...]:
 
 
 def split_batches(requests: Iterable[Request]) -> Iterable[list[Request]]:
-    """Splits requests into batches below the limits on items and on image bytes (each distinct image counted once)."""
+    """Splits requests into batches below the limits on items and on bytes (each distinct image counted once)."""
     batch: list[Request] = []
     seen: set[int] = set()
     size = 0
     for request in requests:
         images = _request_images(request)
         new = [image for image in images if id(image) not in seen]
-        if len(batch) == _BATCH_ITEMS or (batch and size + sum(map(len, new)) > _BATCH_BYTES):
+        text = _text_bytes(request)
+        if len(batch) == _BATCH_ITEMS or (batch and size + text + sum(map(len, new)) > _BATCH_BYTES):
             yield batch
             batch, seen, size = [], set(), 0
             new = list(images)
         batch.append(request)
         seen.update(map(id, new))
-        size += sum(map(len, new))
+        size += text + sum(map(len, new))
     if batch:
         yield batch

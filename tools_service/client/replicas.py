@@ -17,7 +17,6 @@ from tools_service.client.messages import ExecRequest, Request
 from tools_service.proto import tools_pb2 as pb
 from tools_service.proto import tools_pb2_grpc
 
-_MAX_MESSAGE = 64 << 20
 _MAX_CELL_S = 3600.0  # cap of a cell's time-out in the RPC deadline; the service refuses longer ones
 _DEADLINE_SLACK_S = 60.0  # of the RPC deadline beyond the cells' time-outs: queueing, session start, transfer
 _LOAD_TTL_S = 2.0  # validity of a replica's reported load
@@ -46,8 +45,8 @@ class Replica:
         self.address = address
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         options = [
-            ("grpc.max_receive_message_length", _MAX_MESSAGE),
-            ("grpc.max_send_message_length", _MAX_MESSAGE),
+            ("grpc.max_receive_message_length", messages.MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", messages.MAX_MESSAGE_BYTES),
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.enable_http_proxy", 0),
         ]
