@@ -16,7 +16,7 @@ def test_nothing_observed_says_nothing():
     assert mean([]) == 0.0
 
 
-def test_mean_does_not_lose_small_values_beside_large_ones():
+def test_mean_does_not_lose_small_values_next_to_large_ones():
     values = [1e16, 1.0, -1e16] * 10
     assert mean(values) == pytest.approx(1 / 3)
     assert np.mean(values, dtype=np.float32) != pytest.approx(1 / 3)  # what a plain sum would do

@@ -15,7 +15,7 @@ def test_ticks_are_few_even_and_cover_the_range(low, high):
     assert max(steps) == pytest.approx(min(steps))
 
 
-def test_step_ticks_are_whole_numbers_inside_the_range():
+def test_step_ticks_are_integers_inside_the_range():
     assert ticks(1, 40, integers=True) == [10, 20, 30, 40] or ticks(1, 40, integers=True) == [8, 16, 24, 32, 40]
     assert ticks(1, 3, integers=True) == [1, 2, 3]
 
@@ -26,7 +26,7 @@ def test_the_running_mean_starts_at_the_first_value_and_follows():
     assert running_mean([0.0] + [1.0] * 60)[-1] == pytest.approx(1.0, abs=1e-5)
 
 
-def test_points_lie_in_the_frame_in_order_and_gaps_are_left_out():
+def test_points_are_inside_the_frame_in_order_and_gaps_are_left_out():
     svg = line_chart("Reward", [Series("reward", [1, 2, 3, 4], [0.1, math.nan, 0.9, 0.5])])
     points = re.search(r'<polyline class="raw s0" points="([^"]*)"', svg).group(1).split()
     x, y = zip(*(map(float, point.split(",")) for point in points), strict=True)

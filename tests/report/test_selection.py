@@ -10,7 +10,7 @@ def _score(trajectories, rewards):
     return trajectories
 
 
-def test_of_training_the_first_middle_and_last_step_show_whole_groups_where_rewards_differ(
+def test_of_training_the_first_middle_and_last_step_show_complete_groups_where_rewards_differ(
     tmp_path, tokenizer, make, parts, trajectories
 ):
     """Catches groups without reward variance, an incomplete group, and a page filled by one skill."""

@@ -73,7 +73,7 @@ def test_a_key_comes_from_a_file_or_the_environment_and_leaves_the_environment(e
     assert not any(key in shown for key in secrets.values())
 
 
-def test_picture_urls_is_an_alias_of_image_urls(environment):
+def test_the_old_name_of_the_option_image_urls_works(environment):
     environment.setenv("SERPER_API_KEY", KEYS["SERPER_API_KEY"])
     assert parse("--image-providers serper-lens --picture-urls table.jsonl").image_urls == "table.jsonl"
 
