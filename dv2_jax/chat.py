@@ -97,11 +97,13 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     from dv2_jax.evaluation.chat_printer import ChatPrinter
+    from dv2_jax.policy import load_policy
     from dv2_jax.rollout.session import open_session
 
     with tempfile.TemporaryDirectory(prefix="dv2_jax_chat_") as folder, ExitStack() as stack:
         with console.status("loading the policy and starting its tools"):
-            session = stack.enter_context(open_session(config, folder))
+            policy = load_policy(config, single_device=True)
+            session = stack.enter_context(open_session(policy, config, folder))
             session.load_params(warmup=False)  # one conversation uses few of the buckets
         talk(session, images, questions(arguments.question, console), ChatPrinter(console, arguments.image_folder))
 

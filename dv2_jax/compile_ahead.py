@@ -69,7 +69,10 @@ def run(
     host_devices = topology_devices(single_host_slice(topology, devices))
     policy = abstract_policy(config, devices, host_devices)
     try:
-        found = sft_programs(policy) if config.recipe == "sft" else [*rl_programs(policy), *engine_programs(policy)]
+        if config.recipe == "sft":
+            found = sft_programs(policy, config)
+        else:
+            found = [*rl_programs(policy, config), *engine_programs(policy, config)]
     except ValueError as error:  # the mesh does not divide the rows or pages
         raise ConfigError(f"on {len(devices)} devices: {error}") from error
     chosen = select_programs(found, programs)

@@ -38,7 +38,7 @@ def run(config: Config) -> dict:
     from dv2_jax.evaluation.baselines import RefusingTools
     from dv2_jax.evaluation.table import print_comparison
     from dv2_jax.parallel import distributed
-    from dv2_jax.parallel.mesh import device_mesh
+    from dv2_jax.policy import load_policy
     from dv2_jax.recipes.run import write_json
     from dv2_jax.report.page import write_report
     from dv2_jax.rewards import prepare_rewards
@@ -59,7 +59,7 @@ def run(config: Config) -> dict:
         for stage in ("evaluate", "no_tools"):  # written by an earlier evaluation of the same name
             (run_dir / "trajectories" / f"{stage}.jsonl").unlink(missing_ok=True)
     results: dict = {"model": config.model.init, "questions": len(questions)}
-    with open_session(config, run_dir, mesh=device_mesh(config.mesh)) as session:
+    with open_session(load_policy(config), config, run_dir) as session:
         with console.status("loading the policy and compiling"):
             session.load_params()
         with TrajectoryWriter(run_dir / "trajectories", session.tokenizer, enabled=main) as writer:

@@ -20,7 +20,7 @@ LEVELS = {
     "ops": 1, "parallel": 1, "report": 1,
     "model": 2, "checkpoint": 2,
     "engine": 3, "rl": 3, "agent": 3, "rewards": 3, "data": 3, "toy.tasks": 3,
-    "rollout": 4, "trainer": 4,
+    "rollout": 4, "trainer": 4, "policy": 4,
     "evaluation": 5, "toy": 5, "aot": 5,
     "recipes": 6,
     "train": 7, "evaluate": 7, "export": 7, "chat": 7, "compile_ahead": 7,

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Sharding, SingleDeviceSharding
 
 from dv2_jax.checkpoint import smol
 from dv2_jax.config import ConfigError, ModelSource
@@ -84,13 +84,10 @@ def _random(preset: str) -> PolicySpec:
     return PolicySpec(_tiny(tokenizer_file), tokenizer_file)
 
 
-def load_weights(source: ModelSource, config: ModelConfig, *, mesh: Mesh | None = None, seed: int = 0) -> Params:
-    """Load the fp32 weights of `source.init`, sharded over the mesh (on the default device without a mesh)."""
-    shardings = None
-    if mesh is not None:
-        from dv2_jax.parallel.mesh import param_shardings
-
-        shardings = param_shardings(mesh, logical_axes(config))
+def load_weights(
+    source: ModelSource, config: ModelConfig, *, shardings: Mapping[str, Sharding] | None = None, seed: int = 0
+) -> Params:
+    """Load the fp32 weights of `source.init`, sharded as given (on the default device without shardings)."""
     kind, _, where = source.init.partition(":")
     if kind == "random":
         params = init_params(config, jax.random.key(seed))

@@ -24,7 +24,7 @@ from dv2_jax.config import EngineConfig
 from dv2_jax.data.chat_encoder import ImageInput
 from dv2_jax.engine import batch_builder, model_runner
 from dv2_jax.engine.buckets import Buckets, bucket_for
-from dv2_jax.engine.engine_sharding import EngineSharding, num_data_shards
+from dv2_jax.engine.engine_sharding import EngineSharding
 from dv2_jax.engine.executables import ExecutableCache, Key
 from dv2_jax.engine.image_cache import ImageEmbeddingCache
 from dv2_jax.engine.kv_cache_manager import KVCacheManager
@@ -35,6 +35,7 @@ from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.params import GraphDef, Params
 from dv2_jax.model.vision_inputs import VisionBucket, fits, vision_batch
 from dv2_jax.ops.paged_attention import empty_pages
+from dv2_jax.parallel.mesh import num_data_shards
 
 
 @dataclass(frozen=True)

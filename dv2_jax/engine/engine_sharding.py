@@ -53,8 +53,3 @@ class EngineSharding:
     def device_put_rows(self, *arrays: jax.typing.ArrayLike) -> list[jax.typing.ArrayLike]:
         """Puts arrays on their devices whose leading dimension is shards or rows."""
         return list(arrays) if self.rows is None else [jax.device_put(x, self.rows) for x in arrays]
-
-
-def num_data_shards(mesh: Mesh | None) -> int:
-    """Returns the data-parallel size of `mesh`: the number of shards that rows and pages are split into."""
-    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]

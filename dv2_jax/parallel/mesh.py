@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from dv2_jax.config import ConfigError, MeshConfig
@@ -143,10 +143,14 @@ def batch_axes() -> tuple[str, ...] | None:
     return None if jax.sharding.get_abstract_mesh().empty else BATCH_AXES
 
 
+def num_data_shards(mesh: Mesh | AbstractMesh | None) -> int:
+    """Returns the data-parallel size of `mesh` (data x fsdp): the number of shards of a batch's leading dimension."""
+    return 1 if mesh is None or mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def data_parallel_size() -> int:
-    """Returns the number of batch shards of the current mesh (data x fsdp)."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    """Returns the data-parallel size of the current mesh."""
+    return num_data_shards(jax.sharding.get_abstract_mesh())
 
 
 def context_parallel_size() -> int:

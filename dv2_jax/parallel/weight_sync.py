@@ -17,7 +17,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, Sharding, SingleDeviceSh
 from jaxtyping import Array
 
 from dv2_jax.config import ConfigError
-from dv2_jax.parallel.mesh import AXES, CONTEXT, param_shardings
+from dv2_jax.parallel.mesh import AXES, CONTEXT, num_data_shards, param_shardings
+
+# Copies the trainer's weights to the devices of this host's engine. Every host calls it.
+WeightSync = Callable[[dict[str, Array]], dict[str, Array]]
 
 
 def local_mesh(mesh: Mesh, max_tensor: int, process: int | None = None) -> Mesh:
@@ -43,7 +46,7 @@ def shard_owner_process(mesh: Mesh) -> list[int]:
 
     Raises ConfigError like `local_mesh`, and if processes own different numbers of shards.
     """
-    rows = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    rows = mesh.devices.reshape(num_data_shards(mesh), -1)
     owners = [{device.process_index for device in row} for row in rows]
     if any(len(owner) > 1 for owner in owners):
         sizes = ", ".join(f"mesh.{name}={mesh.shape[name]}" for name in mesh.axis_names[2:])
@@ -59,7 +62,7 @@ def shard_owner_process(mesh: Mesh) -> list[int]:
 
 def make_weight_sync(
     mesh: Mesh, max_tensor: int, logical_axes: Mapping[str, tuple[str | None, ...]], dtype: jax.typing.DTypeLike
-) -> Callable[[dict[str, Array]], dict[str, Array]]:
+) -> WeightSync:
     """Returns a collective function that copies weights from `mesh` to every host's `local_mesh`.
 
     The copy has `dtype`, the compute dtype, to which the forward pass would cast the weights anyway.

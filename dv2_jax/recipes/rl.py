@@ -25,10 +25,11 @@ from dv2_jax.checkpoint.hf_export import export_hf
 from dv2_jax.config import Config, ConfigError
 from dv2_jax.evaluation.table import print_comparison
 from dv2_jax.parallel import distributed
+from dv2_jax.policy import Policy, load_policy
 from dv2_jax.recipes.rl_eval import STAGES, StageEvaluator
 from dv2_jax.recipes.rl_rollout import RewardFn
 from dv2_jax.recipes.rl_training import Training
-from dv2_jax.recipes.run import Interrupted, Policy, Run, load_policy, open_run, write_json
+from dv2_jax.recipes.run import Interrupted, Run, open_run, write_json
 from dv2_jax.report.page import write_report
 from dv2_jax.rewards import JudgeOutage, compute_rewards, prepare_rewards
 from dv2_jax.rl.losses import resolve_algorithm
@@ -37,10 +38,11 @@ from dv2_jax.telemetry.trajectories import TrajectoryWriter
 from dv2_jax.trainer.state import TrainState
 
 
-def run_rl(config: Config, reward_fn: RewardFn = compute_rewards) -> dict[str, Any]:
+def run_rl(config: Config, reward_fn: RewardFn = compute_rewards, policy: Policy | None = None) -> dict[str, Any]:
     """Train `config.rl.steps` steps between two evaluations; writes and returns `summary.json`.
 
-    `reward_fn` scores the trajectories of training; evaluations score by `config.reward`.
+    `reward_fn` scores the trajectories of training; evaluations score by `config.reward`. `policy` replaces the one that
+    `load_policy` assembles from `config`.
 
     Ctrl-C ends the run after the current step with a checkpoint (`summary["interrupted"]` is True); the same command
     resumes it.
@@ -53,10 +55,10 @@ def run_rl(config: Config, reward_fn: RewardFn = compute_rewards) -> dict[str, A
     config = replace(config, rl=resolve_algorithm(config.rl))
     check_config(config)
     prepare_rewards(config.reward)
-    policy = load_policy(config)
+    policy = load_policy(config) if policy is None else policy
     with ExitStack() as stack:
         run = stack.enter_context(open_run(config))
-        session = stack.enter_context(open_session(config, run.directory, mesh=policy.mesh))
+        session = stack.enter_context(open_session(policy, config, run.directory))
         writer = stack.enter_context(
             TrajectoryWriter(run.directory / "trajectories", policy.tokenizer, enabled=distributed.is_main())
         )

@@ -6,12 +6,12 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from dv2_jax.checkpoint.policy_spec import load_weights
 from dv2_jax.evaluation.answering import answer_questions
 from dv2_jax.evaluation.summary import summarize
 from dv2_jax.model.params import Params
 from dv2_jax.parallel import distributed
-from dv2_jax.recipes.run import Policy, Run, stop_together, write_json
+from dv2_jax.policy import Policy
+from dv2_jax.recipes.run import Run, stop_together, write_json
 from dv2_jax.rollout.question_sources import eval_questions
 from dv2_jax.rollout.session import RolloutSession
 from dv2_jax.telemetry.trajectories import TrajectoryWriter
@@ -48,11 +48,7 @@ class StageEvaluator:
             else:
                 source = replace(config.model, init="package:base")
             same = name == self.initial and at_start
-            weights = (
-                params
-                if same
-                else load_weights(source, self.policy.config, mesh=self.policy.mesh, seed=config.run.seed)
-            )
+            weights = params if same else self.policy.load_weights(config.run.seed, source.init)
             self._evaluate(name, weights, version=0)
         return dict(self._results)
 

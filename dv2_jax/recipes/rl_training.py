@@ -8,13 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from dv2_jax.config import ConfigError
-from dv2_jax.data import loader
-from dv2_jax.data.packing import PackSpec
-from dv2_jax.parallel import distributed
+from dv2_jax.policy import Policy
 from dv2_jax.recipes.rl_reference import ReferencePolicy
 from dv2_jax.recipes.rl_rollout import RewardFn, RolloutCollector, rollout_metrics
-from dv2_jax.recipes.run import Interrupted, Policy, Run, init_or_restore, make_optimizer_bundle
+from dv2_jax.recipes.run import Interrupted, Run, init_or_restore
 from dv2_jax.rl.advantages import group_advantages, groups_with_reward_variance
 from dv2_jax.rl.batch import Minibatch, make_minibatches
 from dv2_jax.rl.policy_metrics import token_metric_means
@@ -22,6 +19,7 @@ from dv2_jax.rollout.session import RolloutSession
 from dv2_jax.telemetry.progress import ProgressTask
 from dv2_jax.telemetry.recompilation import RecompilationCounter
 from dv2_jax.telemetry.trajectories import TrajectoryWriter
+from dv2_jax.trainer.optimizer import make_optimizer_bundle
 from dv2_jax.trainer.rl_step import make_rl_step
 from dv2_jax.trainer.train_step import TrainStep, pack_local, to_global_array
 
@@ -43,28 +41,23 @@ class Training:
     ):
         config = run.config
         self.run, self.policy, self.session, self.writer, self.rl = run, policy, session, writer, config.rl
-        optimizer_bundle = make_optimizer_bundle(config, policy, config.rl.steps * config.rl.minibatches)
+        optimizer_bundle = make_optimizer_bundle(config, policy.logical_axes, config.rl.steps * config.rl.minibatches)
         self.train_step: TrainStep = make_rl_step(
             policy.graphdef,
             config.rl,
             optimizer_bundle.optimizer,
             optimizer_bundle.trainable,
             temperature=config.sampling.temperature,
-            forbidden=session.forbidden,
+            forbidden=policy.forbidden,
             schedule=optimizer_bundle.schedule,
             param_shardings=policy.shardings,
         )
-        rows, shards = config.rl.microbatch_rows, policy.data_shards
-        if rows % shards:
-            raise ConfigError(f"rl.microbatch_rows = {rows} is no multiple of the {shards} data shards of the mesh")
-        buckets = loader.image_buckets(
-            config.image, config.agent, policy.config, rows=rows // shards, row_tokens=config.rl.row_tokens
-        )
-        self.pack_spec = PackSpec(policy.config, rows, config.rl.row_tokens, buckets, groups=shards)
-        hosts = distributed.process_count()
-        self.local_spec = replace(self.pack_spec, rows=rows // hosts, groups=shards // hosts)  # rows of one host
+        rows, row_tokens = config.rl.microbatch_rows, config.rl.row_tokens
+        self.pack_spec = policy.pack_spec(config, rows, row_tokens, key="rl.microbatch_rows")
+        hosts = policy.num_hosts
+        self.local_spec = replace(self.pack_spec, rows=rows // hosts, groups=self.pack_spec.groups // hosts)
         self.state, extra = init_or_restore(run, policy, optimizer_bundle)
-        self.reference = ReferencePolicy(config, policy, session) if config.rl.kl_coefficient else None
+        self.reference = ReferencePolicy(config, policy) if config.rl.kl_coefficient else None
         self.rollouts = RolloutCollector(run, session, reward_fn)
         self.done = run.start
         self.next_prompt = extra.get("next_place", 0)

@@ -1,4 +1,4 @@
-"""Setup shared by the recipes: run directory, policy, optimizer, checkpoints and telemetry."""
+"""Setup shared by the recipes: run directory, checkpoints and telemetry."""
 
 from __future__ import annotations
 
@@ -10,73 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
-from jax.sharding import Mesh, NamedSharding
 
-from dv2_jax.checkpoint.policy_spec import PolicySpec, load_policy_spec, load_weights
 from dv2_jax.checkpoint.store import CheckpointStore
 from dv2_jax.config import Config
-from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.files import atomic_write
-from dv2_jax.model.model_config import ModelConfig
-from dv2_jax.model.params import GraphDef, abstract_params, build, logical_axes
 from dv2_jax.parallel import distributed
-from dv2_jax.parallel.mesh import device_mesh, param_shardings
+from dv2_jax.policy import Policy
 from dv2_jax.telemetry.interrupt import Interrupt
 from dv2_jax.telemetry.metrics_writer import MetricsWriter
 from dv2_jax.telemetry.progress import Display, ProgressTask
 from dv2_jax.telemetry.spans import Spans
-from dv2_jax.trainer.optimizer import learning_rate_schedule, make_optimizer, trainable_names
-from dv2_jax.trainer.state import TrainState, commit, init_state, opt_state_shardings, split_params, step_counter
-
-
-@dataclass(frozen=True)
-class Policy:
-    """The static parts of the trained policy: architecture, tokenizer, mesh and shardings, without weights."""
-
-    spec: PolicySpec
-    graphdef: GraphDef
-    tokenizer: Tokenizer
-    mesh: Mesh | None  # None on a single device
-    shardings: dict[str, NamedSharding] | None
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.spec.config
-
-    @property
-    def data_shards(self) -> int:
-        """The number of shards of the batch dimension (mesh axes `data` x `fsdp`)."""
-        return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-
-
-def load_policy(config: Config) -> Policy:
-    """Resolve architecture, tokenizer, mesh and shardings of `config.model` without loading weights."""
-    spec = load_policy_spec(config.model)
-    if spec.tokenizer_file is None:
-        raise ValueError(f"model.init = {config.model.init!r} has no tokenizer: train from hf:/path or a package model")
-    graphdef, _ = build(spec.config, compute_dtype=config.model.compute_dtype, remat=config.model.remat)
-    mesh = device_mesh(config.mesh)
-    shardings = None if mesh is None else param_shardings(mesh, logical_axes(spec.config))
-    return Policy(spec, graphdef, Tokenizer.from_file(spec.tokenizer_file), mesh, shardings)
-
-
-@dataclass(frozen=True)
-class OptimizerBundle:
-    """The optimizer of a run, its learning-rate schedule and the names of the trainable parameters."""
-
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    trainable: tuple[str, ...]
-
-
-def make_optimizer_bundle(config: Config, policy: Policy, total_steps: int) -> OptimizerBundle:
-    """Build the optimizer for `total_steps` optimizer steps."""
-    return OptimizerBundle(
-        make_optimizer(config.optim, total_steps),
-        learning_rate_schedule(config.optim, total_steps),
-        trainable_names(logical_axes(policy.config), config.model.freeze),
-    )
+from dv2_jax.trainer.optimizer import OptimizerBundle
+from dv2_jax.trainer.state import TrainState, abstract_state, commit, init_state, step_counter
 
 
 class Interrupted(Exception):
@@ -166,28 +111,15 @@ def init_or_restore(run: Run, policy: Policy, optimizer_bundle: OptimizerBundle)
     if not run.start:
         if distributed.is_main():
             policy.spec.save(run.directory)
-        params = load_weights(config.model, policy.config, mesh=policy.mesh, seed=config.run.seed)
+        params = policy.load_weights(config.run.seed)
         return init_state(params, optimizer_bundle.optimizer, optimizer_bundle.trainable), {}
-    abstract = abstract_state(policy, optimizer_bundle)
+    abstract = abstract_state(policy.params, optimizer_bundle.optimizer, optimizer_bundle.trainable)
     restored = run.store.restore(abstract.params, abstract.opt_state)
     run.display.line(f"resuming {run.directory} after step {restored.step}")
     extra = restored.extra
     steps = extra["optimizer_steps"] if "optimizer_steps" in extra else extra["optimiser_steps"]  # key before 0.2
     step = step_counter(steps, restored.params)
     return TrainState(commit(restored.params), commit(restored.opt_state), step), restored.extra
-
-
-def abstract_state(policy: Policy, optimizer_bundle: OptimizerBundle) -> TrainState:
-    """Build the abstract training state: shapes, dtypes and shardings of every array."""
-    params = abstract_params(policy.config)
-    if policy.shardings is not None:
-        params = {n: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=policy.shardings[n]) for n, p in params.items()}
-    trainable_params, _ = split_params(params, optimizer_bundle.trainable)
-    opt_state = jax.eval_shape(optimizer_bundle.optimizer.init, trainable_params)
-    if policy.shardings is not None:
-        shardings = opt_state_shardings(opt_state, policy.shardings)
-        opt_state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), opt_state, shardings)
-    return TrainState(params, opt_state, jax.ShapeDtypeStruct((), "int32"))
 
 
 def write_json(path: Path, document: dict) -> None:

@@ -31,33 +31,32 @@ from dv2_jax.data.chat_encoder import ChatEncoder
 from dv2_jax.data.packing import PackedBatch, PackSpec
 from dv2_jax.data.rows import read_conversations
 from dv2_jax.parallel import distributed
+from dv2_jax.policy import Policy, load_policy
 from dv2_jax.recipes import sft_data
 from dv2_jax.recipes.run import (
     Interrupted,
-    Policy,
     Run,
     init_or_restore,
-    load_policy,
-    make_optimizer_bundle,
     open_run,
     stop_together,
     write_json,
 )
 from dv2_jax.telemetry.recompilation import RecompilationCounter
 from dv2_jax.toy import tasks
+from dv2_jax.trainer.optimizer import make_optimizer_bundle
 from dv2_jax.trainer.sft_step import make_sft_step, sft_loop
 from dv2_jax.trainer.state import TrainState
 
 DATA_SEED = 1  # added to task.seed, so that cold start and RL draw different questions
 
 
-def run_sft(config: Config) -> dict[str, Any]:
+def run_sft(config: Config, policy: Policy | None = None) -> dict[str, Any]:
     """Train `config.sft.steps` optimizer steps; writes and returns `summary.json`.
 
     Ctrl-C ends the run after the current step with a checkpoint (`summary["interrupted"]` is True); the same command
-    resumes it.
+    resumes it. `policy` replaces the one that `load_policy` assembles from `config`.
     """
-    policy = load_policy(config)
+    policy = load_policy(config) if policy is None else policy
     with open_run(config) as run:
         try:
             summary = train(run, policy)
@@ -76,8 +75,10 @@ def run_sft(config: Config) -> dict[str, Any]:
 def train(run: Run, policy: Policy) -> dict[str, Any]:
     """Run the remaining steps; returns their entries of the summary."""
     config, sft = run.config, run.config.sft
+    if sft.batch_rows % sft.microbatches:
+        raise ConfigError(f"sft.batch_rows = {sft.batch_rows} is no multiple of sft.microbatches = {sft.microbatches}")
     started = time.monotonic()  # includes data generation
-    optimizer_bundle = make_optimizer_bundle(config, policy, sft.steps)
+    optimizer_bundle = make_optimizer_bundle(config, policy.logical_axes, sft.steps)
     step = make_sft_step(
         policy.graphdef,
         optimizer_bundle.optimizer,
@@ -85,7 +86,9 @@ def train(run: Run, policy: Policy) -> dict[str, Any]:
         schedule=optimizer_bundle.schedule,
         param_shardings=policy.shardings,
     )
-    spec = pack_spec(config, policy)
+    spec = policy.pack_spec(
+        config, sft.batch_rows // sft.microbatches, sft.row_tokens, key="sft.batch_rows / sft.microbatches"
+    )
     with closing(open_data(run, policy, spec)) as iterator, run.display.track("SFT", sft.steps, done=run.start) as bar:
         state, extra = init_or_restore(run, policy, optimizer_bundle)
         if extra:
@@ -154,28 +157,6 @@ def provenance(config: Config, summary: dict[str, Any]) -> dict[str, Any]:
         "machine": f"{os.cpu_count()} {platform.machine()} cores, {jax.device_count()} {jax.default_backend()} devices",
         "versions": {name: version(name) for name in ("dv2_jax", "jax", "flax", "optax")},
     }
-
-
-def pack_spec(config: Config, policy: Policy) -> PackSpec:
-    """Return the shapes of a microbatch.
-
-    Raises:
-        ConfigError: the rows do not divide evenly over microbatches and data shards.
-    """
-    sft, shards = config.sft, policy.data_shards
-    if sft.batch_rows % (sft.microbatches * shards):
-        raise ConfigError(
-            f"sft.batch_rows = {sft.batch_rows} is no multiple of sft.microbatches = {sft.microbatches}"
-            f" times {shards} data shards"
-        )
-    rows = sft.batch_rows // sft.microbatches
-    return PackSpec(
-        policy.config,
-        rows,
-        sft.row_tokens,
-        loader.image_buckets(config.image, config.agent, policy.config, rows=rows // shards, row_tokens=sft.row_tokens),
-        groups=shards,
-    )
 
 
 def open_data(run: Run, policy: Policy, spec: PackSpec) -> grain.DatasetIterator:

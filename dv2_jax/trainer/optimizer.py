@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 import optax
 
-from dv2_jax.config import OptimConfig
+from dv2_jax.config import Config, OptimConfig
 
 GROUPS = ("vision", "projector", "text")
 
@@ -77,4 +78,22 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
             weight_decay=config.weight_decay,
             mask=lambda params: {name: has_weight_decay(name) for name in params},
         ),
+    )
+
+
+@dataclass(frozen=True)
+class OptimizerBundle:
+    """The optimizer of a run, its learning-rate schedule and the names of the trainable parameters."""
+
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    trainable: tuple[str, ...]
+
+
+def make_optimizer_bundle(config: Config, names: Iterable[str], total_steps: int) -> OptimizerBundle:
+    """Build the optimizer of the parameters `names` for `total_steps` optimizer steps."""
+    return OptimizerBundle(
+        make_optimizer(config.optim, total_steps),
+        learning_rate_schedule(config.optim, total_steps),
+        trainable_names(names, config.model.freeze),
     )

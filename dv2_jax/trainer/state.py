@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
@@ -39,6 +40,27 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, trainabl
     shardings = opt_state_shardings(jax.eval_shape(optimizer.init, trainable_params), param_shardings)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings)(trainable_params)
     return TrainState(params=params, opt_state=opt_state, step=step_counter(0, params))
+
+
+def abstract_state(
+    params: Mapping[str, jax.ShapeDtypeStruct], optimizer: optax.GradientTransformation, trainable: tuple[str, ...]
+) -> TrainState:
+    """Build the abstract training state: shapes, dtypes and shardings of every array.
+
+    `params` are abstract parameters with their shardings, or all without any on a single device.
+    """
+    params = dict(params)
+    opt_state = jax.eval_shape(optimizer.init, split_params(params, trainable)[0])
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    if next(iter(params.values())).sharding is None:
+        return TrainState(params, opt_state, step)
+    shardings = state_shardings(opt_state, {name: p.sharding for name, p in params.items()})
+
+    def with_sharding(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    opt_state = jax.tree.map(with_sharding, opt_state, shardings.opt_state)
+    return TrainState(params, opt_state, with_sharding(step, shardings.step))
 
 
 def commit(tree: Any) -> Any:

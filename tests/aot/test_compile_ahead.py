@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh
 
 from dv2_jax import compile_ahead
-from dv2_jax.aot.compile import Compiled, TopologyError, single_host_slice, topology_devices
+from dv2_jax.aot.compile import Compiled, TopologyError, bytes_per_device, single_host_slice, topology_devices
 from dv2_jax.aot.compile_report import HEAD, Row, step_cells, table
 from dv2_jax.aot.hlo_cost import Costs
 from dv2_jax.aot.programs import abstract_policy, engine_programs, rl_programs, sft_programs
@@ -20,10 +20,9 @@ from dv2_jax.aot.roofline import Chip
 from dv2_jax.checkpoint.policy_spec import load_policy_spec
 from dv2_jax.config import Config, ConfigError, ImageConfig, MeshConfig, ModelSource, RLConfig, SFTConfig, load
 from dv2_jax.engine.buckets import Buckets, per_host
-from dv2_jax.engine.engine_sharding import num_data_shards
 from dv2_jax.model import text
 from dv2_jax.model.params import abstract_params, logical_axes
-from dv2_jax.parallel.mesh import AXES, make_mesh, max_tensor_parallelism
+from dv2_jax.parallel.mesh import AXES, make_mesh, max_tensor_parallelism, num_data_shards
 from dv2_jax.parallel.weight_sync import local_mesh
 
 needs_libtpu = pytest.mark.skipif(
@@ -103,12 +102,12 @@ def test_the_engine_of_a_slice_of_several_hosts_is_that_of_one():
     devices = topology_devices("v5p:2x2x4")
     host = topology_devices(single_host_slice("v5p:2x2x4", devices))
     policy = abstract_policy(config, devices, host)
-    learning, engine = rl_programs(policy), engine_programs(policy)
+    learning, engine = rl_programs(policy, config), engine_programs(policy, config)
     assert {p.mesh.size for p in learning} == {16} and {p.mesh for p in engine} == {policy.engine_mesh}
     assert set(policy.engine_mesh.devices.flat) == set(host)
     assert dict(policy.engine_mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 1}  # 2 key/value heads, 3 vision heads
-    weights = sum(math.prod(p.shape) for p in abstract_params(policy.model).values())
-    assert policy.engine_copy_bytes == 2 * weights  # bf16
+    weights = sum(math.prod(p.shape) for p in abstract_params(policy.config).values())
+    assert bytes_per_device(policy.engine_params) == 2 * weights  # bf16
     trainer = 3 * 4 * weights / 16  # weights and two moments
     assert all(program.resident_bytes > trainer for program in engine)
 
@@ -140,7 +139,7 @@ def test_an_unknown_slice_is_named_with_examples():
 
 
 def model(config):
-    return abstract_policy(config, jax.devices()[:1]).model
+    return abstract_policy(config, jax.devices()[:1]).config
 
 
 @pytest.mark.parametrize("name", ["sft", "rl"])
@@ -148,7 +147,10 @@ def test_every_program_lowers_for_cuda(name):
     """Catches: a kernel of another platform, or the CPU backend of attention, in a program for GPUs."""
     config = recipe(name, rows=2, mesh=MeshConfig(fsdp=1))
     policy = abstract_policy(config, jax.devices()[:1])
-    found = sft_programs(policy) if name == "sft" else [*rl_programs(policy), *engine_programs(policy)]
+    if name == "sft":
+        found = sft_programs(policy, config)
+    else:
+        found = [*rl_programs(policy, config), *engine_programs(policy, config)]
     names = [program.name for program in found]
     assert names == (["SFT gradient", "SFT optimizer"] if name == "sft" else
                      ["RL gradient", "RL optimizer", "log-probs", "prefill", "decode", "encode"])  # fmt: skip
@@ -263,7 +265,7 @@ def test_an_unknown_program_is_named():
     config = recipe("sft", rows=2, mesh=MeshConfig(fsdp=1))
     policy = abstract_policy(config, jax.devices()[:1])
     with pytest.raises(ConfigError, match="prefil: none of SFT gradient, SFT optimizer"):
-        compile_ahead.select_programs(sft_programs(policy), ["prefil"])
+        compile_ahead.select_programs(sft_programs(policy, config), ["prefil"])
 
 
 def test_the_command_reports_missing_dependencies_and_presets(capsys):

@@ -12,8 +12,7 @@ from dv2_jax.config import EvalConfig, MeshConfig
 from dv2_jax.parallel import distributed
 from dv2_jax.recipes import rl
 from dv2_jax.recipes import run as run_module
-from dv2_jax.rollout import session as session_module
-from tests.recipes.small_rl import one_layer_spec, reward_by_length, small_config
+from tests.recipes.small_rl import one_layer_policy, reward_by_length, small_config
 
 
 def config_of(root):
@@ -31,7 +30,6 @@ def config_of(root):
 
 def main() -> None:
     distributed.initialize()
-    run_module.load_policy_spec = session_module.load_policy_spec = one_layer_spec
     if len(sys.argv) > 2 and int(sys.argv[2]) == distributed.process_index():
         written = run_module.MetricsWriter.write
 
@@ -40,7 +38,8 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
         run_module.MetricsWriter.write = write_and_interrupt
-    summary = rl.run_rl(config_of(sys.argv[1]), reward_by_length)
+    config = config_of(sys.argv[1])
+    summary = rl.run_rl(config, reward_by_length, one_layer_policy(config))
     print(f"steps {summary['steps']}, recompilations {summary['recompilations']}")
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dv2_jax.checkpoint import policy_spec
+from dv2_jax.checkpoint.policy_spec import load_policy_spec
 from dv2_jax.checkpoint.store import CheckpointStore
 from dv2_jax.config import (
     AgentConfig,
@@ -18,15 +18,17 @@ from dv2_jax.config import (
     RunConfig,
     TaskConfig,
 )
-from dv2_jax.recipes import run as run_module
+from dv2_jax.policy import Policy, load_policy
+from dv2_jax.trainer.optimizer import make_optimizer_bundle
+from dv2_jax.trainer.state import abstract_state
 
 
-def one_layer_spec(source):
-    """Return the result of `load_policy_spec` with one layer per tower; everything else is unchanged."""
-    found = policy_spec.load_policy_spec(source)
+def one_layer_policy(config: Config) -> Policy:
+    """Return the policy of `config` with one layer per tower; everything else is unchanged."""
+    found = load_policy_spec(config.model)
     text = replace(found.config.text, num_layers=1)
     vision = replace(found.config.vision, depth=1, fullatt_block_indexes=(0,))
-    return replace(found, config=replace(found.config, text=text, vision=vision))
+    return load_policy(config, spec=replace(found, config=replace(found.config, text=text, vision=vision)))
 
 
 def reward_by_length(trajectories, tokenizer, config):
@@ -57,9 +59,10 @@ def small_config(root) -> Config:
 
 
 def weights(config: Config):
-    """Load the newest checkpoint of a run with `one_layer_spec`: its step, and its weights on one device."""
-    found = run_module.load_policy(config)
-    abstract = run_module.abstract_state(found, run_module.make_optimizer_bundle(config, found, config.rl.steps))
+    """Load the newest checkpoint of a run with `one_layer_policy`: its step, and its weights on one device."""
+    policy = one_layer_policy(config)
+    bundle = make_optimizer_bundle(config, policy.logical_axes, config.rl.steps)
+    abstract = abstract_state(policy.params, bundle.optimizer, bundle.trainable)
     with CheckpointStore(f"{config.run.root}/{config.run.name}/checkpoints", read_only=True) as store:
         restored = store.restore(abstract.params, abstract.opt_state)
     return restored.step, {name: np.asarray(array) for name, array in restored.params.items()}

@@ -14,29 +14,25 @@ from dv2_jax.config import ConfigError, EvalConfig, RLConfig
 from dv2_jax.recipes import rl
 from dv2_jax.recipes import run as run_module
 from dv2_jax.rewards import JudgeOutage
-from dv2_jax.rollout import session as session_module
 from dv2_jax.telemetry.metrics_writer import read_metrics
 from dv2_jax.telemetry.trajectories import loss_mask, read_trajectories
-from tests.recipes.small_rl import one_layer_spec, reward_by_length, small_config, weights
-
-
-@pytest.fixture(scope="module")
-def patched():
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (run_module, session_module):
-            patch.setattr(module, "load_policy_spec", one_layer_spec)
-        yield patch
+from tests.recipes.small_rl import one_layer_policy, reward_by_length, small_config, weights
 
 
 @pytest.fixture
-def config(tmp_path, patched):
+def config(tmp_path):
     return small_config(tmp_path)
+
+
+def run_rl(config, reward_fn=reward_by_length):
+    """Run the recipe with the small policy and a reward that a random policy can learn."""
+    return rl.run_rl(config, reward_fn, one_layer_policy(config))
 
 
 def test_a_run_writes_its_outputs_and_a_killed_run_resumes(config):
     """Catches: missing stages, recompilation after the first step, a log-prob gap between engine and trainer; on resume:
     prompts skipped or drawn twice, trajectories trained twice, metrics of lost steps kept."""
-    summary = rl.run_rl(config, reward_by_length)
+    summary = run_rl(config)
     directory = Path(config.run.root) / "rl"
     assert json.loads((directory / "summary.json").read_text()) == json.loads(json.dumps(summary))
     for stage in ("cold_start", "rl"):
@@ -68,8 +64,8 @@ def test_a_run_writes_its_outputs_and_a_killed_run_resumes(config):
 
         patch.setattr(run_module.MetricsWriter, "write", write)
         with pytest.raises(Killed):
-            rl.run_rl(killed, reward_by_length)
-    rl.run_rl(killed, reward_by_length)
+            run_rl(killed)
+    run_rl(killed)
     again = list(read_trajectories(Path(config.run.root) / "killed" / "trajectories", "train"))
     assert [t["id"] for t in again] == [t["id"] for t in trained]
     assert [t["token_ids"] for t in again] == [t["token_ids"] for t in trained]
@@ -91,11 +87,11 @@ def test_an_interrupt_leaves_a_checkpoint_and_no_process(config):
                 os.kill(os.getpid(), signal.SIGINT)
 
         patch.setattr(run_module.MetricsWriter, "write", write_and_interrupt)
-        summary = rl.run_rl(config, reward_by_length)
+        summary = run_rl(config)
     assert summary["interrupted"] and summary["steps"] == 1 and "rl" not in summary
     assert children() <= before
     assert weights(config)[0] == 1
-    summary = rl.run_rl(config, reward_by_length)
+    summary = run_rl(config)
     assert not summary["interrupted"] and {"cold_start", "rl"} <= set(summary)
     assert [row["step"] for row in read_metrics(Path(config.run.root) / "rl")] == [1, 2, 3]
 
@@ -112,10 +108,10 @@ def test_an_outage_of_the_judge_leaves_a_checkpoint(config):
 
     config = replace(config, eval=EvalConfig(stages=()), rl=replace(config.rl, steps=2, checkpoint_every=9))
     with pytest.raises(JudgeOutage, match="no verdict for 300 s. Stopped after step 1 with a checkpoint"):
-        rl.run_rl(config, compute_rewards)
+        run_rl(config, compute_rewards)
     directory = Path(config.run.root) / "rl"
     assert weights(config)[0] == 1 and not (directory / "export").exists()
-    rl.run_rl(config, compute_rewards)
+    run_rl(config, compute_rewards)
     assert calls[2] == calls[1] and [row["step"] for row in read_metrics(directory)] == [1, 2]
 
 
@@ -129,7 +125,7 @@ def test_dynamic_sampling_replaces_zero_variance_groups(config):
             t.reward_parts = {"accuracy": t.reward, "format": 0.0, "penalty": 0.0, "total": t.reward}
 
     dynamic = replace(config.rl, dynamic_sampling=True, max_sampling_rounds=3, steps=1)
-    rl.run_rl(replace(config, rl=dynamic, eval=EvalConfig(stages=())), compute_rewards)
+    run_rl(replace(config, rl=dynamic, eval=EvalConfig(stages=())), compute_rewards)
     (row,) = read_metrics(Path(config.run.root) / "rl")
     assert row["prompts_drawn"] == 6 and row["groups_informative"] == 0.5
 

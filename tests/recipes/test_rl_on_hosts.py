@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from dv2_jax.config import MeshConfig
-from dv2_jax.recipes import run as run_module
 from dv2_jax.telemetry.metrics_writer import read_metrics
 from dv2_jax.telemetry.trajectories import read_trajectories
 from tests.recipes.rl_on_hosts import config_of
-from tests.recipes.small_rl import one_layer_spec, weights
+from tests.recipes.small_rl import weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,10 +55,9 @@ def run(root: Path, *arguments: str, hosts: int) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_hosts_train_like_one_and_stop_and_resume_together(tmp_path, monkeypatch):
+def test_two_hosts_train_like_one_and_stop_and_resume_together(tmp_path):
     """Catches: sampling that depends on the number of hosts, statistics or gradients of one host only, rows on another
     host's devices, deadlocks between hosts, and Ctrl-C that reaches only one host."""
-    monkeypatch.setattr(run_module, "load_policy_spec", one_layer_spec)
     assert run(tmp_path / "one", hosts=1) == ["steps 2, recompilations 0"]
     assert run(tmp_path / "two", "1", hosts=2) == ["steps 1, recompilations 0"] * 2
     assert run(tmp_path / "two", hosts=2) == ["steps 2, recompilations 0"] * 2

