@@ -146,7 +146,9 @@ plt.plot([1, 2])
 def test_too_many_and_too_large_images_are_dropped_with_a_note(bench, session):
     result = bench.run(session, "from PIL import Image\nfor i in range(13): display(Image.new('L', (2, 2)))")
     assert len(result.images) == 10 and "3 more pictures were not returned" in result.stderr
-    result = bench.run(session, "import matplotlib.pyplot as plt\nplt.figure(figsize=(20000, 20000))\nplt.show()")
+    result = bench.run(
+        session, "import matplotlib.pyplot as plt\nplt.figure(figsize=(20000, 20000)).subplots()\nplt.show()"
+    )
     assert result.images == () and "too large to return" in result.stderr
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import sys
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -17,17 +16,27 @@ from PIL import Image
 from tools_service.sandbox.protocol import png_validator as png_validator
 from tools_service.sandbox.protocol.isolation_config import Limits
 from tools_service.sandbox.worker import png_encoder
+from tools_service.sandbox.worker.ipython_shim import DisplayHandle, install_ipython_shim
+from tools_service.sandbox.worker.tracebacks import format_traceback
 
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
 _WEBP_MAX_SIDE = 16383  # pixels, a limit of the format
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MAX_LISTED_CHARACTERS = 10
 
 
 class ImageCollector:
-    """Collects the encoded images of one cell, within limits. `notes` explains which were dropped, and why."""
+    """Collects the encoded images of one cell, within limits.
 
-    def __init__(self, limits: Limits):
+    `notes` explains which images were dropped, and why; `failed` is True if one could not be drawn. Characters that
+    matplotlib has no glyph for are added to `missing_characters` by the warning hook.
+    """
+
+    def __init__(self, limits: Limits, print_text: Callable[[str], None]):
         self.limits = limits
+        self.print_text = print_text
+        self.missing_characters: set[str] = set()
+        self._reported_characters: set[str] = set()
         self.start_cell("png")
 
     def start_cell(self, format: str) -> None:
@@ -36,27 +45,52 @@ class ImageCollector:
         self.encoded: list[bytes] = []
         self.notes: list[str] = []
         self.dropped = 0
+        self.failed = False
+        self._failed_figures: set[Any] = set()
         self._bytes = 0
 
-    def add(self, encode_image: Callable[[], bytes], width: float, height: float, kind: str) -> None:
-        """Adds the image that `encode_image` returns, unless the cell has too many or it is too large to render."""
+    def add(self, encode_image: Callable[[], bytes], width: float, height: float, kind: str) -> bool:
+        """Adds the image that `encode_image` returns, unless the cell has too many or it is too large to render.
+
+        If `encode_image` raises, its traceback becomes a note, the cell continues, and the result is False.
+        """
         if len(self.encoded) >= self.limits.images:
             self.dropped += 1
-            return
+            return True
         if width * height > self.limits.image_megapixels * 1e6:
             self.notes.append(
                 f"{kind} of {width:.0f} x {height:.0f} pixels is too large to return (limit {self.limits.image_megapixels:g} megapixels)"
             )
-            return
-        data = encode_image()
+            return True
+        try:
+            data = encode_image()
+        except Exception as error:
+            self.notes.append(f"{kind} could not be shown:\n{format_traceback(error)}".rstrip())
+            self.failed = True
+            return False
         if self._bytes + len(data) > self.limits.image_mb << 20:
             self.notes.append(f"{kind} dropped: the cell's pictures exceed {self.limits.image_mb} MB")
-            return
+            return True
         self._bytes += len(data)
         self.encoded.append(data)
+        return True
+
+    def all_notes(self) -> list[str]:
+        """Returns the notes of the cell. Characters without a glyph are named once per session."""
+        notes = list(self.notes)
+        if self.dropped:
+            notes.append(f"{self.dropped} more pictures were not returned (limit {self.limits.images} per cell)")
+        if characters := sorted(self.missing_characters - self._reported_characters):
+            self._reported_characters.update(characters)
+            more = len(characters) - _MAX_LISTED_CHARACTERS
+            notes.append(
+                f"no installed font has {' '.join(characters[:_MAX_LISTED_CHARACTERS])}{f' and {more} more characters' if more > 0 else ''}:"
+                " figures show boxes instead; write these labels in Latin letters"
+            )
+        return notes
 
     def show(self, value: Any) -> bool:
-        """Adds `value` if it is an image; returns False if it is not."""
+        """Adds `value` if it is an image; returns False if it is not, or is a figure without content."""
         if isinstance(value, Image.Image):
             self._add_image(value)
         elif isinstance(value, np.ndarray):
@@ -65,7 +99,7 @@ class ImageCollector:
                 return False
             self._add_image(image)
         elif (figure := _figure_of(value)) is not None:
-            self.add_figure(figure)
+            return self.add_figure(figure)
         elif isinstance(png := _png_repr(value), bytes) and png[:8] == _PNG_SIGNATURE:
             self._add_png(png)
         else:
@@ -90,19 +124,32 @@ class ImageCollector:
             return
         self.add(lambda: data, width, height, "picture")
 
-    def add_figure(self, figure: Any) -> None:
-        """Adds a Matplotlib figure, rendered at its own size and dpi."""
-        width, height = figure.get_size_inches() * figure.dpi
-        self.add(lambda: _render(figure, self.format), width, height, "figure")
+    def add_figure(self, figure: Any) -> bool:
+        """Adds a Matplotlib figure, rendered at its own size and dpi; returns False if it has nothing to draw.
+
+        A figure that could not be drawn once is not tried again in the same cell.
+        """
+        if _is_empty(figure):
+            return False
+        if figure not in self._failed_figures:
+            width, height = figure.get_size_inches() * figure.dpi
+            if not self.add(lambda: _render(figure, self.format), width, height, "figure"):
+                self._failed_figures.add(figure)
+        return True
 
     def add_open_figures(self) -> None:
-        """Adds every open figure in order of creation, then closes all, as the inline backend of notebooks does."""
+        """Adds every open figure in order of creation, then closes all, as the inline backend of notebooks does.
+
+        A figure without content is shown as text, for instance the one that `plt.savefig` creates after `plt.show`.
+        """
         pyplot = sys.modules.get("matplotlib.pyplot")
         if pyplot is None:
             return
         try:
             for number in pyplot.get_fignums():
-                self.add_figure(pyplot.figure(number))
+                figure = pyplot.figure(number)
+                if not self.add_figure(figure):
+                    self.print_text(repr(figure))
         finally:
             pyplot.close("all")
 
@@ -162,6 +209,12 @@ def _figure_of(value: Any) -> Any:
     return value if module is not None and isinstance(value, module.Figure) else None
 
 
+def _is_empty(figure: Any) -> bool:
+    """Returns True for a figure, or a subfigure, that holds no axes, text or other artist."""
+    children = [child for child in figure.get_children() if child is not figure.patch]
+    return all(hasattr(child, "subfigs") and _is_empty(child) for child in children)
+
+
 def _png_repr(value: Any) -> Any:
     """Returns the result of the value's `_repr_png_` method, the notebook display protocol; None without one."""
     method = getattr(type(value), "_repr_png_", None)
@@ -184,10 +237,10 @@ def _render(figure: Any, format: str) -> bytes:
     return buffer.getvalue()
 
 
-def install_hooks(images: ImageCollector, print_text: Callable[[str], None]) -> Callable[..., None]:
+def install_hooks(images: ImageCollector) -> Callable[..., Any]:
     """Redirects all ways of showing an image into `images`; returns `display` for the cell's namespace."""
 
-    def display(*values: Any, **_: Any) -> None:
+    def display(*values: Any, display_id: Any = None, **_: Any) -> DisplayHandle | None:
         """Shows images and figures as images, and everything else as text."""
         for value in values:
             shown = images.show(value)
@@ -198,7 +251,8 @@ def install_hooks(images: ImageCollector, print_text: Callable[[str], None]) -> 
             ):
                 shown = images.show(image)
             if not shown:
-                print_text(repr(value))
+                images.print_text(repr(value))
+        return DisplayHandle(display, str(display_id)) if display_id else None
 
     def show_image(image: Image.Image, *_: Any, **__: Any) -> None:
         display(image)
@@ -211,25 +265,11 @@ def install_hooks(images: ImageCollector, print_text: Callable[[str], None]) -> 
     Image.show = lambda image, *_, **__: display(image)
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].show = lambda *_, **__: images.add_open_figures()
-        sys.modules["matplotlib.figure"].Figure.show = lambda figure, *_, **__: images.add_figure(figure)
+        sys.modules["matplotlib.figure"].Figure.show = lambda figure, *_, **__: display(figure)
     if "cv2" in sys.modules:
         cv2 = sys.modules["cv2"]
         cv2.imshow = show_array
         cv2.waitKey = lambda *_: -1
         cv2.destroyAllWindows = lambda: None
-    _install_ipython_stub(display)
+    install_ipython_shim(display)
     return display
-
-
-def _install_ipython_stub(display: Callable[..., None]) -> None:
-    """Installs a stub of `IPython.display` with `display` and `Image`, which notebook code imports."""
-
-    def open_image(data: bytes | None = None, filename: str | None = None, **_: Any) -> Image.Image:
-        return Image.open(io.BytesIO(data) if isinstance(data, bytes) else filename or data)
-
-    package, module = types.ModuleType("IPython"), types.ModuleType("IPython.display")
-    package.display, package.get_ipython = module, lambda: None
-    package.version_info = (9, 0, 0)  # read by matplotlib
-    module.display, module.Image, module.clear_output = display, open_image, lambda *_, **__: None
-    sys.modules.setdefault("IPython", package)
-    sys.modules.setdefault("IPython.display", module)

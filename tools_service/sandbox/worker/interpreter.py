@@ -11,7 +11,6 @@ import mmap
 import os
 import sys
 import threading
-import traceback
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,12 +18,11 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from tools_service.sandbox.protocol.isolation_config import Limits
-from tools_service.sandbox.worker import display
+from tools_service.sandbox.worker import display, tracebacks
 
 _FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _MAX_REPR = 200_000
 _RECURSION_LIMIT = sys.getrecursionlimit()
-_PACKAGE_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class InvalidInputImage(Exception):
@@ -35,7 +33,7 @@ class Interpreter:
     """Holds the namespace of a session and runs cells in it."""
 
     def __init__(self, limits: Limits):
-        self.images = display.ImageCollector(limits)
+        self.images = display.ImageCollector(limits, lambda text: self._write_out(text + "\n"))
         self.cell_count = 0
         self._builtins = dict(vars(builtins))
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -43,7 +41,12 @@ class Interpreter:
         sys.modules["__main__"] = module
         self.namespace = module.__dict__
         self.namespace["__builtins__"] = builtins
-        self.namespace["display"] = display.install_hooks(self.images, lambda text: self._write_out(text + "\n"))
+        self.namespace["display"] = display.install_hooks(self.images)
+        tracebacks.install_warning_hook(lambda: self._cell_name, self.images.missing_characters)
+
+    @property
+    def _cell_name(self) -> str:
+        return f"Cell In[{self.cell_count}]"
 
     def set_streams(self, write_out: Callable[[str], None], write_err: Callable[[str], None]) -> None:
         """Sets the functions that print to the cell's stdout and stderr. Must be called before the first cell."""
@@ -73,28 +76,19 @@ class Interpreter:
         """Runs one cell; returns False if it raised or does not parse. `format` encodes its images: png or webp."""
         self.cell_count += 1
         self.images.start_cell(format)
-        name = f"Cell In[{self.cell_count}]"
         try:
-            ok = self._execute(source.removeprefix("\ufeff"), name)
+            ok = self._execute(source.removeprefix("\ufeff"), self._cell_name)
         except BaseException as error:  # any exception of the code ends the cell, not the session
-            self._print_traceback(error, name, source)
+            self._print_traceback(error, source)
             ok = False
         try:
             self.images.add_open_figures()
         except BaseException as error:
-            self._print_traceback(error, name, source)
+            self._print_traceback(error, source)
             ok = False
-        for note in self._notes():
+        for note in self.images.all_notes():
             self._write_err(note + "\n")
-        return ok
-
-    def _notes(self) -> list[str]:
-        notes = list(self.images.notes)
-        if self.images.dropped:
-            notes.append(
-                f"{self.images.dropped} more pictures were not returned (limit {self.images.limits.images} per cell)"
-            )
-        return notes
+        return ok and not self.images.failed
 
     def _execute(self, source: str, name: str) -> bool:
         lines = source.splitlines(keepends=True)
@@ -128,20 +122,8 @@ class Interpreter:
             text = f"{text[:_MAX_REPR]}... ({len(text)} characters)"
         self._write_out(text + "\n")
 
-    def _print_traceback(self, error: BaseException, name: str, source: str) -> None:
-        """Prints the traceback without frames of this package."""
-        try:
-            formatted = current_exception = traceback.TracebackException(type(error), error, error.__traceback__)
-            for _ in range(100):  # follows the chain of causes
-                current_exception.stack = traceback.StackSummary.from_list(
-                    [f for f in current_exception.stack if not f.filename.startswith(_PACKAGE_FOLDER)]
-                )
-                current_exception = current_exception.__cause__ or current_exception.__context__
-                if current_exception is None:
-                    break
-            text = "".join(formatted.format())
-        except BaseException as second:  # an exception whose methods raise
-            text = f"{type(error).__name__} (its traceback cannot be printed: {type(second).__name__})\n"
+    def _print_traceback(self, error: BaseException, source: str) -> None:
+        text = tracebacks.format_traceback(error)
         if isinstance(error, SyntaxError) and (hint := _notebook_syntax_hint(source)):
             text += hint
         self._write_err(text)

@@ -23,7 +23,7 @@ import traceback
 from tools_service.sandbox.confinement import linux, packages, rootfs, seccomp
 from tools_service.sandbox.protocol.isolation_config import IsolationConfig
 from tools_service.sandbox.protocol.manager_messages import receive_message, send_message
-from tools_service.sandbox.worker import session_process
+from tools_service.sandbox.worker import fonts, session_process
 from tools_service.sandbox.worker.interpreter import Interpreter
 
 _F_ADD_SEALS, _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1033, 1, 2, 4
@@ -85,6 +85,7 @@ def _import_libraries(config: IsolationConfig) -> None:
     if "matplotlib.pyplot" in sys.modules:
         import io
 
+        fonts.use_fallback_fonts(packages.readable_paths(config.packages))
         figure = sys.modules["matplotlib.pyplot"].figure()
         figure.gca().plot([0, 1])
         figure.savefig(io.BytesIO(), format="png")  # loads fonts and renderer once for all sessions
