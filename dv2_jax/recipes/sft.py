@@ -162,7 +162,7 @@ def provenance(config: Config, summary: dict[str, Any]) -> dict[str, Any]:
 def open_data(run: Run, policy: Policy, spec: PackSpec) -> grain.DatasetIterator:
     """Open the iterator over steps for the data source `sft.data`."""
     config, sft = run.config, run.config.sft
-    encoder = ChatEncoder(policy.tokenizer, config.image)
+    encoder = ChatEncoder(policy.tokenizer, config.image, policy.stop_strings)
     stepwise = functools.partial(loader.packed_batches, spec=spec, seed=config.run.seed, microbatches=sft.microbatches)
     if sft.data == "pretrain":
         from dv2_jax.toy.pretraining import Curriculum

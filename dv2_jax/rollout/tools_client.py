@@ -16,6 +16,7 @@ from typing import Literal
 
 from dv2_jax.config import Config, ConfigError, ToolsConfig
 from dv2_jax.parallel import distributed
+from dv2_jax.rollout.local_calls import LocalCallRunner
 from dv2_jax.toy import tasks
 from tools_service.client import TEXT_INDEX_SCHEMA, Tls, ToolsClient, start_local_service
 
@@ -23,7 +24,7 @@ LOG = "tools_service.log"  # log of the local service, in the run directory; too
 
 
 @contextlib.contextmanager
-def open_tools(config: Config, run_dir: str | Path) -> Iterator[ToolsClient]:
+def open_tools(config: Config, run_dir: str | Path) -> Iterator[LocalCallRunner]:
     """Connects to the replicas at `tools.address`, or starts a local service that stops when the block ends.
 
     The local service searches `tools.text_index` and `tools.image_index` or, where these are empty, the facts and
@@ -36,7 +37,7 @@ def open_tools(config: Config, run_dir: str | Path) -> Iterator[ToolsClient]:
     if tools.address:
         client = _connect(tools)
         try:
-            yield client
+            yield LocalCallRunner(client)
         finally:
             client.close()
         return
@@ -49,7 +50,7 @@ def open_tools(config: Config, run_dir: str | Path) -> Iterator[ToolsClient]:
     try:
         client = ToolsClient(service.address, request_timeout_s=tools.request_timeout_s)
         try:
-            yield client
+            yield LocalCallRunner(client)
         finally:
             client.close()
     finally:

@@ -170,7 +170,7 @@ def test_stored_trajectories_encode_to_the_rollout_tokens_and_images(config, tmp
         sft_data.generate_trajectories(solve, questions, tmp_path / "data", tokenizer, seed=5)
     assert calls == [(2, 5), (1, 7), (2, 8)]
     stored = sft_data.stored_trajectories(tmp_path / "data")
-    encode = sft_data.from_trajectory(ChatEncoder(tokenizer, config.image))
+    encode = sft_data.from_trajectory(ChatEncoder(tokenizer, config.image, ()))
     for record, trajectory in zip(stored, made, strict=True):
         example = encode(record)
         assert list(example.token_ids) == trajectory.token_ids
