@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from dv2_jax.checkpoint import safetensors_file
+from dv2_jax.checkpoint.damage import CheckpointMismatch
 from dv2_jax.checkpoint.output_folder import OutputFolder, output_folder
 from dv2_jax.checkpoint.weight_map import WeightEntry, canonical_name, weight_entries
 from dv2_jax.model.model_config import ModelConfig
@@ -30,10 +31,6 @@ from dv2_jax.model.params import Params, abstract_params
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9  # maximum size of one safetensors file
 LARGE_BYTES = 2**28  # stacked arrays above this size are filled layer by layer; below, a single copy is faster
-
-
-class CheckpointMismatch(ValueError):
-    """Raised when a checkpoint does not match the architecture; the message lists every mismatching tensor."""
 
 
 def load_hf(

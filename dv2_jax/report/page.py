@@ -10,7 +10,6 @@ import argparse
 import base64
 import io
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from PIL import Image
 
 from dv2_jax.agent.tools.base import Tool
 from dv2_jax.agent.tools.registry import run_tools, use_titles
-from dv2_jax.config import AgentConfig, ConfigError
+from dv2_jax.config import AgentConfig, ConfigError, one_line_errors
 from dv2_jax.files import atomic_write
 from dv2_jax.report import sections
 from dv2_jax.report.selection import select
@@ -174,11 +173,9 @@ def _filters(records: list[dict], names: Sequence[str]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m dv2_jax.report", description=__doc__.splitlines()[0])
     parser.add_argument("run_dir", help="a run directory, e.g. runs/default")
-    try:
-        print(write_report(parser.parse_args(argv).run_dir))
-    except FileNotFoundError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_dir = parser.parse_args(argv).run_dir
+    with one_line_errors():
+        print(write_report(run_dir))
 
 
 if __name__ == "__main__":

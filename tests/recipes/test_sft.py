@@ -16,7 +16,7 @@ from dv2_jax.agent.prompt_encoder import PromptEncoder
 from dv2_jax.agent.trajectory_builder import TrajectoryBuilder
 from dv2_jax.checkpoint.policy_spec import load_policy_spec
 from dv2_jax.checkpoint.store import CheckpointStore
-from dv2_jax.config import Config, ImageConfig, ModelSource, OptimConfig, RunConfig, SFTConfig
+from dv2_jax.config import Config, ConfigError, ImageConfig, ModelSource, OptimConfig, RunConfig, SFTConfig
 from dv2_jax.data.chat_encoder import ChatEncoder
 from dv2_jax.data.question import Question
 from dv2_jax.data.tokenizer import Tokenizer
@@ -138,7 +138,7 @@ def test_an_interrupt_saves_after_the_step_and_the_same_command_resumes(config):
     assert summary["interrupted"] and summary["steps"] == 2
     assert not run_sft(stopped)["interrupted"]
     jax.tree.map(np.testing.assert_array_equal, weights(stopped)[1], weights(plain)[1])
-    with pytest.raises(FileExistsError, match="run.resume is off"):
+    with pytest.raises(ConfigError, match="run.resume is off"):
         run_sft(replace(stopped, run=replace(stopped.run, resume=False)))
 
 
