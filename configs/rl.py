@@ -98,16 +98,13 @@ def accelerator(size: str) -> Config:
             image_cache_tokens=32_768,  # two maximum-size images
         ),
         rl=RLConfig(
-            algorithm="dapo",
+            algorithm="dapo",  # token mean, clip 0.2/0.3
             steps=60,
             prompts_per_step=256,
             group_size=16,
             minibatches=8,  # each of 32 prompts, 512 trajectories
             microbatch_rows=8,
             row_tokens=24_576,
-            clip_low=0.2,
-            clip_high=0.3,
-            loss_aggregation="token_mean",
             checkpoint_every=4,
         ),
         eval=EvalConfig(stages=("cold_start", "rl")),
@@ -130,7 +127,7 @@ def rl_7b_released() -> Config:
     return replace(
         config,
         run=replace(config.run, name="rl-7b-released"),
-        rl=replace(config.rl, algorithm="released", clip_high=0.2, dual_clip=3.0, loss_aggregation="sequence_mean"),
+        rl=replace(config.rl, algorithm="deepeyesv2"),
     )
 
 

@@ -1,8 +1,9 @@
 """`python -m dv2_jax.compile_ahead --topology v5p:2x4x4 --config=configs/rl.py:7b [--config.SECTION.FIELD=VALUE ...]`
 
 Compiles a recipe's programs for a TPU slice with libtpu's compiler, on any Linux machine without a TPU: the gradient of
-a microbatch, the optimizer step, the log-prob pass, and the engine's prefill, decode and image encoder. Prints the memory,
-FLOPs, HBM and collective bytes of each per device, and its roofline time. Needs `pip install 'dv2_jax[tpu]'`.
+a microbatch, the optimizer step, the reference's log-probs if there is a KL term, and the engine's prefill, decode and
+image encoder. Prints the memory, FLOPs, HBM and collective bytes of each per device, and its roofline time. Needs
+`pip install 'dv2_jax[tpu]'`.
 
 `--table LIST --output FILE` runs every line of a list that begins with `--`, each program in its own process, and writes
 Markdown; the other lines of the list are copied. Results are cached, so a second run compiles only what changed.
@@ -22,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dv2_jax.config import Config, ConfigError, load, one_line_errors
+from dv2_jax.config import Config, ConfigError, load
 
 if TYPE_CHECKING:
     from dv2_jax.aot.compile_report import Row
@@ -141,15 +142,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if bool(arguments.topology) == bool(arguments.table) or bool(arguments.table) != bool(arguments.output):
         parser.error("give --topology, or --table and --output")
     if arguments.table:
-        with one_line_errors():
-            return run_list(Path(arguments.table), Path(arguments.output), arguments.cache or CACHE)
+        return run_list(Path(arguments.table), Path(arguments.output), arguments.cache or CACHE)
+    from dv2_jax.aot.compile import TopologyError
 
     def write(title: str, total: int, rows: Sequence[Row]) -> None:
         if arguments.json:
             document = {"place": title, "versions": versions(), "programs": total, "rows": [r.to_dict() for r in rows]}
             Path(arguments.json).write_text(json.dumps(document, indent=1), encoding="utf-8")
 
-    with one_line_errors():
+    try:
         config = load(rest, command="compile_ahead", default_config="configs/rl.py")
         title, _, rows = run(
             config,
@@ -160,6 +161,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             cache=arguments.cache,
             write=write,
         )
+    except (ConfigError, TopologyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     from dv2_jax.aot.compile_report import LEGEND, table
 
     print(f"{title}; {versions()}\n{LEGEND}\n\n{table(rows)}\n\n{PROVES}")

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dv2_jax.agent.tools.registry import run_tools
 from dv2_jax.aot.compile import bytes_per_device
 from dv2_jax.aot.flops import forward_flops, text_flops, training_flops, vision_flops
 from dv2_jax.checkpoint.policy_spec import load_policy_spec
@@ -30,7 +29,6 @@ from dv2_jax.model.vision_inputs import VisionBatch, VisionBucket, vision_batch
 from dv2_jax.ops.paged_attention import Pages, empty_pages
 from dv2_jax.parallel.mesh import make_mesh, num_data_shards
 from dv2_jax.policy import Policy, assemble_policy
-from dv2_jax.rl.losses import resolve_algorithm
 from dv2_jax.trainer.optimizer import OptimizerBundle, make_optimizer_bundle
 from dv2_jax.trainer.rl_step import make_logprob_fn, make_rl_step
 from dv2_jax.trainer.sft_step import make_sft_step
@@ -63,8 +61,7 @@ def abstract_policy(config: Config, devices: Sequence[Any], host_devices: Sequen
     kind, _, folder = source.init.partition(":")
     if kind == "hf" and not Path(folder).is_dir():
         source = dataclasses.replace(source, init="random")
-    mesh, tools = make_mesh(config.mesh, devices), run_tools(config.agent)
-    return assemble_policy(source, load_policy_spec(source), mesh, tools, host_devices=host_devices)
+    return assemble_policy(source, load_policy_spec(source), make_mesh(config.mesh, devices), host_devices=host_devices)
 
 
 def sft_programs(policy: Policy, config: Config) -> list[Program]:
@@ -84,8 +81,11 @@ def sft_programs(policy: Policy, config: Config) -> list[Program]:
 
 
 def rl_programs(policy: Policy, config: Config) -> list[Program]:
-    """Returns the RL training programs: policy gradient, optimizer step, and log-probs. The engine's pages are resident."""
-    rl, temperature = resolve_algorithm(config.rl), config.sampling.temperature
+    """Returns the RL training programs: policy gradient and optimizer step, with a KL term also the reference's log-probs.
+
+    The engine's pages are resident, and with a KL term the weights of the reference policy.
+    """
+    rl, temperature = config.rl, config.sampling.temperature
     bundle = make_optimizer_bundle(config, policy.logical_axes, rl.steps * rl.minibatches)
     train_step = make_rl_step(
         policy.graphdef,
@@ -98,19 +98,26 @@ def rl_programs(policy: Policy, config: Config) -> list[Program]:
         param_shardings=policy.shardings,
     )
     spec = policy.pack_spec(config, rl.microbatch_rows, rl.row_tokens, key="rl.microbatch_rows")
-    resident_bytes = bytes_per_device(_engine_memory(policy, config))
+    reference_bytes = _reference_bytes(policy, config)
+    resident_bytes = bytes_per_device(_engine_memory(policy, config)) + reference_bytes
     # One row per trajectory: trajectories of full length cannot share a row.
     microbatches = -(-rl.prompts_per_step * rl.group_size // rl.minibatches // rl.microbatch_rows)
     programs = _update_programs(
-        "RL", policy, train_step, bundle, spec, resident_bytes=resident_bytes, microbatches=microbatches
+        "RL", policy, train_step, bundle, spec, resident_bytes, microbatches, reference=bool(reference_bytes)
     )
-    logprob_fn = make_logprob_fn(policy.graphdef, temperature=temperature, forbidden=policy.forbidden)
+    if not reference_bytes:
+        return programs
+    logprob_fn = make_logprob_fn(policy.graphdef, temperature=temperature, forbidden=policy.forbidden, mesh=policy.mesh)
     batch = abstract_batch(spec, spec.image_buckets[0], policy.mesh)
-    resident_bytes += bytes_per_device(_train_state(policy, bundle).opt_state)
+    # The program's arguments are the reference's weights; the trainer's weights and moments stay resident.
+    resident_bytes += bytes_per_device(_train_state(policy, bundle)) - reference_bytes
     model_flops = forward_flops(policy.config, **_size(spec, spec.image_buckets[0])) / policy.mesh.size
     shape = _shape(spec, batch)
     arguments = (policy.params, batch)
-    return [*programs, Program("log-probs", shape, logprob_fn, arguments, resident_bytes, policy.mesh, model_flops)]
+    scorer = Program(
+        "log-probs", shape, logprob_fn, arguments, resident_bytes, policy.mesh, model_flops, runs_per_step=microbatches
+    )
+    return [*programs, scorer]
 
 
 def engine_programs(policy: Policy, config: Config) -> list[Program]:
@@ -202,11 +209,17 @@ def _trainer_bytes(policy: Policy, config: Config) -> int:
     if config.recipe != "rl":
         return 0
     state = _train_state(policy, make_optimizer_bundle(config, policy.logical_axes, 1))
-    return bytes_per_device(state.opt_state) + (bytes_per_device(state.params) if policy.engine_has_copy else 0)
+    weights = bytes_per_device(state.params) if policy.engine_has_copy else 0
+    return bytes_per_device(state.opt_state) + weights + _reference_bytes(policy, config)
 
 
-def abstract_batch(spec: PackSpec, bucket: VisionBucket, mesh: Mesh) -> PackedBatch:
-    """Returns an abstract packed batch with the shardings of a training batch."""
+def _reference_bytes(policy: Policy, config: Config) -> int:
+    """Returns the bytes per device of the reference policy of the KL term; 0 without one."""
+    return bytes_per_device(policy.params) if config.rl.kl_coefficient else 0
+
+
+def abstract_batch(spec: PackSpec, bucket: VisionBucket, mesh: Mesh, *, reference: bool = False) -> PackedBatch:
+    """Returns an abstract packed batch with the shardings of a training batch, optionally with reference log-probs."""
     rows = (spec.rows, spec.row_tokens)
     ids = jax.ShapeDtypeStruct(rows, jnp.int32)
     numbers = jax.ShapeDtypeStruct(rows, jnp.float32)
@@ -224,6 +237,7 @@ def abstract_batch(spec: PackSpec, bucket: VisionBucket, mesh: Mesh) -> PackedBa
         behavior_logprobs=numbers,
         advantages=numbers,
         denominator=jax.ShapeDtypeStruct((), jnp.float32),
+        reference_logprobs=numbers if reference else None,
     )
     return jax.tree.map(_with_sharding, batch, batch_shardings(batch, mesh))
 
@@ -236,6 +250,8 @@ def _update_programs(
     spec: PackSpec,
     resident_bytes: int,
     microbatches: int,
+    *,
+    reference: bool = False,
 ) -> list[Program]:
     state = _train_state(policy, bundle)
     gradients = {
@@ -245,7 +261,7 @@ def _update_programs(
     functions = train_step.jit_functions()
     programs = []
     for number, bucket in enumerate(spec.image_buckets):
-        batch = abstract_batch(spec, bucket, policy.mesh)
+        batch = abstract_batch(spec, bucket, policy.mesh, reference=reference)
         flops = training_flops(policy.config, **_size(spec, bucket), freeze=policy.source.freeze)
         programs.append(
             Program(

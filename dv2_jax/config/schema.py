@@ -73,11 +73,6 @@ class AgentConfig:
     """Limits and prompts of one trajectory; the 7b preset has the released DeepEyesV2 values."""
 
     system_prompt: str = setting("brief", "System prompt: brief | full | full_no_search | path of a text file.")
-    tools: tuple[str, ...] = setting(
-        ("code", "search", "image_search"),
-        "Tools that the policy may call, in the order in which they parse a turn: registered names or"
-        " package.module:ClassName.",
-    )
     max_turns: int = setting(6, "Maximum generations per trajectory.")
     max_turn_tokens: int = setting(160, "Maximum tokens per generation.")
     max_total_tokens: int = setting(1024, "Maximum tokens of prompt and response together, image tokens included.")
@@ -213,8 +208,43 @@ class SFTConfig:
 class RLConfig:
     """Reinforcement learning."""
 
-    algorithm: Literal["dapo", "released"] = setting(
-        "dapo", "Loss settings: dapo (the paper) | released (the released training script)."
+    algorithm: Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo", "rloo", "deepeyesv2", "released"] = setting(
+        "dapo",
+        "Values of the fields loss to dual_clip that are none; deepeyesv2 (alias released): the released script.",
+    )
+    loss: str | None = setting(
+        None,
+        "Policy loss: ppo_clip | gspo | cispo | sapo | reinforce, a registered name or package.module:function;"
+        " none: of the algorithm.",
+    )
+    advantage: str | None = setting(
+        None,
+        "Advantage estimator: grpo | dr_grpo (no standard deviation) | rloo | batch (standard deviation of the step), a"
+        " registered name or package.module:function; none: of the algorithm.",
+    )
+    aggregation: str | None = setting(
+        None,
+        "Loss aggregation: token_mean (over all tokens of a minibatch) | sequence_mean (of per-sequence means) |"
+        " sequence_sum (divided by sequences x max_response_tokens), a registered name or package.module:function;"
+        " none: of the algorithm.",
+    )
+    clip_low: float | None = setting(
+        None, "Lower clip distance: ratios are clipped at 1 - clip_low; none: of the algorithm."
+    )
+    clip_high: float | None = setting(
+        None, "Upper clip distance: ratios are clipped at 1 + clip_high; none: of the algorithm."
+    )
+    dual_clip: float | None = setting(
+        None, "Dual-clip bound of the loss at negative advantages; 0: off; none: of the algorithm."
+    )
+    loss_options: tuple[str, ...] = setting(
+        (), "Further options of the loss, NAME=NUMBER (sapo: temperature_neg=1.05)."
+    )
+    max_response_tokens: int | None = setting(
+        None, "Constant length of a sequence, in tokens, by which sequence_sum divides; none: row_tokens."
+    )
+    mask_truncated: bool = setting(
+        False, "Leave trajectories that ended at a token limit out of the loss, but in the baseline of their group."
     )
     steps: int = setting(40, "Number of rollout batches.")
     prompts_per_step: int = setting(16, "Questions per rollout batch.")
@@ -222,13 +252,6 @@ class RLConfig:
     minibatches: int = setting(1, "Optimizer steps per rollout batch.")
     microbatch_rows: int = setting(8, "Packed rows per gradient accumulation microbatch.")
     row_tokens: int = setting(1024, "Tokens per packed row.")
-    clip_low: float = setting(0.2, "Lower clip distance: the probability ratio is clipped at 1 - clip_low.")
-    clip_high: float = setting(0.3, "Upper clip distance: the probability ratio is clipped at 1 + clip_high.")
-    dual_clip: float = setting(3.0, "Dual-clip bound of the loss at negative advantages; 0: off.")
-    loss_aggregation: Literal["token_mean", "sequence_mean"] = setting(
-        "token_mean", "Loss aggregation: mean over all tokens of a minibatch, or mean over per-sequence means."
-    )
-    normalize_std: bool = setting(True, "Divide advantages by the standard deviation of the group's rewards.")
     dynamic_sampling: bool = setting(False, "Replace groups with equal rewards by newly sampled groups.")
     max_sampling_rounds: int = setting(4, "Maximum rollout rounds per step with dynamic sampling.")
     kl_coefficient: float = setting(0.0, "Weight of the KL divergence from the initial policy; 0: off.")

@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from dv2_jax.data.packing import PackedBatch
 from dv2_jax.policy import Policy
 from dv2_jax.recipes.rl_reference import ReferencePolicy
 from dv2_jax.recipes.rl_rollout import RewardFn, RolloutCollector, rollout_metrics
 from dv2_jax.recipes.run import Interrupted, Run, init_or_restore
-from dv2_jax.rl.advantages import group_advantages, groups_with_reward_variance
-from dv2_jax.rl.batch import Minibatch, make_minibatches
+from dv2_jax.rl.advantage_registry import compute_advantages, groups_with_reward_variance
+from dv2_jax.rl.batch import Minibatch, make_minibatches, mask_truncated
 from dv2_jax.rl.policy_metrics import token_metric_means
 from dv2_jax.rollout.session import RolloutSession
 from dv2_jax.telemetry.progress import ProgressTask
@@ -99,7 +100,7 @@ class Training:
             JudgeOutage: the judge stopped giving verdicts; the state is that of the last completed step.
         """
         self.rollouts.prefetch(self.next_prompt)
-        self.train_step.warmup(self.state.params, self.pack_spec, self.policy.mesh)
+        self.train_step.warmup(self.state.params, self.pack_spec, self.policy.mesh, self._complete)
         with self.run.display.track("RL", self.rl.steps, done=self.done) as bar:
             while self.done < self.rl.steps:
                 self._log(self.run_step(), bar)
@@ -129,7 +130,9 @@ class Training:
         tokens = np.array([s.loss_tokens for s in stats])
         valid = tokens > 0
         groups = np.repeat(np.arange(len(rollout.groups)), self.rl.group_size)
-        advantages = group_advantages(rewards, groups, valid=valid, normalize_std=self.rl.normalize_std)
+        advantages = compute_advantages(self.rl.advantage, rewards, groups, valid)
+        if self.rl.mask_truncated:
+            tokens = mask_truncated(tokens, [s.finish for s in stats])
         self.session.drop_engine_weights()
         with spans.span("update", step=number):
             train_metrics = self.train_on(make_minibatches(trajectories, advantages, self.rl, tokens.tolist()))
@@ -164,10 +167,12 @@ class Training:
         rows = []
         for minibatch in minibatches:
             batches = pack_local(minibatch.examples, self.local_spec, minibatch.denominator)
-            microbatches = [to_global_array(batch, self.policy.mesh) for batch in batches]
-            if self.reference is not None:
-                microbatches = [self.reference.with_logprobs(batch) for batch in microbatches]
+            microbatches = [self._complete(to_global_array(batch, self.policy.mesh)) for batch in batches]
             self.state, metrics = self.train_step(self.state, microbatches)
             rows.append(token_metric_means(metrics) | {"microbatches": len(batches)})
         gap = {name: value for name, value in rows[0].items() if name.startswith("logprob_gap_")}
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} | gap
+
+    def _complete(self, batch: PackedBatch) -> PackedBatch:
+        """Add the reference log-probs of the KL term, if there is one, to a batch on the devices."""
+        return batch if self.reference is None else self.reference.with_logprobs(batch)

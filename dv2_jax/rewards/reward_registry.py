@@ -9,15 +9,13 @@ which needs no registration.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dv2_jax.agent.tools.base import Tool
-from dv2_jax.agent.tools.registry import default_tools
 from dv2_jax.agent.trajectory import Trajectory
-from dv2_jax.config import ConfigError, RewardConfig
+from dv2_jax.config import RewardConfig
+from dv2_jax.config.registry import Registry
 from dv2_jax.data.question import DataSource, Question
 
 
@@ -43,22 +41,17 @@ class Response:
     data_source: DataSource
     trajectory: Trajectory | None = None
 
-    @property
-    def tools(self) -> tuple[Tool, ...]:
-        """The tools that the policy could call."""
-        return default_tools() if self.trajectory is None else self.trajectory.tools
-
 
 RewardTerm = Callable[[Response, RewardConfig], float]
 VerdictSource = Callable[[FinalAnswer, RewardConfig], "bool | None"]
 FunctionT = TypeVar("FunctionT", bound=Callable)
-_REWARDS: dict[str, RewardTerm] = {}
-_VERDICT_SOURCES: dict[str, VerdictSource] = {}
+REWARDS: Registry[RewardTerm] = Registry("reward", "reward.terms")
+VERDICT_SOURCES: Registry[VerdictSource] = Registry("verdict source", "reward.verdicts")
 
 
 def reward(name: str) -> Callable[[FunctionT], FunctionT]:
     """Registers `function(response, config) -> float` as the reward term `name`."""
-    return _registering(_REWARDS, name, "reward")
+    return REWARDS.register(name)
 
 
 def verdict_source(name: str) -> Callable[[FunctionT], FunctionT]:
@@ -66,7 +59,7 @@ def verdict_source(name: str) -> Callable[[FunctionT], FunctionT]:
 
     Sources run in threads. One that cannot decide because a service is down raises `JudgeUnavailable`.
     """
-    return _registering(_VERDICT_SOURCES, name, "verdict source")
+    return VERDICT_SOURCES.register(name)
 
 
 def get_reward(name: str) -> RewardTerm:
@@ -75,7 +68,7 @@ def get_reward(name: str) -> RewardTerm:
     Raises:
         ConfigError: there is none.
     """
-    return _find(_REWARDS, name, "reward.terms")
+    return REWARDS.get(name)
 
 
 def get_verdict_source(name: str) -> VerdictSource:
@@ -84,35 +77,4 @@ def get_verdict_source(name: str) -> VerdictSource:
     Raises:
         ConfigError: there is none.
     """
-    return _find(_VERDICT_SOURCES, name, "reward.verdicts")
-
-
-def _registering(registry: dict[str, FunctionT], name: str, kind: str) -> Callable[[FunctionT], FunctionT]:
-    def register(function: FunctionT) -> FunctionT:
-        present = registry.get(name)
-        if present is not None and (present.__module__, present.__qualname__) != (
-            function.__module__,
-            function.__qualname__,
-        ):
-            raise ValueError(f"{kind} {name!r} is registered already, by {present.__module__}.{present.__qualname__}")
-        registry[name] = function
-        return function
-
-    return register
-
-
-def _find(registry: dict[str, FunctionT], name: str, key: str) -> FunctionT:
-    if name in registry:
-        return registry[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise ConfigError(
-            f"{key}: {name!r} is none of {', '.join(registry)}; a function elsewhere is package.module:function"
-        )
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{key}: cannot import {name!r}: {error}") from None
-    if not callable(function):
-        raise ConfigError(f"{key}: {name!r} is a {type(function).__name__}, not a function")
-    return function
+    return VERDICT_SOURCES.get(name)

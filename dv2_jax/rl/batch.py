@@ -7,9 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dv2_jax.agent.trajectory import Trajectory
+from dv2_jax.agent.trajectory import Finish, Trajectory
 from dv2_jax.config import RLConfig
 from dv2_jax.data.packing import Example
+from dv2_jax.rl.aggregation import AGGREGATIONS
+from dv2_jax.rl.algorithms import resolve_algorithm
+from dv2_jax.rl.loss_registry import needs_zero_advantages
+
+TRUNCATED = (Finish.MAX_TOKENS, Finish.TURN_LIMIT)  # ended at a token limit, of the trajectory or of a turn
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,15 @@ def loss_tokens(trajectory: Trajectory) -> int:
     return 0 if trajectory.dropped else trajectory.sampled_tokens
 
 
+def mask_truncated(tokens: Sequence[int], finishes: Sequence[str]) -> np.ndarray:
+    """Return the numbers of loss tokens with 0 for trajectories that a token limit ended (overlong filtering).
+
+    They stay in the baseline of their group and in means over sequences (TRL's `mask_truncated_completions`).
+    `finishes` holds the names of `agent.trajectory.Finish` in lower case.
+    """
+    return np.where(np.isin(finishes, [finish.name.lower() for finish in TRUNCATED]), 0, tokens)
+
+
 def make_minibatches(
     trajectories: Sequence[Trajectory | None],
     advantages: Sequence[float],
@@ -33,20 +47,20 @@ def make_minibatches(
 ) -> list[Minibatch]:
     """Split the trajectories of one step, in order, into `config.minibatches` minibatches with equally many groups.
 
-    Trajectories are ordered by group. Token weights and denominators follow `config.loss_aggregation`:
+    Trajectories are ordered by group. Token weights and denominators come from the aggregation, see `rl.aggregation`.
 
-    - `token_mean`: weight 1 per sampled token; the denominator is the number of sampled tokens in the minibatch.
-    - `sequence_mean`: weight 1 / (sampled tokens of the trajectory); the denominator is the number of trajectories.
-
-    A trajectory with advantage 0 has no gradient and is left out of the computation, but it counts in the denominator.
-    Without a KL term this leaves the loss of the minibatch unchanged.
+    A trajectory with advantage 0 has no gradient in most losses. It is then left out of the computation, but counts in
+    the denominator, which leaves the loss of the minibatch unchanged (see `rl.loss_registry.needs_zero_advantages`).
 
     On several hosts `trajectories` is None at the indices of other hosts: those count in the denominator and are
-    computed by their host. `tokens` is the number of loss tokens of every trajectory (default: `loss_tokens` of each).
+    computed by their host. `tokens` is the number of loss tokens of every trajectory (default: `loss_tokens` of each);
+    a trajectory with 0 is not in the loss.
 
     Raises:
         ValueError: the lists differ in length, or the trajectories do not divide evenly into minibatches.
     """
+    config = resolve_algorithm(config)
+    aggregate, keep_zeros = AGGREGATIONS.get(config.aggregation), needs_zero_advantages(config)
     tokens = [loss_tokens(t) for t in trajectories] if tokens is None else tokens
     if len(trajectories) != len(advantages):
         raise ValueError(f"{len(trajectories)} trajectories but {len(advantages)} advantages")
@@ -57,14 +71,14 @@ def make_minibatches(
     size = len(trajectories) // config.minibatches
     parts = []
     for start in range(0, len(trajectories), size):
-        part = [i for i in range(start, start + size) if tokens[i]]
-        by_token = config.loss_aggregation == "token_mean"
+        part = range(start, start + size)
+        weights, denominator = aggregate(np.array([tokens[i] for i in part]), config)
         examples = [
-            to_example(trajectories[i], float(advantages[i]), 1.0 if by_token else 1.0 / tokens[i])
-            for i in part
-            if trajectories[i] is not None and (advantages[i] != 0.0 or config.kl_coefficient)
+            to_example(trajectories[i], float(advantages[i]), float(weight))
+            for i, weight in zip(part, weights, strict=True)
+            if trajectories[i] is not None and tokens[i] and (advantages[i] != 0.0 or keep_zeros)
         ]
-        parts.append(Minibatch(tuple(examples), float(sum(tokens[i] for i in part) if by_token else len(part))))
+        parts.append(Minibatch(tuple(examples), denominator))
     return parts
 
 

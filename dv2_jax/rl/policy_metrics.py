@@ -30,34 +30,31 @@ def token_metric_sums(
     response_mask: Bool[Array, "B T"],
     advantages: Float[Array, "B T"],
     entropy: Float[Array, "B T"],
-    clip_masks: Mapping[str, Bool[Array, "B T"]],
+    token_metrics: Mapping[str, Array],
 ) -> dict[str, Float[Array, ""]]:
-    """Sum the token metrics of a microbatch; sums add over microbatches, see `token_metric_means`."""
+    """Sum the token metrics of a microbatch; sums add over microbatches, see `token_metric_means`.
 
-    def count(mask):
-        return jnp.sum(mask).astype(jnp.float32)
+    `token_metrics` are the arrays of shape [B T] that the objective returns, False or 0 outside the response mask.
+    """
 
-    sums = {name: count(mask) for name, mask in clip_masks.items()}
-    sums["nonzero_advantage"] = count(response_mask & (advantages != 0))
+    def total(values):
+        return jnp.sum(values).astype(jnp.float32)
+
+    sums = {name: total(values) for name, values in token_metrics.items()}
+    sums["nonzero_advantage"] = total(response_mask & (advantages != 0))
     sums["entropy"] = jnp.sum(jnp.where(response_mask, entropy, 0.0))
-    sums["loss_tokens"] = count(response_mask)
+    sums["loss_tokens"] = total(response_mask)
     return sums
 
 
-TOKEN_MEAN_METRICS = (
-    "logprob_gap_k1",
-    "logprob_gap_k3",
-    "logprob_gap_abs",
-    "ratio",
-    "clipped_high",
-    "clipped_low",
-    "dual_clipped",
-    "nonzero_advantage",
-    "entropy",
-)
+# Metrics of an optimizer step that are not sums over tokens; nor are those whose name ends in "_max".
+STEP_METRICS = ("loss", "loss_tokens", "grad_norm", "learning_rate")
 
 
 def token_metric_means(metrics: Mapping[str, float]) -> dict[str, float]:
     """Divide the token sums of a step by its number of loss tokens; other metrics are returned unchanged."""
     tokens = max(metrics["loss_tokens"], 1.0)
-    return {name: value / tokens if name in TOKEN_MEAN_METRICS else value for name, value in metrics.items()}
+    return {
+        name: value if name in STEP_METRICS or name.endswith("_max") else value / tokens
+        for name, value in metrics.items()
+    }

@@ -6,39 +6,42 @@ from collections.abc import Callable
 
 import jax
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from dv2_jax.config import RLConfig
 from dv2_jax.data.packing import PackedBatch
 from dv2_jax.model.params import GraphDef, Params
-from dv2_jax.rl.losses import policy_loss
+from dv2_jax.parallel.mesh import BATCH_AXES
+from dv2_jax.rl.objective import make_objective
 from dv2_jax.rl.policy_metrics import rollout_mismatch_metrics, token_metric_sums
 from dv2_jax.trainer.forward import token_logprobs
 from dv2_jax.trainer.train_step import LossFn, TrainStep
 
 
 def rl_loss(graphdef: GraphDef, config: RLConfig, *, temperature: float, forbidden: Bool[Array, " V"] | None) -> LossFn:
-    """Build the clipped policy loss, with the sampler's log-probs as the old log-probs of the ratio.
+    """Build the loss of the configured algorithm, with the sampler's log-probs as the old log-probs of the ratio.
 
     The engine samples with the trainer's model and weights, so its log-probs are those of the policy at the start of
     the step and no second forward pass is needed. The remaining numerical mismatch is measured by
     `rollout_mismatch_metrics` in the same forward pass.
     """
+    objective = make_objective(config)
 
     def loss(params: Params, batch: PackedBatch):
         logprobs, entropy = token_logprobs(graphdef, params, batch, temperature=temperature, forbidden=forbidden)
-        value, clip_masks = policy_loss(
+        value, token_metrics = objective(
             logprobs,
             batch.behavior_logprobs,
             batch.advantages,
             batch.loss_weight,
-            config,
+            batch.segment_ids,
             batch.denominator,
             batch.reference_logprobs,
         )
         response_mask = batch.loss_weight > 0
         metrics = rollout_mismatch_metrics(logprobs, batch.behavior_logprobs, response_mask)
-        metrics |= token_metric_sums(response_mask, batch.advantages, entropy, clip_masks)
+        metrics |= token_metric_sums(response_mask, batch.advantages, entropy, token_metrics)
         return value, metrics
 
     return loss
@@ -61,9 +64,19 @@ def make_rl_step(
 
 
 def make_logprob_fn(
-    graphdef: GraphDef, *, temperature: float = 1.0, forbidden: Bool[Array, " V"] | None = None
+    graphdef: GraphDef,
+    *,
+    temperature: float = 1.0,
+    forbidden: Bool[Array, " V"] | None = None,
+    mesh: Mesh | None = None,
 ) -> Callable[[Params, PackedBatch], Float[Array, "B T"]]:
-    """Build `logprob_fn(params, batch)`, which returns the sampler's log-probs of `batch.targets` without gradient."""
+    """Build the jitted `logprob_fn(params, batch)`: the sampler's log-probs of `batch.targets`, without gradient.
+
+    Call it under `use_mesh(mesh)`: attention and the sharding constraints are chosen by the current mesh while tracing.
+    The output has the sharding of the batch's other columns, so that the train step accepts it without recompilation.
+    """
+    sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     return jax.jit(
-        lambda params, batch: token_logprobs(graphdef, params, batch, temperature=temperature, forbidden=forbidden)[0]
+        lambda params, batch: token_logprobs(graphdef, params, batch, temperature=temperature, forbidden=forbidden)[0],
+        out_shardings=sharding,
     )

@@ -132,11 +132,21 @@ class TrainStep:
             "apply_gradients": self._apply_gradients,
         }
 
-    def warmup(self, params: Params, spec: PackSpec, mesh: Mesh | None) -> None:
-        """Compile the gradient of every image bucket, so that no later step compiles."""
+    def warmup(
+        self,
+        params: Params,
+        spec: PackSpec,
+        mesh: Mesh | None,
+        complete: Callable[[PackedBatch], PackedBatch] = lambda batch: batch,
+    ) -> None:
+        """Compile the gradient of every image bucket, so that no later step compiles.
+
+        `complete` makes of a sharded batch what the steps pass, with reference log-probs for instance: a batch with
+        other fields is another pytree, for which the gradient would compile again.
+        """
         for bucket in spec.image_buckets:
             empty = build_batch([[]] * spec.rows, replace(spec, image_buckets=(bucket,)))
-            self.gradients(params, [shard_batch(empty, mesh)])
+            self.gradients(params, [complete(shard_batch(empty, mesh))])
         malloc.malloc_trim()
 
     def compiled_programs(self) -> int:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from tools_service.common.status import Status
-
 
 @dataclass(frozen=True)
 class Item:
@@ -24,7 +22,7 @@ class Item:
 class Result:
     """The fields of a tool result that an observation is rendered from."""
 
-    status: Status = Status.OK
+    status: str = "OK"
     stdout: str = ""
     stderr: str = ""
     images: tuple[bytes, ...] = ()

@@ -74,6 +74,7 @@ def test_supervised_learning_compiles_for_a_slice():
 def test_reinforcement_learning_and_the_engine_compile_for_another_slice():
     """Catches: an RL or engine program that the TPU compiler rejects, with data parallelism."""
     config = recipe("rl", rows=4, mesh=MeshConfig(data=2, fsdp=2))
+    config = dataclasses.replace(config, rl=dataclasses.replace(config.rl, kl_coefficient=0.1))
     place, total, rows = compile_ahead.run(config, "v5p:2x2x1", ["log-probs", "prefill", "decode"])
     assert place.endswith("mesh data 2, fsdp 2, tensor 1") and total == 3
     assert {row.name: row.fits for row in rows} == {"log-probs": True, "prefill": True, "decode": True}
@@ -153,10 +154,36 @@ def test_every_program_lowers_for_cuda(name):
         found = [*rl_programs(policy, config), *engine_programs(policy, config)]
     names = [program.name for program in found]
     assert names == (["SFT gradient", "SFT optimizer"] if name == "sft" else
-                     ["RL gradient", "RL optimizer", "log-probs", "prefill", "decode", "encode"])  # fmt: skip
+                     ["RL gradient", "RL optimizer", "prefill", "decode", "encode"])  # fmt: skip
     for program in found:
         lowered = program.function.trace(*program.arguments).lower(lowering_platforms=("cuda",))
         assert "tpu_custom_call" not in lowered.as_text(), program.name
+
+
+def test_a_kl_term_adds_the_reference_policy():
+    """Catches: reference weights that are not counted, a gradient compiled without reference log-probs (a run would
+    compile another), and a log-prob program that runs without a KL term do not use."""
+    plain = recipe("rl", rows=4, mesh=MeshConfig(fsdp=1))
+    with_kl = dataclasses.replace(plain, rl=dataclasses.replace(plain.rl, kl_coefficient=0.1))
+    found = {}
+    for name, config in (("plain", plain), ("kl", with_kl)):
+        policy = abstract_policy(config, jax.devices()[:1])
+        found[name] = {p.name: p for p in [*rl_programs(policy, config), *engine_programs(policy, config)]}
+    weights = 4 * sum(math.prod(p.shape) for p in abstract_params(model(plain)).values())
+    assert set(found["kl"]) - set(found["plain"]) == {"log-probs"}
+    for name, program in found["plain"].items():
+        assert found["kl"][name].resident_bytes == program.resident_bytes + weights, name
+    gradients = {name: programs["RL gradient"] for name, programs in found.items()}
+    assert gradients["plain"].arguments[2].reference_logprobs is None
+    expected = gradients["kl"].arguments[2].behavior_logprobs
+    assert gradients["kl"].arguments[2].reference_logprobs == expected
+    scorer = found["kl"]["log-probs"]
+    # Its arguments are the reference's weights; the engine and the training state (weights, two moments) stay resident.
+    engine = found["plain"]["RL optimizer"].resident_bytes
+    assert 3 * weights <= scorer.resident_bytes - engine < 3 * weights + 100
+    assert scorer.runs_per_step == gradients["kl"].runs_per_step
+    output = jax.eval_shape(scorer.function, *scorer.arguments)
+    assert output.shape == expected.shape and output.dtype == expected.dtype
 
 
 CHIP = Chip(memory=100, flops=10.0, hbm_bandwidth=5.0, ici_bandwidth=2.0)
@@ -270,9 +297,7 @@ def test_an_unknown_program_is_named():
 
 def test_the_command_reports_missing_dependencies_and_presets(capsys):
     if importlib.util.find_spec("libtpu") is None:
-        with pytest.raises(SystemExit, match="2"):
-            compile_ahead.main(["--topology", "v5p:2x2x1", "--config=configs/sft.py"])
+        assert compile_ahead.main(["--topology", "v5p:2x2x1", "--config=configs/sft.py"]) == 2
         assert "pip install" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2"):
-        compile_ahead.main(["--topology", "v5p:2x2x1", "--config=configs/sft.py:8b"])
+    assert compile_ahead.main(["--topology", "v5p:2x2x1", "--config=configs/sft.py:8b"]) == 2
     assert "no preset '8b'" in capsys.readouterr().err

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dv2_jax.config import Config, ConfigError, load
-from dv2_jax.config.migrations import REMOVED_FIELDS, RENAMED_FIELDS
+from dv2_jax.config.migrations import REMOVED_FIELDS, RENAMED_FIELDS, RENAMED_VALUES, REPLACED_FIELDS
 from dv2_jax.config.overrides import check_types, field_help, flatten, replace_value
 from dv2_jax.config.schema import setting
+from dv2_jax.rl.algorithms import resolve_algorithm
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RL = f"--config={ROOT}/configs/rl.py"
@@ -72,10 +73,13 @@ def test_overrides_are_typed_by_the_annotations_and_the_last_one_wins():
         ("--config.rl.steps=2.5", ["rl.steps = '2.5'", "expected int", "not an integer"]),
         ("--config.rl.clip_low=low", ["rl.clip_low = 'low'", "expected float"]),
         ("--config.run.resume=maybe", ["run.resume = 'maybe'", "expected bool", "true or false"]),
-        ("--config.rl.algorithm=dap", ["rl.algorithm = 'dap'", "'dapo' | 'released'", "did you mean 'dapo'?"]),
+        ("--config.rl.algorithm=dap", ["rl.algorithm = 'dap'", "'dapo' | 'grpo' | 'dr_grpo'", "did you mean 'dapo'?"]),
         ("--config.run.resume", ["--config.run.resume needs a value"]),
         ("--config.engine.picture_tokens=8", ["'engine.picture_tokens' was renamed to 'engine.image_cache_tokens'"]),
-        ("--config.rl.normalise_std=no", ["'rl.normalise_std' was renamed to 'rl.normalize_std'"]),
+        (
+            "--config.rl.normalise_std=no",
+            ["'rl.normalise_std' was replaced: use --config.rl.advantage=grpo or dr_grpo"],
+        ),
         ("--config.eval.batch=8", ["'eval.batch' no longer exists", "engine.slots"]),
     ],
 )
@@ -125,13 +129,14 @@ def test_the_7b_presets_carry_the_released_hyper_parameters():
     """Compares with the hyper-parameters of the paper (section 5.1) and of the released scripts."""
     rl = load([f"{RL}:7b"])
     assert (rl.rl.prompts_per_step, rl.rl.group_size, rl.rl.minibatches) == (256, 16, 8)
-    assert (rl.rl.clip_low, rl.rl.clip_high, rl.rl.kl_coefficient) == (0.2, 0.3, 0.0)
+    algorithm = resolve_algorithm(rl.rl)
+    assert (algorithm.clip_low, algorithm.clip_high, algorithm.kl_coefficient) == (0.2, 0.3, 0.0)
     assert (rl.agent.max_turns, rl.agent.max_turn_tokens, rl.agent.max_total_tokens) == (9, 8192, 24576)
     assert (rl.optim.learning_rate, rl.optim.warmup_ratio, rl.optim.schedule) == (1e-6, 0.0, "constant")
     assert (rl.image.min_pixels, rl.image.max_pixels) == (3136, 12_845_056) and rl.model.freeze == ()
-    released = load([f"{RL}:7b_released"]).rl
-    assert (released.algorithm, released.clip_high, released.dual_clip) == ("released", 0.2, 3.0)
-    assert released.loss_aggregation == "sequence_mean"
+    released = resolve_algorithm(load([f"{RL}:7b_released"]).rl)
+    assert (released.algorithm, released.clip_high, released.dual_clip) == ("deepeyesv2", 0.2, 3.0)
+    assert (released.advantage, released.aggregation) == ("grpo", "sequence_mean")
     sft = load([f"--config={ROOT}/configs/sft.py:7b"])
     assert sft.model.freeze == ("vision", "projector") and sft.image.max_pixels == 262_144
     assert (sft.optim.learning_rate, sft.optim.warmup_ratio, sft.optim.schedule) == (1e-5, 0.1, "cosine")
@@ -171,25 +176,38 @@ def test_an_unknown_recipe_suggests_a_packaged_one(name, tmp_path, monkeypatch):
 def test_a_configuration_stored_before_fields_were_renamed_still_loads():
     """Catches a run directory of an earlier version that can no longer be resumed, exported or evaluated."""
     data = Config().to_dict()
-    del data["engine"]["image_cache_tokens"], data["rl"]["normalize_std"]
+    del data["engine"]["image_cache_tokens"]
+    for name in ("loss", "advantage", "aggregation", "loss_options", "max_response_tokens", "mask_truncated"):
+        del data["rl"][name]
     data["engine"]["picture_tokens"] = 123
-    data["rl"]["normalise_std"] = False
+    data["rl"] |= {
+        "algorithm": "released", "normalise_std": False, "loss_aggregation": "token_mean", "clip_low": 0.2,
+        "clip_high": 0.3, "dual_clip": 3.0,
+    }  # fmt: skip
     data["eval"]["batch"] = 8
     stored = json.loads(json.dumps(data))
     config = Config.from_dict(stored)
-    assert config.engine.image_cache_tokens == 123 and config.rl.normalize_std is False
+    assert config.engine.image_cache_tokens == 123
+    assert (config.rl.algorithm, config.rl.loss, config.rl.advantage) == ("deepeyesv2", "ppo_clip", "dr_grpo")
+    assert (config.rl.aggregation, config.rl.clip_high) == ("token_mean", 0.3)
+    assert resolve_algorithm(config.rl) == config.rl, "every value of the old run is explicit"
     assert stored["eval"]["batch"] == 8  # the argument is not modified
     assert "batch" not in config.to_dict()["eval"]
 
 
 def test_old_and_present_name_of_a_field_together_are_refused():
-    with pytest.raises(ConfigError, match="'rl.normalise_std' was renamed to 'rl.normalize_std', and both are given"):
-        Config.from_dict({"rl": {"normalise_std": True, "normalize_std": False}})
+    with pytest.raises(ConfigError, match="'rl.loss_aggregation' was renamed to 'rl.aggregation', and both are given"):
+        Config.from_dict({"rl": {"loss_aggregation": "token_mean", "aggregation": "token_mean"}})
+    with pytest.raises(ConfigError, match="'rl.normalise_std' was renamed to 'rl.advantage', and both are given"):
+        Config.from_dict({"rl": {"normalise_std": True, "advantage": "grpo"}})
+    with pytest.raises(ConfigError, match="rl.normalize_std = 'maybe': expected True or False"):
+        Config.from_dict({"rl": {"normalize_std": "maybe"}})
 
 
 def test_renamed_fields_lead_to_existing_ones():
     known = {key for key, _, _ in flatten(Config())}
-    assert set(RENAMED_FIELDS.values()) <= known and not known & {*RENAMED_FIELDS, *REMOVED_FIELDS}
+    present = {*RENAMED_FIELDS.values(), *RENAMED_VALUES, *(new for new, _ in REPLACED_FIELDS.values())}
+    assert present <= known and not known & {*RENAMED_FIELDS, *REPLACED_FIELDS, *REMOVED_FIELDS}
 
 
 def test_an_unknown_key_of_a_saved_configuration_is_named():
@@ -251,7 +269,10 @@ def test_what_help_shows_can_be_typed_back(data):
     key, kind, _ = data.draw(st.sampled_from(list(flatten(Config()))))
     words = st.text("abcxyz_/:.", min_size=1).filter(lambda word: word.strip() == word)
     kinds = {int: st.integers(), float: st.floats(allow_nan=False), bool: st.booleans(), str: words}
-    if kind in kinds:
+    if type(None) in typing.get_args(kind):
+        [kind] = set(typing.get_args(kind)) - {type(None)}
+        value = data.draw(st.none() | kinds[kind].filter(lambda text: text not in ("none", "null")))
+    elif kind in kinds:
         value = data.draw(kinds[kind])
     elif typing.get_origin(kind) is Literal:
         value = data.draw(st.sampled_from(typing.get_args(kind)))
@@ -278,7 +299,7 @@ def test_help_shows_usage_presets_fields_values_and_help_texts():
         "v5p-32 slice: 16 chips",
         "--config.rl.group_size=16  (int)",
         "Trajectories per question.",
-        "'dapo' | 'released'",
+        "'dapo' | 'grpo' | 'dr_grpo'",
     ):
         assert words in shown.stdout
     for key, _, _ in flatten(Config()):

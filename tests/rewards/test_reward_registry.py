@@ -21,8 +21,8 @@ BROKEN = ANSWER.replace("</think>", "", 1)
 @pytest.fixture
 def registries(monkeypatch):
     """Undoes what a test registers."""
-    for name in ("_REWARDS", "_VERDICT_SOURCES"):
-        monkeypatch.setattr(reward_registry, name, dict(getattr(reward_registry, name)))
+    for registry in (reward_registry.REWARDS, reward_registry.VERDICT_SOURCES):
+        monkeypatch.setattr(registry, "entries", dict(registry.entries))
 
 
 def released_total(text, correct, source, config):
@@ -65,7 +65,7 @@ def test_a_term_from_outside_needs_no_registration_if_its_import_path_is_given(m
     module.says_paris = lambda answer, config: True if answer.prediction == "Paris" else None
     monkeypatch.setitem(sys.modules, "my_rewards", module)
     config = RewardConfig(terms=("accuracy=2", "my_rewards:turns=0.25"), verdicts=("my_rewards:says_paris",))
-    trajectory = types.SimpleNamespace(turns=(1, 2, 3), tools=())
+    trajectory = types.SimpleNamespace(turns=(1, 2, 3))
     assert score_response(ANSWER, True, "reason", config, trajectory).total == pytest.approx(2 - 0.75)
     question = Question("q", "plain", "perception", "Which city?", (), "Rome")
     assert is_correct(question, ANSWER, config)

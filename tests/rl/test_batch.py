@@ -7,7 +7,7 @@ import pytest
 from dv2_jax.agent.trajectory import Trajectory
 from dv2_jax.config import RLConfig
 from dv2_jax.data.question import Question
-from dv2_jax.rl.batch import make_minibatches
+from dv2_jax.rl.batch import make_minibatches, mask_truncated
 from dv2_jax.rl.policy_metrics import rollout_mismatch_metrics, token_metric_means
 
 QUESTION = Question("q", "plain", "perception", "?", (), "7")
@@ -33,10 +33,30 @@ def test_token_mean_counts_the_tokens_of_zero_advantage_trajectories():
 def test_sequence_mean_gives_every_trajectory_the_same_weight():
     """Catches: long trajectories that outweigh short ones under the released aggregation."""
     rollouts = [trajectory(4), trajectory(6), trajectory(5), trajectory(7)]
-    config = RLConfig(loss_aggregation="sequence_mean", minibatches=2)
+    config = RLConfig(aggregation="sequence_mean", minibatches=2)
     first, second = make_minibatches(rollouts, [1.0, -1.0, 0.0, 1.0], config)
     assert first.denominator == second.denominator == 2.0
     np.testing.assert_allclose([e.weight for e in first.examples + second.examples], 1.0, rtol=1e-6)
+
+
+def test_lost_trajectories_count_in_means_over_sequences():
+    """Catches: a denominator without lost trajectories, which scales up the step of a batch that lost half of them."""
+    rollouts = [trajectory(4), trajectory(6, dropped=True), trajectory(5), trajectory(7)]
+    (mean,) = make_minibatches(rollouts, [1.0, 0.0, 0.5, -1.0], RLConfig(aggregation="sequence_mean"))
+    assert mean.denominator == 4.0 and len(mean.examples) == 3
+    for length, expected in ((None, 4 * 1024), (100, 400)):
+        config = RLConfig(aggregation="sequence_sum", max_response_tokens=length)
+        (total,) = make_minibatches(rollouts, [1.0, 0.0, 0.5, -1.0], config)
+        assert total.denominator == expected and [e.weight for e in total.examples] == [4, 5, 7]
+
+
+def test_truncated_trajectories_leave_the_loss():
+    """Catches: overlong filtering that keeps the tokens in the denominator or masks trajectories that answered."""
+    tokens = mask_truncated([4, 6, 5, 7], ["answer", "turn_limit", "max_turns", "max_tokens"])
+    assert tokens.tolist() == [4, 0, 5, 0]
+    rollouts = [trajectory(n) for n in (4, 6, 5, 7)]
+    (part,) = make_minibatches(rollouts, [1.0, 1.0, -1.0, -1.0], RLConfig(), tokens.tolist())
+    assert part.denominator == 9 and [e.weight for e in part.examples] == [4, 5]
 
 
 def test_a_kl_term_keeps_trajectories_without_advantage():
@@ -50,8 +70,8 @@ def test_hosts_use_the_denominator_of_all_hosts():
     """Catches: a denominator of one host's trajectories only, and trajectories that two hosts compute."""
     rollouts = [trajectory(4), trajectory(6), trajectory(5, dropped=True), trajectory(7)]
     advantages, tokens = [1.0, 0.5, 0.5, -1.0], [4, 6, 0, 7]
-    for aggregation in ("token_mean", "sequence_mean"):
-        config = RLConfig(loss_aggregation=aggregation)
+    for aggregation in ("token_mean", "sequence_mean", "sequence_sum"):
+        config = RLConfig(aggregation=aggregation)
         (alone,) = make_minibatches(rollouts, advantages, config)
         parts = [
             make_minibatches(

@@ -14,7 +14,7 @@ from dv2_jax.data.question import Question
 from dv2_jax.engine.engine import Engine
 from dv2_jax.engine.stop_strings import StopAutomaton
 from dv2_jax.model.vision_inputs import VisionBucket
-from dv2_jax.rl.advantages import group_advantages
+from dv2_jax.rl.advantage_registry import compute_advantages
 from dv2_jax.rl.batch import make_minibatches
 from dv2_jax.rl.policy_metrics import token_metric_means
 from dv2_jax.trainer.optimizer import make_optimizer
@@ -77,7 +77,7 @@ def rollout(engine, step):
     return trajectories
 
 
-@pytest.mark.parametrize("algorithm", [{}, {"loss_aggregation": "sequence_mean", "clip_high": 0.2, "minibatches": 2}])
+@pytest.mark.parametrize("algorithm", [{}, {"algorithm": "deepeyesv2", "minibatches": 2}])
 def test_rl_step_learns_from_engine_samples_with_a_log_prob_gap_of_rounding_size(tiny, engine, forbidden, algorithm):
     """Catches: a loss of the wrong sign, log-probs of the wrong tokens or of a distribution other than the sampler's."""
     config, graphdef, params = tiny
@@ -92,7 +92,7 @@ def test_rl_step_learns_from_engine_samples_with_a_log_prob_gap_of_rounding_size
         engine.set_params(state.params, step)
         trajectories = rollout(engine, step)
         reward = np.array([t.reward for t in trajectories])
-        advantages = group_advantages(reward, np.repeat(np.arange(GROUPS), SIZE))
+        advantages = compute_advantages("grpo", reward, np.repeat(np.arange(GROUPS), SIZE))
         rewards.append(reward.mean())
         for number, part in enumerate(make_minibatches(trajectories, advantages, rl)):
             if not part.examples:

@@ -21,9 +21,8 @@ from tools_service.client.messages import (
 )
 from tools_service.client.replicas import Tls
 from tools_service.client.sync_client import ToolsClient
-from tools_service.common.index_schema import TEXT_INDEX_SCHEMA
 
 __all__ = [
     "AsyncToolsClient", "ExecRequest", "ImageSearchRequest", "Kind", "LocalService", "Request", "SearchItem", "Status",
-    "TEXT_INDEX_SCHEMA", "TextSearchRequest", "Tls", "ToolResult", "ToolsClient", "start_local_service",
+    "TextSearchRequest", "Tls", "ToolResult", "ToolsClient", "start_local_service",
 ]  # fmt: skip
