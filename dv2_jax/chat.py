@@ -105,7 +105,12 @@ def main(argv: list[str] | None = None) -> None:
             policy = load_policy(config, single_device=True)
             session = stack.enter_context(open_session(policy, config, folder))
             session.load_params(warmup=False)  # one conversation uses few of the buckets
-        talk(session, images, questions(arguments.question, console), ChatPrinter(console, arguments.image_folder))
+        talk(
+            session,
+            images,
+            questions(arguments.question, console),
+            ChatPrinter(console, arguments.image_folder, session.prompt_encoder.tools),
+        )
 
 
 if __name__ == "__main__":

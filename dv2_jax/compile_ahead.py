@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dv2_jax.config import Config, ConfigError, load
+from dv2_jax.config import Config, ConfigError, load, one_line_errors
 
 if TYPE_CHECKING:
     from dv2_jax.aot.compile_report import Row
@@ -142,15 +142,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if bool(arguments.topology) == bool(arguments.table) or bool(arguments.table) != bool(arguments.output):
         parser.error("give --topology, or --table and --output")
     if arguments.table:
-        return run_list(Path(arguments.table), Path(arguments.output), arguments.cache or CACHE)
-    from dv2_jax.aot.compile import TopologyError
+        with one_line_errors():
+            return run_list(Path(arguments.table), Path(arguments.output), arguments.cache or CACHE)
 
     def write(title: str, total: int, rows: Sequence[Row]) -> None:
         if arguments.json:
             document = {"place": title, "versions": versions(), "programs": total, "rows": [r.to_dict() for r in rows]}
             Path(arguments.json).write_text(json.dumps(document, indent=1), encoding="utf-8")
 
-    try:
+    with one_line_errors():
         config = load(rest, command="compile_ahead", default_config="configs/rl.py")
         title, _, rows = run(
             config,
@@ -161,9 +161,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             cache=arguments.cache,
             write=write,
         )
-    except (ConfigError, TopologyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     from dv2_jax.aot.compile_report import LEGEND, table
 
     print(f"{title}; {versions()}\n{LEGEND}\n\n{table(rows)}\n\n{PROVES}")

@@ -7,8 +7,9 @@ generation settings.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+
+from dv2_jax.config import one_line_errors
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,11 +44,8 @@ def run(checkpoint: str, output: str | Path, dtype: str) -> str | Path:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
-    try:
+    with one_line_errors():
         output = run(arguments.checkpoint, arguments.output, arguments.dtype)
-    except (FileNotFoundError, FileExistsError, ImportError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     print(f"{output}, in {arguments.dtype}; load it with transformers' AutoModelForImageTextToText")
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Bool
 
-from dv2_jax.agent.parser import STOP_STRINGS
+from dv2_jax.agent.tools.base import Tool
+from dv2_jax.agent.tools.tool_registry import run_tools, stop_strings
 from dv2_jax.checkpoint.policy_spec import PolicySpec, load_policy_spec, load_weights
 from dv2_jax.config import Config, ConfigError, EngineConfig, ModelSource
 from dv2_jax.data.loader import image_buckets
@@ -49,7 +50,7 @@ class Policy:
     spec: PolicySpec
     tokenizer: Tokenizer | None  # None for described devices
     mesh: Mesh | None  # None on a single device
-    stop_strings: tuple[str, ...] = STOP_STRINGS  # each ends a generated turn
+    stop_strings: tuple[str, ...]  # closing tags of the run's tools: each ends a generated turn
     host_devices: tuple[Any, ...] = ()  # described devices of one host, for which the engine is compiled
 
     @property
@@ -200,22 +201,23 @@ def load_policy(config: Config, *, spec: PolicySpec | None = None, single_device
             f"model.init = {config.model.init!r} has no tokenizer: use hf:/path, checkpoint:/path or a package model"
         )
     mesh = None if single_device else device_mesh(config.mesh)
-    return assemble_policy(config.model, spec, mesh, Tokenizer.from_file(spec.tokenizer_file))
+    return assemble_policy(config.model, spec, mesh, run_tools(config.agent), Tokenizer.from_file(spec.tokenizer_file))
 
 
 def assemble_policy(
     source: ModelSource,
     spec: PolicySpec,
     mesh: Mesh | None,
+    tools: Sequence[Tool],
     tokenizer: Tokenizer | None = None,
     host_devices: Sequence[Any] = (),
 ) -> Policy:
-    """Assemble the policy for a mesh, whose devices may be described ones.
+    """Assemble the policy of a run with `tools` for a mesh, whose devices may be described ones.
 
     Raises:
         ConfigError: a mesh axis does not divide a dimension of a parameter.
     """
-    policy = Policy(source, spec, tokenizer, mesh, host_devices=tuple(host_devices))
+    policy = Policy(source, spec, tokenizer, mesh, stop_strings(tools), tuple(host_devices))
     if policy.shardings is not None:
         check_divisible({name: p.shape for name, p in policy.params.items()}, policy.shardings)
     return policy

@@ -16,6 +16,7 @@ from dv2_jax.config import AgentConfig, ImageConfig
 from dv2_jax.data.question import Question
 from dv2_jax.data.tokenizer import Tokenizer, train_bpe
 from tests.agent.tool_results import Item, Result
+from tools_service.common.status import Status
 
 CROP = "<think>It is small.</think>\n<code>\n```python\nimage_1.crop((100, 40, 140, 80))\n```\n</code>"
 SUM = "<think>I add.</think>\n<code>\n```python\n# 両方\nprint(12 + 30)\n```\n</code>"
@@ -77,7 +78,7 @@ def trajectories(make) -> list[Trajectory]:
     find = Question("q-find", "search", "search", "What is the capital of Chad?", (), "N'Djamena")
     plain = Question("q-plain", "plain", "perception", "What colour is it?", (png(200, 100, 1),), "red")
     cropped = Result(images=(png(40, 40, 2),))
-    failed = Result("ERROR", stderr="NameError: name 'imge_1' is not defined")
+    failed = Result(Status.ERROR, stderr="NameError: name 'imge_1' is not defined")
     found = Result(items=(Item("N'Djamena", "https://example.org/chad", "Capital of Chad."),))
     return [
         make(look, [(CROP, cropped), ("A seven.</think>\n<answer>7</answer>", None)], 1),

@@ -27,7 +27,7 @@ def policy_on_hosts(hosts: int, devices_per_host: int) -> Policy:
     """Return a policy whose `fsdp` axis spans described devices of several hosts."""
     devices = [DescribedDevice(n // devices_per_host, n) for n in range(hosts * devices_per_host)]
     mesh = Mesh(np.array(devices, object).reshape(1, -1, 1), AXES)
-    return Policy(CONFIG.model, load_policy_spec(CONFIG.model), None, mesh)
+    return Policy(CONFIG.model, load_policy_spec(CONFIG.model), None, mesh, ("</code>", "</tool_call>"))
 
 
 def test_ahead_of_time_compilation_assembles_the_policy_of_a_run():

@@ -8,8 +8,10 @@ name is the path of a text file to use as the system prompt.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
+from dv2_jax.agent.tools.base import Tool
 from dv2_jax.data.chat_encoder import IMAGE_MARKER
 from dv2_jax.data.question import Question
 
@@ -121,12 +123,16 @@ def system_prompt(name: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def build_messages(question: Question, prompt: str) -> tuple[dict, ...]:
-    """Returns the question's own messages if it has any, else system and user message of the prompt `prompt`."""
+def build_messages(question: Question, prompt: str, tools: Sequence[Tool] = ()) -> tuple[dict, ...]:
+    """Returns the question's own messages if it has any, else system and user message of the prompt `prompt`.
+
+    The system message ends with the `Tool.prompt` of each tool that has one; a question's own messages are complete.
+    """
     if question.messages is not None:
         return question.messages
     text = question.text
     if IMAGE_MARKER not in text:
         text = f"{IMAGE_MARKER}\n" * len(question.images) + text
     user = text + _USER.get(prompt, _USER_FULL)
-    return ({"role": "system", "content": system_prompt(prompt)}, {"role": "user", "content": user})
+    system = "\n\n".join([system_prompt(prompt), *(tool.prompt for tool in tools if tool.prompt)])
+    return ({"role": "system", "content": system}, {"role": "user", "content": user})

@@ -6,8 +6,11 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dv2_jax.agent.tools.base import Tool
+from dv2_jax.agent.tools.tool_registry import default_tools
 from dv2_jax.data.chat_encoder import ImageInput
 from dv2_jax.data.question import Question
+from tools_service.common.status import Status
 
 if TYPE_CHECKING:
     from dv2_jax.data.tokenizer import Tokenizer
@@ -30,10 +33,10 @@ class TurnRecord:
     """One generation and its observation. `text` lacks the `<think>` that the environment pre-filled."""
 
     text: str
-    kind: str  # ParsedTurn.kind
+    kind: str  # ParsedTurn.kind: the name of a tool, answer, malformed or none
     observation: str | None = None  # None: nothing was appended after this turn
     images: tuple[bytes, ...] = ()
-    status: str = ""  # tools_service.client.Status name; empty without a tool call
+    status: Status | None = None  # None: no tool was called, or the call was not executed
     wall_ms: float = 0.0  # wall-clock time of the tool call, in milliseconds
 
 
@@ -60,6 +63,7 @@ class Trajectory:
     prompt_tokens: int = 0  # length of the prompt at the head of token_ids
     reward: float | None = None
     reward_parts: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[Tool, ...] = field(default_factory=default_tools)  # that the policy could call
 
     @property
     def response_ids(self) -> list[int]:
@@ -76,12 +80,10 @@ class Trajectory:
     @property
     def tool_calls(self) -> int:
         """Counts the turns whose tool was executed, successfully or not."""
-        return sum(bool(turn.status) for turn in self.turns)
+        return sum(turn.status is not None for turn in self.turns)
 
-    @property
-    def used_code(self) -> bool:
-        return any(turn.kind == "code" and turn.status for turn in self.turns)
-
-    @property
-    def used_search(self) -> bool:
-        return any(turn.kind in ("search", "image_search") and turn.status for turn in self.turns)
+    def used_categories(self) -> dict[str, bool]:
+        """Returns for each category of the tools (`Tool.category`) whether one of them was executed."""
+        executed = {turn.kind for turn in self.turns if turn.status is not None}
+        used = {tool.category: False for tool in self.tools}
+        return used | {tool.category: True for tool in self.tools if tool.name in executed}

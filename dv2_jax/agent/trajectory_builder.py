@@ -14,6 +14,7 @@ from dv2_jax.agent.prompt_encoder import PromptEncoder
 from dv2_jax.agent.trajectory import Finish, Trajectory, TurnRecord
 from dv2_jax.data.chat_encoder import Segment, strip_duplicate_eos
 from dv2_jax.data.question import Question
+from tools_service.common.status import Status
 
 
 class TrajectoryBuilder:
@@ -28,7 +29,9 @@ class TrajectoryBuilder:
         self.prompt_encoder = prompt_encoder
         self.config = prompt_encoder.agent_config
         prompt = prompt_encoder.encode_question(question)
-        self._trajectory = Trajectory(trajectory_id or question.id, question, prompt_tokens=len(prompt.token_ids))
+        self._trajectory = Trajectory(
+            trajectory_id or question.id, question, prompt_tokens=len(prompt.token_ids), tools=prompt_encoder.tools
+        )
         self._turn: ParsedTurn | None = None  # the turn that awaits its observation
         self._append(prompt)
         self.prompt = prompt
@@ -68,7 +71,7 @@ class TrajectoryBuilder:
         trajectory.logprobs.extend(map(float, logprobs))
         trajectory.versions.extend([version] * len(token_ids))
         text = self.prompt_encoder.tokenizer.decode(id_ for id_ in token_ids if id_ != self.prompt_encoder.im_end)
-        turn = parse_turn(text)
+        turn = parse_turn(text, trajectory.tools)
         trajectory.turns.append(TurnRecord(text, turn.kind))
         if turn.kind == "answer":
             trajectory.finish = Finish.ANSWER
@@ -104,10 +107,12 @@ class TrajectoryBuilder:
             images_left=self.images_left,
             dataset_index=str(self._trajectory.question.meta.get("index", "")),
         )
-        status = getattr(result.status, "name", str(result.status)) if result is not None else ""
+        status = result.status if result is not None else None
         return self.append_observation(observation, status=status, wall_ms=wall_ms)
 
-    def append_observation(self, observation: Observation, *, status: str = "", wall_ms: float = 0.0) -> Segment | None:
+    def append_observation(
+        self, observation: Observation, *, status: Status | None = None, wall_ms: float = 0.0
+    ) -> Segment | None:
         """Appends an observation and returns exactly the ids and images that were appended.
 
         Returns None and finishes the trajectory if the observation leaves no room for another token or holds more

@@ -26,10 +26,11 @@ from jax.sharding import NamedSharding
 
 from dv2_jax.aot import hlo_bytes, hlo_cost, hlo_parser
 from dv2_jax.aot.hlo_cost import Costs, analyze
+from dv2_jax.config import UserError
 from dv2_jax.files import atomic_write
 
 
-class TopologyError(ValueError):
+class TopologyError(UserError, ValueError):
     """The topology is unknown, or libtpu is not installed."""
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dv2_jax.agent.tools.tool_registry import run_tools
 from dv2_jax.aot.compile import bytes_per_device
 from dv2_jax.aot.flops import forward_flops, text_flops, training_flops, vision_flops
 from dv2_jax.checkpoint.policy_spec import load_policy_spec
@@ -61,7 +62,8 @@ def abstract_policy(config: Config, devices: Sequence[Any], host_devices: Sequen
     kind, _, folder = source.init.partition(":")
     if kind == "hf" and not Path(folder).is_dir():
         source = dataclasses.replace(source, init="random")
-    return assemble_policy(source, load_policy_spec(source), make_mesh(config.mesh, devices), host_devices=host_devices)
+    mesh, tools = make_mesh(config.mesh, devices), run_tools(config.agent)
+    return assemble_policy(source, load_policy_spec(source), mesh, tools, host_devices=host_devices)
 
 
 def sft_programs(policy: Policy, config: Config) -> list[Program]:

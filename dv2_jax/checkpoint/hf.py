@@ -22,18 +22,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from dv2_jax.checkpoint import safetensors_file
+from dv2_jax.checkpoint.hf_folder import INDEX, check_tensors, open_folder
 from dv2_jax.checkpoint.output_folder import OutputFolder, output_folder
-from dv2_jax.checkpoint.weight_map import WeightEntry, canonical_name, weight_entries
+from dv2_jax.checkpoint.weight_map import WeightEntry, weight_entries
 from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.params import Params, abstract_params
 
-INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9  # maximum size of one safetensors file
 LARGE_BYTES = 2**28  # stacked arrays above this size are filled layer by layer; below, a single copy is faster
-
-
-class CheckpointMismatch(ValueError):
-    """Raised when a checkpoint does not match the architecture; the message lists every mismatching tensor."""
 
 
 def load_hf(
@@ -45,15 +41,16 @@ def load_hf(
 
     Raises:
         FileNotFoundError: the folder has no safetensors files.
-        CheckpointMismatch: tensors are missing, unexpected or have another shape; all are listed.
+        CheckpointMismatch: tensors are missing, unexpected, twice there or have another shape; all are counted.
     """
-    files = _open_folder(Path(path))
-    tensors = {canonical_name(name): tensor for file in files for name, tensor in file.tensors.items()}
+    files, tensors = open_folder(Path(path))
     shapes = abstract_params(config, dtype)
     parts: dict[str, list[WeightEntry]] = defaultdict(list)
     for entry in weight_entries(config):
         parts[entry.jax_name].append(entry)
-    _check_tensors(Path(path), config, tensors, parts, shapes)
+    # Some writers repeat the tied matrix.
+    spare = frozenset({"lm_head.weight"} if config.text.tie_word_embeddings else ())
+    check_tensors(Path(path), _wanted_shapes(config, parts, shapes), tensors, spare)
     default = SingleDeviceSharding(jax.devices()[0])
     params = {}
     for name, abstract in shapes.items():
@@ -171,36 +168,15 @@ def write_weights(
         folder.write_text(INDEX, json.dumps(document, indent=2))
 
 
-def _open_folder(folder: Path) -> list[safetensors_file.MappedFile]:
-    if (folder / INDEX).is_file():
-        files = sorted({folder / name for name in json.loads((folder / INDEX).read_text())["weight_map"].values()})
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder}: no *.safetensors in it")
-    return [safetensors_file.MappedFile(file) for file in files]
-
-
-def _check_tensors(folder: Path, config: ModelConfig, tensors, parts, shapes) -> None:
-    """Raise one CheckpointMismatch for all missing, misshapen and unexpected tensors."""
-    problems = []
-    wanted: dict[str, tuple[int, ...]] = {}
-    for name, layers in parts.items():
-        for entry in layers:
-            wanted[entry.hf_name] = _hf_shape(_part_shape(shapes[name].shape, entry), entry, config)
-    for name, shape in wanted.items():
-        if name not in tensors:
-            problems.append(f"missing: {name} {list(shape)}")
-        elif tensors[name].shape != shape:
-            problems.append(f"shape: {name} is {list(tensors[name].shape)}, should be {list(shape)}")
-    spare = {"lm_head.weight"} if config.text.tie_word_embeddings else set()  # some writers repeat the tied matrix
-    problems += [
-        f"unexpected: {name} {list(tensors[name].shape)}" for name in sorted(set(tensors) - set(wanted) - spare)
-    ]
-    if problems:
-        raise CheckpointMismatch(
-            f"{folder} does not fit the architecture in {len(problems)} tensors:\n  " + "\n  ".join(problems)
-        )
+def _wanted_shapes(
+    config: ModelConfig, parts: Mapping[str, list[WeightEntry]], shapes: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor that the architecture needs, by canonical name."""
+    return {
+        entry.hf_name: _hf_shape(_part_shape(shapes[name].shape, entry), entry, config)
+        for name, layers in parts.items()
+        for entry in layers
+    }
 
 
 def _part_shape(shape: tuple[int, ...], entry: WeightEntry) -> tuple[int, ...]:

@@ -57,7 +57,7 @@ def load_policy_spec(source: ModelSource) -> PolicySpec:
     """Resolve the architecture and tokenizer of `source.init` without reading weights.
 
     Raises:
-        ConfigError: the form of `model.init` is unknown, or a file is missing at its path.
+        ConfigError: the form of `model.init` is unknown, or a file at its path is missing or of another kind of model.
     """
     kind, _, where = source.init.partition(":")
     try:
@@ -72,9 +72,21 @@ def load_policy_spec(source: ModelSource) -> PolicySpec:
         if kind == "checkpoint":
             return _read(run_directory(where) / MODEL_DIR)
     except FileNotFoundError as error:
-        raise ConfigError(f"model.init = {source.init!r}: {error}") from None
+        raise ConfigError(f"model.init = {source.init!r}: {error}{_suggest_form(where)}") from None
+    if suggestion := _suggest_form(source.init):
+        raise ConfigError(f"model.init = {source.init!r} names a folder without its form{suggestion}")
     forms = ", ".join([*(f"package:{name}" for name in PACKAGED), "hf:/path", "checkpoint:/path", "random"])
     raise ConfigError(f"model.init = {source.init!r}: use one of {forms}")
+
+
+def _suggest_form(path: str) -> str:
+    """Return `; use hf:PATH` or `; use checkpoint:PATH` if that is what the folder holds, else an empty string."""
+    folder = Path(path)
+    if (folder / MODEL_DIR / "config.json").is_file():
+        return f"; it is a run directory: use checkpoint:{path}"
+    if (folder / "config.json").is_file():
+        return f"; it is in the layout of transformers: use hf:{path}"
+    return ""
 
 
 def _random(preset: str) -> PolicySpec:
@@ -136,11 +148,18 @@ def run_directory(path: str | Path) -> Path:
 def _read(folder: Path, fallback: Path | None = None) -> PolicySpec:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}/config.json: not found; give a folder in the layout of transformers")
-    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    try:
+        config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except KeyError as error:
+        raise ConfigError(f"{folder}/config.json has no {error}: it is not that of a Qwen2.5-VL") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{folder}/config.json: {error}") from None
     tokenizer_file = folder / "tokenizer.json"
     if not tokenizer_file.is_file():
         if fallback is None:
-            raise FileNotFoundError(f"{tokenizer_file}: not found; a policy needs the tokenizer it was trained with")
+            raise FileNotFoundError(
+                f"{tokenizer_file}: not found; copy the one of the model that this one was trained from"
+            )
         tokenizer_file = fallback
     return PolicySpec(config, tokenizer_file)
 

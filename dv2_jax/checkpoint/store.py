@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,11 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from dv2_jax.checkpoint import damage
+from dv2_jax.checkpoint.damage import CheckpointDamaged, CheckpointMismatch, SaveFailed
+from dv2_jax.parallel import distributed
+
+DAMAGED = ".damaged"  # suffix of a checkpoint folder that was set aside
 _BYTES = "$bytes"  # key that marks base64-encoded bytes in the JSON of extra
 
 
@@ -64,6 +70,7 @@ class CheckpointStore:
 
     def __init__(self, directory: str | Path, *, keep: int = 3, asynchronous: bool = False, read_only: bool = False):
         path = str(directory)
+        self._saving = 0  # step of the last save
         self.directory = path if "://" in path else str(Path(path).absolute())
         with _without_warnings() if read_only else nullcontext():
             self._manager = ocp.CheckpointManager(
@@ -87,13 +94,16 @@ class CheckpointStore:
 
         Raises:
             ValueError: a checkpoint of `step` exists already.
+            SaveFailed: the files cannot be written, e.g. because the disk is full; older checkpoints are intact.
         """
         if step in self._manager.all_steps():
             raise ValueError(f"{self.directory} already has a checkpoint of step {step}")
         items = {"params": ocp.args.StandardSave(dict(params)), "extra": ocp.args.JsonSave(_to_json(dict(extra)))}
         if jax.tree.leaves(opt_state):  # Orbax rejects a tree without arrays, which stateless optimizers have
             items["opt_state"] = ocp.args.StandardSave(opt_state)
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        self._saving = step
+        with self._failed_save_as_one_line(step):
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints in ascending order."""
@@ -110,44 +120,141 @@ class CheckpointStore:
 
         Raises:
             FileNotFoundError: there is no such checkpoint.
-            ValueError: the name, shape or dtype of parameters differs; the message lists them.
+            CheckpointDamaged: the checkpoint cannot be read.
+            CheckpointMismatch: the name, shape or dtype of parameters differs; the message lists them.
         """
         step = self._resolve_step(step)
-        self._check_params(step, params, same_dtype=True)
         items = {"params": ocp.args.StandardRestore(_targets(dict(params))), "extra": ocp.args.JsonRestore()}
         if jax.tree.leaves(opt_state):
             items["opt_state"] = ocp.args.StandardRestore(_targets(opt_state))
-        found = self._manager.restore(step, args=ocp.args.Composite(**items))
+        with self._damage_as_one_line(step, items):
+            self._check_params(step, params, same_dtype=True)
+            found = self._manager.restore(step, args=ocp.args.Composite(**items))
         return RestoredState(step, found["params"], found.get("opt_state", opt_state), _from_json(found["extra"]))
 
-    def restore_params(self, params: Mapping[str, Any], step: int | None = None) -> dict[str, jax.Array]:
-        """Restore only the weights, cast to the dtypes of the targets (for inference)."""
-        step = self._resolve_step(step)
-        self._check_params(step, params, same_dtype=False)
-        found = self._manager.restore(
-            step, args=ocp.args.Composite(params=ocp.args.StandardRestore(_targets(dict(params))))
+    def restore_newest_readable(
+        self, params: Mapping[str, Any], opt_state: PyTree, log: Callable[[str], None]
+    ) -> RestoredState:
+        """Like `restore`, from the newest checkpoint that can be read.
+
+        Newer, damaged ones are renamed to `<step>.damaged`, so that their steps can be saved again, and reported to
+        `log`. Nothing is renamed if no checkpoint can be read.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint.
+            CheckpointDamaged: no checkpoint can be read; the message says which folder to remove.
+            CheckpointMismatch: the name, shape or dtype of parameters differs; the message lists them.
+        """
+        self._resolve_step(None)
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            restored, problem = None, ""
+            try:
+                restored = self.restore(params, opt_state, step)
+            except CheckpointDamaged as error:
+                problem = str(error)
+            if not distributed.any_process(bool(problem)):
+                self._set_aside(damaged, log)
+                return restored
+            damaged[step] = problem or f"checkpoint {step} cannot be read by another process"
+        raise CheckpointDamaged(
+            f"{'; '.join(damaged.values())}. There is no other checkpoint: restore the folder from a copy, or remove"
+            f" {self.directory} to start over"
         )
-        return found["params"]
+
+    def restore_params(self, params: Mapping[str, Any], step: int | None = None) -> dict[str, jax.Array]:
+        """Restore only the weights, cast to the dtypes of the targets (for inference).
+
+        Raises: as `restore`. A damaged newest checkpoint is not replaced by an older one, whose weights are others.
+        """
+        step = self._resolve_step(step)
+        items = {"params": ocp.args.StandardRestore(_targets(dict(params)))}
+        with self._damage_as_one_line(step, items):
+            self._check_params(step, params, same_dtype=False)
+            return self._manager.restore(step, args=ocp.args.Composite(**items))["params"]
 
     def extra(self, step: int | None = None) -> dict[str, Any]:
         """Return the saved `extra` without reading the arrays."""
-        found = self._manager.restore(self._resolve_step(step), args=ocp.args.Composite(extra=ocp.args.JsonRestore()))
-        return _from_json(found["extra"])
+        step, items = self._resolve_step(step), {"extra": ocp.args.JsonRestore()}
+        with self._damage_as_one_line(step, items):
+            return _from_json(self._manager.restore(step, args=ocp.args.Composite(**items))["extra"])
 
     def wait(self) -> None:
-        """Block until a pending asynchronous save is complete; re-raises its error."""
-        self._manager.wait_until_finished()
+        """Block until a pending asynchronous save is complete; raises SaveFailed if it failed."""
+        with self._failed_save_as_one_line(self._saving):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Complete a pending save and close the manager."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Complete a pending save and close the manager; raises SaveFailed if the save failed."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def __enter__(self) -> CheckpointStore:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @contextmanager
+    def _damage_as_one_line(self, step: int, items: Mapping[str, Any]) -> Iterator[None]:
+        """Convert an exception about unreadable data into CheckpointDamaged."""
+        checkpoint = f"{self.directory}/{step}"
+        with damage.captured_logs() as lines:
+            try:
+                yield
+            except Exception as error:
+                if damage.is_mismatch(error):
+                    raise CheckpointMismatch(
+                        f"the optimizer state of {checkpoint} has other entries than this run's: set model.freeze and"
+                        " optim back to what the run was started with"
+                    ) from error
+                if not damage.is_damage(error):
+                    raise
+                reason = damage.explain_damage(checkpoint, list(items), error)
+                hint = damage.write_log(self.directory, f"reading {checkpoint}", error, lines)
+                older = [existing for existing in self.steps() if existing < step]
+                other = f"; the one before it is {self.directory}/{older[-1]}" if older else ""
+                raise CheckpointDamaged(f"checkpoint {checkpoint} cannot be read: {reason}{other}{hint}") from None
+
+    @contextmanager
+    def _failed_save_as_one_line(self, step: int) -> Iterator[None]:
+        """Convert an exception about files that cannot be written into SaveFailed, and delete the incomplete files."""
+        with damage.captured_logs() as lines:
+            try:
+                yield
+            except Exception as error:
+                if not damage.is_damage(error):
+                    raise
+                if "://" not in self.directory:
+                    for incomplete in Path(self.directory).glob(f"{step}.orbax-checkpoint-tmp*"):
+                        shutil.rmtree(incomplete, ignore_errors=True)
+                reason = damage.explain_failed_save(error)
+                hint = damage.write_log(self.directory, f"saving step {step} to {self.directory}", error, lines)
+                intact = [existing for existing in self.steps() if existing < step]
+                rest = (
+                    f"the checkpoint of step {intact[-1]} is intact, and the same command continues from it"
+                    if intact
+                    else "there is no earlier checkpoint"
+                )
+                raise SaveFailed(
+                    f"the checkpoint of step {step} cannot be saved in {self.directory}: {reason}; {rest}{hint}"
+                ) from None
+
+    def _set_aside(self, damaged: Mapping[int, str], log: Callable[[str], None]) -> None:
+        """Rename damaged checkpoints, oldest first, and report each. Collective."""
+        for step, problem in sorted(damaged.items()):
+            source = Path(self.directory) / str(step)
+            target = Path(f"{source}{DAMAGED}")
+            if distributed.is_main():
+                if target.exists():
+                    shutil.rmtree(target)
+                source.rename(target)
+            log(f"WARNING: {problem}; renamed to {target.name}, continuing from an older checkpoint")
+        if damaged:
+            distributed.barrier("damaged checkpoints set aside")
+            self._manager.reload()
 
     def _resolve_step(self, step: int | None) -> int:
         existing = self.steps()
@@ -157,7 +264,7 @@ class CheckpointStore:
         return existing[-1] if step is None else step
 
     def _check_params(self, step: int, params: Mapping[str, Any], *, same_dtype: bool) -> None:
-        """Raise one ValueError for all differences between the targets and the saved parameters."""
+        """Raise one CheckpointMismatch for all differences between the targets and the saved parameters."""
         saved = self._manager.item_metadata(step)["params"].tree
         problems = [f"{name} is not in the checkpoint" for name in sorted(params.keys() - saved.keys())]
         problems += [f"{name} is only in the checkpoint" for name in sorted(saved.keys() - params.keys())]
@@ -169,7 +276,7 @@ class CheckpointStore:
                 problems.append(f"{name} is {target.dtype}, saved {stored.dtype}")
         if problems:
             more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
-            raise ValueError(
+            raise CheckpointMismatch(
                 f"step {step} of {self.directory} does not fit this model: {'; '.join(problems[:10])}{more}"
             )
 

@@ -1,7 +1,7 @@
 """Configuration: the schema, recipe files and command-line overrides."""
 
+from dv2_jax.config.errors import ConfigError, RunFailure, UserError, one_line_errors
 from dv2_jax.config.loading import load, run_command
-from dv2_jax.config.overrides import ConfigError, RunFailure
 from dv2_jax.config.schema import (
     AgentConfig,
     Config,
@@ -38,6 +38,8 @@ __all__ = [
     "SamplingConfig",
     "TaskConfig",
     "ToolsConfig",
+    "UserError",
     "load",
+    "one_line_errors",
     "run_command",
 ]

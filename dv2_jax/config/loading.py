@@ -15,8 +15,9 @@ from types import ModuleType
 from typing import TypeVar
 
 from dv2_jax.config import help_text
+from dv2_jax.config.errors import ConfigError, one_line_errors
 from dv2_jax.config.migrations import reject_old_key
-from dv2_jax.config.overrides import ConfigError, RunFailure, check_types, flatten, replace_value, suggest
+from dv2_jax.config.overrides import check_types, flatten, replace_value, suggest
 from dv2_jax.config.schema import Config
 
 ResultT = TypeVar("ResultT")
@@ -60,15 +61,9 @@ def load(argv: Sequence[str] | None = None, *, command: str = "train", default_c
 
 
 def run_command(run: Callable[[Config], ResultT], argv: Sequence[str] | None = None, **kwargs: str) -> ResultT:
-    """Calls `run(load(argv))`; prints one message instead of a traceback for expected failures.
-
-    Exit codes: 2 for a ConfigError, 1 for a RunFailure.
-    """
-    try:
+    """Calls `run(load(argv))`; prints one message instead of a traceback for foreseeable errors (`one_line_errors`)."""
+    with one_line_errors():
         return run(load(argv, **kwargs))
-    except (ConfigError, RunFailure) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
 
 
 def _split_arguments(argv: Sequence[str], command: str) -> tuple[str, list[tuple[str, str]], bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dv2_jax.config.overrides import ConfigError
+from dv2_jax.config.errors import ConfigError
 
 # Dotted key in a stored config.json → dotted key today.
 RENAMED_FIELDS = {

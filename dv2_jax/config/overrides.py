@@ -13,18 +13,12 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
+from dv2_jax.config.errors import ConfigError
+
 ConfigT = TypeVar("ConfigT")
 
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
-
-
-class ConfigError(ValueError):
-    """A configuration key, value or preset is invalid; the message names it and the fix."""
-
-
-class RunFailure(RuntimeError):
-    """A run cannot go on because of something outside the program; the message is one sentence that says what."""
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -73,6 +73,11 @@ class AgentConfig:
     """Limits and prompts of one trajectory; the 7b preset has the released DeepEyesV2 values."""
 
     system_prompt: str = setting("brief", "System prompt: brief | full | full_no_search | path of a text file.")
+    tools: tuple[str, ...] = setting(
+        ("code", "search", "image_search"),
+        "Tools that the policy may call, in the order in which they parse a turn: registered names or"
+        " package.module:ClassName.",
+    )
     max_turns: int = setting(6, "Maximum generations per trajectory.")
     max_turn_tokens: int = setting(160, "Maximum tokens per generation.")
     max_total_tokens: int = setting(1024, "Maximum tokens of prompt and response together, image tokens included.")

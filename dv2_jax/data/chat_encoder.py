@@ -23,7 +23,6 @@ from dv2_jax.model.image_grid import num_image_tokens
 
 IMAGE_MARKER = "<image>"  # marks the position of an image in a message's text
 DEFAULT_SYSTEM = "You are a helpful assistant."  # Qwen's chat template inserts it if there is no system message
-_TURN_ENDS = ("</code>", "</tool_call>")  # stop strings of generation; the environment appends <|im_end|>
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,24 +61,36 @@ class ChatExample:
         self.loss_mask.extend([int(trained)] * len(token_ids))
 
 
-_SPECIAL_TEXT = re.compile(r"<(\|[a-z_]+\|>|/?(?:image|video|think|code|answer|tool_call|tool_response)>)")
+_PROTOCOL_TAGS = ("image", "video", "think", "answer")
 
 
-def escape_special_tokens(text: str) -> str:
+def escape_special_tokens(text: str, tags: Sequence[str]) -> str:
     """Escapes control tokens, image markers and protocol tags in tool output: `<|im_end|>` → `< |im_end|>`.
+
+    `tags` are the names of the tags of the run's tools (`agent.tools.tool_registry.protocol_tags`).
 
     Ids are safe without it (`Tokenizer.encode_untrusted`). This keeps the *text* of a trajectory safe too: there,
     `<image>` marks a real image, the rewards count tags, and downstream readers may render and tokenize it again.
     """
-    return _SPECIAL_TEXT.sub(r"< \1", text)
+    return _special_text(tuple(tags)).sub(r"< \1", text)
+
+
+@functools.lru_cache(maxsize=16)
+def _special_text(tags: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(rf"<(\|[a-z_]+\|>|/?(?:{'|'.join((*_PROTOCOL_TAGS, *tags))})>)")
 
 
 class ChatEncoder:
-    """Encodes the parts of a dialogue as segments of ids. Decoded images are cached; everything else is pure."""
+    """Encodes the parts of a dialogue as segments of ids. Decoded images are cached; everything else is pure.
 
-    def __init__(self, tokenizer: Tokenizer, image_config: ImageConfig):
+    `stop_strings` are the closing tags of the run's tools (`agent.tools.tool_registry.stop_strings`). Generation stops at
+    them, so an assistant turn that ends with one has no `<|im_end|>` of its own.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, image_config: ImageConfig, stop_strings: Sequence[str]):
         self.tokenizer = tokenizer
         self.image_config = image_config
+        self.stop_strings = tuple(stop_strings)
         self.im_start = tokenizer.id("<|im_start|>")
         self.im_end = tokenizer.id("<|im_end|>")
         self._newline = tokenizer.encode("\n")
@@ -145,7 +156,7 @@ class ChatEncoder:
 
     def encode_assistant(self, text: str) -> list[int]:
         """Encodes an assistant turn with the ids that the policy would sample, up to its stop string or `<|im_end|>`."""
-        if text.rstrip().endswith(_TURN_ENDS):
+        if text.rstrip().endswith(self.stop_strings):
             return self.tokenizer.encode(text.rstrip())
         return [*self.tokenizer.encode(text), self.im_end]
 
@@ -177,7 +188,7 @@ def encode_conversation(
     Everything up to the first assistant message is the prompt. Every later user message is an observation:
     untrusted and masked. If the assistant continues with `<think>` after an observation, that tag is taken as
     pre-filled by the environment (masked). An assistant turn is trained with its `<|im_end|>`, unless it ends with
-    `</code>` or `</tool_call>`: there generation stops, and the environment appends `<|im_end|>`.
+    a stop string of the encoder: there generation stops, and the environment appends `<|im_end|>`.
 
     Raises:
         ValueError: roles are out of order, or the numbers of markers and images differ.

@@ -11,7 +11,7 @@ dispatch and returns without waiting for it: the caller's work on finished turns
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,7 +42,7 @@ from dv2_jax.parallel.mesh import num_data_shards
 class TurnOutput:
     """One sampled turn. `finish` says whether a stop string, the end-of-turn id or `max_new_tokens` ended it."""
 
-    seq_id: str
+    seq_id: Hashable
     token_ids: list[int]
     logprobs: list[float]
     finish: Literal["stop", "eos", "length"]
@@ -141,13 +141,13 @@ class Engine:
             manager.page_table.invalidate()
         self._image_cache.clear()
 
-    def add_sequence(self, seq_id: str, key: int) -> None:
+    def add_sequence(self, seq_id: Hashable, key: int) -> None:
         """Adds an empty sequence. `key` (32 bits) seeds its random numbers."""
         if seq_id in self._sequences:
             raise ValueError(f"sequence {seq_id!r} is open already")
         self._sequences[seq_id] = SequenceState(seq_id, key & 0xFFFFFFFF)
 
-    def append(self, seq_id: str, token_ids: Sequence[int], images: Sequence[ImageInput] = ()) -> None:
+    def append(self, seq_id: Hashable, token_ids: Sequence[int], images: Sequence[ImageInput] = ()) -> None:
         """Queues token ids for prefill, with the images of their placeholders in order.
 
         Raises:
@@ -169,7 +169,7 @@ class Engine:
             sequence.shard = self._assign_shard(sequence)
             self._kv_managers[sequence.shard].enqueue(sequence)
 
-    def request_turn(self, seq_id: str, max_new_tokens: int, temperature: float) -> None:
+    def request_turn(self, seq_id: Hashable, max_new_tokens: int, temperature: float) -> None:
         """Requests a turn of up to `max_new_tokens` tokens; a later `step` returns it. Temperature 0 is greedy.
 
         Raises:
@@ -187,7 +187,7 @@ class Engine:
             )
         sequence.generation = Generation(max_new_tokens, temperature)
 
-    def free_sequence(self, seq_id: str) -> None:
+    def free_sequence(self, seq_id: Hashable) -> None:
         """Ends a sequence in any state and frees its pages."""
         sequence = self._sequences[seq_id]
         if self._inflight is not None and sequence in self._inflight[0]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,7 +33,7 @@ class SequenceState:
     next token. `cached` is therefore at most `len(token_ids) - 1`.
     """
 
-    id: str
+    id: Hashable
     key: int  # seed of its random numbers
     token_ids: list[int] = field(default_factory=list)
     positions: Int[np.ndarray, "3 T"] = field(default_factory=lambda: np.zeros((3, 0), np.int32))

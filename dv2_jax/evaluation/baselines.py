@@ -48,12 +48,9 @@ class RefusingTools:
         self._results: list[ToolResult] = []
 
     def submit(self, requests: Sequence) -> None:
-        kinds = {"ExecRequest": "exec", "TextSearchRequest": "text_search", "ImageSearchRequest": "image_search"}
-        for request in requests:
-            kind = kinds[type(request).__name__]
-            self._results.append(
-                ToolResult(request.request_id, kind, Status.REFUSED, message=self.reason, queue_ms=0.0, wall_ms=0.0)
-            )
+        self._results += [
+            ToolResult(request.request_id, request.kind, Status.REFUSED, message=self.reason) for request in requests
+        ]
 
     def poll(self, timeout_s: float = 0.0) -> list[ToolResult]:
         results, self._results = self._results, []

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.syntax import Syntax
 from rich.text import Text
 
 from dv2_jax.agent.parser import parse_turn
+from dv2_jax.agent.tools.base import Tool, plain_output
+from dv2_jax.agent.tools.tool_registry import default_tools
 from dv2_jax.agent.trajectory import Finish, Trajectory, TurnRecord
 
 _THOUGHT = re.compile(r"^(?:\s*<think>)?(.*?)</think>", re.DOTALL)
-_STREAM = re.compile(r"^(stdout|stderr):\n```\n(.*?)\n```$", re.DOTALL | re.MULTILINE)
 _ENDINGS = {
     Finish.MAX_TURNS: "no turns are left",
     Finish.MAX_TOKENS: "no room is left for more text",
@@ -31,11 +32,15 @@ _VISIBLE |= {0x7F: "\u2421"} | dict.fromkeys(range(0x80, 0xA0), "\ufffd")
 
 
 class ChatPrinter:
-    """Prints turns as they finish; saves returned images to `folder` and prints their paths."""
+    """Prints turns as they finish; saves returned images to `folder` and prints their paths.
 
-    def __init__(self, console: Console, folder: Path):
+    `tools` are those of the run, by default DeepEyesV2's.
+    """
+
+    def __init__(self, console: Console, folder: Path, tools: Sequence[Tool] | None = None):
         self.console = console
         self.folder = folder
+        self.tools = default_tools() if tools is None else tuple(tools)
 
     def turn(self, record: TurnRecord) -> None:
         """Prints one generated turn and its observation."""
@@ -43,15 +48,12 @@ class ChatPrinter:
         thought = _THOUGHT.match(text)
         if thought and thought.group(1).strip():
             self.console.print(Text(thought.group(1).strip(), style="italic dim"))
-        turn = parse_turn(text)
+        turn = parse_turn(text, self.tools)
+        tool = self._tool(turn.kind)
         if turn.kind == "answer":
             self.console.print(Text(turn.payload, style="bold green"))
-        elif turn.kind == "code":
-            self.console.print(Padding(Syntax(turn.payload, "python", background_color="default"), (0, 0, 0, 2)))
-        elif turn.kind == "search":
-            self.console.print(f"  [cyan]search[/] {escape(turn.payload)}")
-        elif turn.kind == "image_search":
-            self.console.print("  [cyan]search by image[/]")
+        elif tool is not None:
+            self.console.print(tool.display(turn.payload))
         else:
             self.console.print(Text(text[thought.end() :] if thought else text, style="red"))
         if record.observation is not None:
@@ -65,20 +67,18 @@ class ChatPrinter:
     def _observation(self, record: TurnRecord) -> None:
         took = f"{record.wall_ms:.0f} ms" if record.wall_ms else ""
         observation = record.observation.translate(_VISIBLE)
-        streams = _STREAM.findall(observation)
-        if record.kind == "code" and streams:
-            for name, text in streams:
-                if text.strip():
-                    self._indented(text.rstrip(), "red" if name == "stderr" else "")
-        else:
-            inner = re.sub(r"</?tool_response>\n?|<image>", "", observation).strip()
-            self._indented(inner)
+        tool = self._tool(record.kind)
+        for text, is_error in plain_output(observation) if tool is None else tool.output_parts(observation):
+            self._indented(text, "red" if is_error else "")
         for data in record.images:
             with Image.open(io.BytesIO(data)) as image:
                 size = f"{image.width} × {image.height}"
             self.console.print(f"    [cyan]image[/] {size}: {escape(str(self._save(data)))}")
         if took:
             self.console.print(f"    [dim]{took}[/]")
+
+    def _tool(self, name: str) -> Tool | None:
+        return next((tool for tool in self.tools if tool.name == name), None)
 
     def _indented(self, text: str, style: str = "") -> None:
         self.console.print(Padding(Text(text, style=style), (0, 0, 0, 4), expand=False))

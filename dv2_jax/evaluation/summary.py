@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dv2_jax.agent.tool_use import shares
@@ -23,8 +23,7 @@ class SkillResult:
     accuracy_interval: tuple[float, float]  # Wilson, 95 %
     tool_calls: float  # mean number of calls per trajectory
     tool_rate: float  # share of trajectories with at least one call
-    code_rate: float  # ... with at least one code cell
-    search_rate: float  # ... with at least one text or image search
+    category_rates: dict[str, float]  # ... with at least one call of a category of tools, such as code or search
     reward: float  # mean total reward
     format_rate: float  # share with a well-formed transcript
     finish: dict[str, int]  # number of trajectories per finish reason
@@ -41,8 +40,7 @@ class SkillResult:
             "reward": self.reward,
             "n": self.n,
             "accuracy_interval": list(self.accuracy_interval),
-            "code_rate": self.code_rate,
-            "search_rate": self.search_rate,
+            **{f"{category}_rate": rate for category, rate in self.category_rates.items()},
             "format_rate": self.format_rate,
             "finish": self.finish,
             "tool_kinds": self.tool_kinds,
@@ -81,18 +79,26 @@ def aggregate(outcomes: Sequence[TrajectoryStats]) -> tuple[SkillResult, dict[st
 def _aggregate(outcomes: Sequence[TrajectoryStats]) -> SkillResult:
     kept = [outcome for outcome in outcomes if not outcome.dropped]
     correct = [float(outcome.correct) for outcome in kept]
+    kinds = _keys([outcome.tool_kinds for outcome in outcomes])
     return SkillResult(
         n=len(kept),
         accuracy=mean(correct),
         accuracy_interval=wilson_interval(sum(correct), len(correct)),
         tool_calls=mean([float(outcome.tool_calls) for outcome in kept]),
         tool_rate=mean([float(outcome.tool_calls > 0) for outcome in kept]),
-        code_rate=mean([float(outcome.used_code) for outcome in kept]),
-        search_rate=mean([float(outcome.used_search) for outcome in kept]),
+        category_rates={
+            name: mean([float(outcome.used.get(name, False)) for outcome in kept])
+            for name in _keys([outcome.used for outcome in outcomes])
+        },
         reward=mean([outcome.reward for outcome in kept]),
         format_rate=mean([float(outcome.well_formed) for outcome in kept]),
         finish=dict(Counter(outcome.finish for outcome in kept)),
-        tool_kinds=shares(sum((Counter(outcome.tool_kinds) for outcome in kept), Counter())),
+        tool_kinds=shares({kind: sum(outcome.tool_kinds.get(kind, 0) for outcome in kept) for kind in kinds}),
         response_tokens=mean([float(outcome.loss_tokens) for outcome in kept]),
         dropped=len(outcomes) - len(kept),
     )
+
+
+def _keys(rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """Returns the keys of all rows, in order of first appearance."""
+    return list(dict.fromkeys(key for row in rows for key in row))

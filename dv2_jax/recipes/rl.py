@@ -52,12 +52,14 @@ def run_rl(config: Config, reward_fn: RewardFn = compute_rewards, policy: Policy
         JudgeOutage: the judge stopped giving verdicts; a checkpoint was written.
     """
     started = time.monotonic()
-    config = replace(config, rl=resolve_algorithm(config.rl))
+    config = complete_config(config)
     check_config(config)
-    prepare_rewards(config.reward)
     policy = load_policy(config) if policy is None else policy
     with ExitStack() as stack:
-        run = stack.enter_context(open_run(config))
+        run = stack.enter_context(open_run(config, complete_config))
+        if run.finished is not None and (run.directory / "export").is_dir():
+            return report_finished(run)
+        prepare_rewards(config.reward)
         run.display.line(describe_algorithm(config.rl))
         session = stack.enter_context(open_session(policy, config, run.directory))
         writer = stack.enter_context(
@@ -96,6 +98,11 @@ def run_rl(config: Config, reward_fn: RewardFn = compute_rewards, policy: Policy
     return summary
 
 
+def complete_config(config: Config) -> Config:
+    """Fill in the values that follow from others, such as those of `rl.algorithm`."""
+    return replace(config, rl=resolve_algorithm(config.rl))
+
+
 def check_config(config: Config) -> None:
     """Check the configuration before any resource is allocated.
 
@@ -126,6 +133,17 @@ def check_config(config: Config) -> None:
             f"agent.max_total_tokens = {config.agent.max_total_tokens} exceeds rl.row_tokens = {rl.row_tokens}:"
             " a trajectory must fit into one row"
         )
+
+
+def report_finished(run: Run) -> dict[str, Any]:
+    """Write the report of a run that was finished before and print its results; returns its summary."""
+    summary = run.finished or {}
+    if distributed.is_main():
+        report = write_report(run.directory)
+        stages = {name: part for name, part in summary.items() if isinstance(part, dict) and "overall" in part}
+        print_comparison(stages, f"{run.config.run.name}, held-out questions")
+        run.display.line(f"already finished: {run.directory} after step {summary['steps']}\n{report}")
+    return summary
 
 
 def report_run(run: Run, stages: StageEvaluator, summary: dict[str, Any], exported: str | Path) -> None:

@@ -13,9 +13,11 @@ import jax
 
 from dv2_jax.checkpoint.store import CheckpointStore
 from dv2_jax.config import Config
+from dv2_jax.config.resume import CONFIG_FILE, INPUTS_FILE
 from dv2_jax.files import atomic_write
 from dv2_jax.parallel import distributed
 from dv2_jax.policy import Policy
+from dv2_jax.recipes.resumption import check_resume
 from dv2_jax.telemetry.interrupt import Interrupt
 from dv2_jax.telemetry.metrics_writer import MetricsWriter
 from dv2_jax.telemetry.progress import Display, ProgressTask
@@ -51,7 +53,8 @@ class Run:
     metrics: MetricsWriter
     spans: Spans
     interrupt: Interrupt
-    start: int  # step of the newest checkpoint; 0 for a new run
+    start: int  # step of the checkpoint from which the run continues; 0 for a new run
+    finished: dict[str, Any] | None = None  # the summary of a run that has nothing left to do
 
     def stop_requested(self) -> bool:
         """Return True on every host once a signal has reached any host. Collective."""
@@ -75,26 +78,29 @@ class Run:
 
 
 @contextmanager
-def open_run(config: Config) -> Iterator[Run]:
+def open_run(config: Config, complete: Callable[[Config], Config] = lambda config: config) -> Iterator[Run]:
     """Open the run directory `root/name`: writes `config.json` and opens metrics, spans and the checkpoint store.
 
+    `complete` fills in derived values of a stored configuration, as the recipe did for `config`.
+
     Raises:
-        FileExistsError: the directory holds checkpoints and `run.resume` is off.
+        ConfigError: the directory holds a run with another configuration or other data, which is left unchanged, or
+            checkpoints while `run.resume` is off.
     """
     directory = Path(config.run.root) / config.run.name
+    resumption = check_resume(directory, config, complete)
     with ExitStack() as stack:
         store = stack.enter_context(CheckpointStore(directory / "checkpoints"))
         start = store.latest_step() or 0
-        if start and not config.run.resume:
-            raise FileExistsError(
-                f"{directory} holds checkpoints up to step {start} and run.resume is off:"
-                " choose another run.name, or remove the directory"
-            )
         main = distributed.is_main()
         if main:
-            write_json(directory / "config.json", config.to_dict())
+            write_json(directory / CONFIG_FILE, config.to_dict())
+            write_json(directory / INPUTS_FILE, resumption.files)
+        display = Display(enabled=main)
+        for line in resumption.notes:
+            display.line(line)
         yield Run(
-            config, directory, store, Display(enabled=main),
+            config, directory, store, display,
             stack.enter_context(
                 MetricsWriter(directory, first_step=start + 1, tensorboard=config.run.tensorboard, enabled=main,
                         wandb_project=config.run.wandb_project, run_name=config.run.name, config=config.to_dict())
@@ -102,6 +108,7 @@ def open_run(config: Config) -> Iterator[Run]:
             stack.enter_context(Spans(directory / "timeline.json" if main else None, process=jax.process_index())),
             stack.enter_context(Interrupt()),
             start,
+            resumption.finished,
         )  # fmt: skip
 
 
@@ -114,7 +121,10 @@ def init_or_restore(run: Run, policy: Policy, optimizer_bundle: OptimizerBundle)
         params = policy.load_weights(config.run.seed)
         return init_state(params, optimizer_bundle.optimizer, optimizer_bundle.trainable), {}
     abstract = abstract_state(policy.params, optimizer_bundle.optimizer, optimizer_bundle.trainable)
-    restored = run.store.restore(abstract.params, abstract.opt_state)
+    restored = run.store.restore_newest_readable(abstract.params, abstract.opt_state, run.display.line)
+    if restored.step != run.start:
+        run.start = restored.step
+        run.metrics.rewind(run.start + 1)
     run.display.line(f"resuming {run.directory} after step {restored.step}")
     extra = restored.extra
     steps = extra["optimizer_steps"] if "optimizer_steps" in extra else extra["optimiser_steps"]  # key before 0.2

@@ -58,6 +58,9 @@ def run_sft(config: Config, policy: Policy | None = None) -> dict[str, Any]:
     """
     policy = load_policy(config) if policy is None else policy
     with open_run(config) as run:
+        if run.finished is not None:
+            run.display.line(f"already finished: {run.directory} after step {run.finished['steps']}")
+            return run.finished
         try:
             summary = train(run, policy)
         except Interrupted:  # raised while the training data was generated
@@ -89,8 +92,10 @@ def train(run: Run, policy: Policy) -> dict[str, Any]:
     spec = policy.pack_spec(
         config, sft.batch_rows // sft.microbatches, sft.row_tokens, key="sft.batch_rows / sft.microbatches"
     )
-    with closing(open_data(run, policy, spec)) as iterator, run.display.track("SFT", sft.steps, done=run.start) as bar:
+    with ExitStack() as stack:
+        iterator = stack.enter_context(closing(open_data(run, policy, spec)))
         state, extra = init_or_restore(run, policy, optimizer_bundle)
+        bar = stack.enter_context(run.display.track("SFT", sft.steps, done=run.start))
         if extra:
             iterator.set_state(extra["data"])
         recompilations = RecompilationCounter()
@@ -162,7 +167,7 @@ def provenance(config: Config, summary: dict[str, Any]) -> dict[str, Any]:
 def open_data(run: Run, policy: Policy, spec: PackSpec) -> grain.DatasetIterator:
     """Open the iterator over steps for the data source `sft.data`."""
     config, sft = run.config, run.config.sft
-    encoder = ChatEncoder(policy.tokenizer, config.image)
+    encoder = ChatEncoder(policy.tokenizer, config.image, policy.stop_strings)
     stepwise = functools.partial(loader.packed_batches, spec=spec, seed=config.run.seed, microbatches=sft.microbatches)
     if sft.data == "pretrain":
         from dv2_jax.toy.pretraining import Curriculum

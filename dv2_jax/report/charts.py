@@ -10,6 +10,8 @@ from html import escape
 WIDTH, HEIGHT = 460, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 28
 
+NUM_COLORS = 6  # classes s0 to s5 of the style sheet
+
 
 @dataclass(frozen=True)
 class Series:
@@ -43,15 +45,17 @@ def line_chart(title: str, series: Sequence[Series], *, percent: bool = False, n
         means = running_mean([y for _, y in points])
         bold = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for (x, _), y in zip(points, means, strict=True))
         if len(series) <= 3:  # more raw lines would hide the means
-            parts.append(f'<polyline class="raw s{index % 6}" points="{faint}"/>')
-        parts.append(f'<polyline class="mean s{index % 6}" points="{bold}"/>')
+            parts.append(f'<polyline class="raw s{index % NUM_COLORS}" points="{faint}"/>')
+        parts.append(f'<polyline class="mean s{index % NUM_COLORS}" points="{bold}"/>')
         for x, y in points:
             shown = f"{y:.1%}" if percent else f"{y:.4g}"
             tip = escape(f"{line.label} at step {x:g}: {shown}")
-            parts.append(f'<circle class="dot s{index % 6}" cx="{to_x(x):.1f}" cy="{to_y(y):.1f}" r="5">')
+            parts.append(f'<circle class="dot s{index % NUM_COLORS}" cx="{to_x(x):.1f}" cy="{to_y(y):.1f}" r="5">')
             parts.append(f"<title>{tip}</title></circle>")
     parts.append("</svg>")
-    legend = "".join(f'<span class="key s{i % 6}">{escape(line.label)}</span>' for i, line in enumerate(series))
+    legend = "".join(
+        f'<span class="key s{i % NUM_COLORS}">{escape(line.label)}</span>' for i, line in enumerate(series)
+    )
     caption = f'<span class="note">{escape(note)}</span>' if note else ""
     heading = f"<figcaption><b>{escape(title)}</b>{legend if len(series) > 1 else ''}{caption}</figcaption>"
     return f'<figure class="chart">{heading}{"".join(parts)}</figure>'

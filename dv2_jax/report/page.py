@@ -10,9 +10,9 @@ import argparse
 import base64
 import io
 import json
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -20,10 +20,13 @@ from string import Template
 
 from PIL import Image
 
+from dv2_jax.agent.tools.base import Tool
+from dv2_jax.agent.tools.tool_registry import run_tools, use_titles
+from dv2_jax.config import AgentConfig, ConfigError, one_line_errors
 from dv2_jax.files import atomic_write
 from dv2_jax.report import sections
 from dv2_jax.report.selection import select
-from dv2_jax.report.trajectory_html import card, stage_title
+from dv2_jax.report.trajectory_html import card, stage_title, tools_of
 from dv2_jax.telemetry.trajectories import IMAGE_FOLDER
 
 LONG_SIDE = 640  # pixels; larger images are scaled down
@@ -49,6 +52,7 @@ def render(run_dir: Path) -> str:
     parts = {name: part for name, part in summary.items() if isinstance(part, Mapping)}
     stages = {name: part for name, part in parts.items() if isinstance(part.get("overall"), Mapping)}
     images = EmbeddedImages(run_dir / "trajectories" / IMAGE_FOLDER)
+    tools = tools_of_run(config)
     cards = select(run_dir / "trajectories")
     shown = [card(record, images.figure_html) for record in cards]
     assets = files("dv2_jax.report") / "assets"
@@ -59,9 +63,11 @@ def render(run_dir: Path) -> str:
         script=(assets / "script.js").read_text(),
         tiles=sections.tiles(summary, stages),
         results=sections.results(stages),
-        curves=sections.curves(run_dir / "metrics.jsonl", stages),
-        mix=sections.mix(stages),
-        trajectories=_filters(cards) + "\n".join(shown) if cards else '<p class="hint">None were stored.</p>',
+        curves=sections.curves(run_dir / "metrics.jsonl", stages, use_titles(tools)),
+        mix=sections.mix(stages, use_titles(tools)),
+        trajectories=_filters(cards, [tool.name for tool in tools]) + "\n".join(shown)
+        if cards
+        else '<p class="hint">None were stored.</p>',
         images=images.as_json(),
         footer=f"Written {time.strftime('%Y-%m-%d %H:%M')} from the files of this run; needs nothing else.",
     )
@@ -128,13 +134,29 @@ def _subtitle(config: Mapping) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def _filters(records: list[dict]) -> str:
+def tools_of_run(config: Mapping) -> tuple[Tool, ...]:
+    """Returns the tools of a stored configuration; one that cannot be imported here is shown by its name alone."""
+    agent = AgentConfig()
+    tools = []
+    for name in config.get("agent", {}).get("tools", agent.tools):
+        try:
+            tools += run_tools(replace(agent, tools=(name,)))
+        except ConfigError as error:
+            print(f"warning: {error}; the report shows its calls without titles", file=sys.stderr)
+    return tuple(tools)
+
+
+def _filters(records: list[dict], names: Sequence[str]) -> str:
+    """Renders the selection of cards; `names` are the tools of the run."""
+
     def choice(name: str, label: str, values: list[str]) -> str:
         options = "".join(f'<option value="{escape(v)}">{escape(v.replace("_", " "))}</option>' for v in values)
         return f'<label>{label}<select name="{name}"><option value="">all</option>{options}</select></label>'
 
     found = list(dict.fromkeys(stage_title(record) for record in records))
     skills = list(dict.fromkeys(record["question"]["skill"] for record in records))
+    called = [tool for record in records for tool in tools_of(record)]
+    tools = [*dict.fromkeys([*names, *(tool for tool in called if tool != "none")]), "none"]
     return (
         '<p class="hint">The transcript is exact. Colored text was written by the policy, and is what training trains '
         'on; gray text came from outside and is masked. <span class="swatch"></span> The darker a token, the less '
@@ -142,7 +164,7 @@ def _filters(records: list[dict]) -> str:
         "red ones discouraged.</p>"
         f'<div class="filters">{choice("stage", "stage", found)}{choice("skill", "skill", skills)}'
         f"{choice('outcome', 'outcome', ['right', 'wrong', 'lost'])}"
-        f"{choice('tools', 'tools', ['code', 'search', 'image_search', 'none'])}"
+        f"{choice('tools', 'tools', tools)}"
         '<label><input type="checkbox" id="shade" checked>shade tokens</label>'
         '<button id="fold" type="button">open all</button><span id="count"></span></div>'
     )
@@ -151,11 +173,9 @@ def _filters(records: list[dict]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m dv2_jax.report", description=__doc__.splitlines()[0])
     parser.add_argument("run_dir", help="a run directory, e.g. runs/default")
-    try:
-        print(write_report(parser.parse_args(argv).run_dir))
-    except FileNotFoundError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_dir = parser.parse_args(argv).run_dir
+    with one_line_errors():
+        print(write_report(run_dir))
 
 
 if __name__ == "__main__":

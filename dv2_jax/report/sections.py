@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 
-from dv2_jax.report.charts import Series, line_chart
+from dv2_jax.report.charts import NUM_COLORS, Series, line_chart
 from dv2_jax.report.trajectory_html import STAGE_TITLES
 
 COLUMNS = (
@@ -17,21 +17,14 @@ COLUMNS = (
     ("tool_calls", "calls", False),
     ("reward", "reward", False),
 )
-KIND_TITLES = {
-    "crop": "crop",
-    "numerical": "numerical analysis",
-    "mark": "mark",
-    "other": "other code",
-    "image_search": "image search",
-    "search": "text search",
-}
+TOOL_USES = (("tool_kinds/*", ""),)
 CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...], bool], ...] = (
     # title, ((metric, label), ...), percent; a chart without any of its metrics is left out
     ("Reward", (("reward", "reward"), ("accuracy", "accuracy")), False),
     ("Accuracy per skill", (("accuracy/*", ""),), True),
     ("Share that uses tools, per skill", (("tool_rate/*", ""),), True),
     ("Tool calls per trajectory", (("tool_calls/*", ""),), False),
-    ("What tools are used for", tuple((f"tool_kinds/{kind}", title) for kind, title in KIND_TITLES.items()), True),
+    ("What tools are used for", TOOL_USES, True),
     ("Response length, tokens", (("response_tokens", "tokens"),), False),
     ("Loss", (("loss", "loss"),), False),
     ("Entropy of the policy, nats", (("entropy", "entropy"),), False),
@@ -106,17 +99,21 @@ def _cell(row: Mapping | None, key: str, percent: bool) -> str:
     return f'{value:.1%}<span class="bar"{tip}><i style="width:{value:.1%}"></i>{whisker}</span>'
 
 
-def curves(path: Path, stages: Mapping[str, Mapping]) -> str:
-    """Renders charts of `metrics.jsonl`; skills keep the order of the results table, so that their colors agree."""
+def curves(path: Path, stages: Mapping[str, Mapping], use_titles: Mapping[str, str]) -> str:
+    """Renders charts of `metrics.jsonl`; skills keep the order of the results table, so that their colors agree.
+
+    `use_titles` maps each class of tool uses to its title, in the order of the chart's lines.
+    """
     skills = [skill for part in stages.values() for skill in part if skill != "overall"]
     rows = _metric_rows(path)
     figures = []
     for title, lines, percent in CHARTS:
+        titles = use_titles if lines == TOOL_USES else {}
         series = []
-        for key, label in _expand(lines, rows, skills):
+        for key, label in _expand(lines, rows, list(titles) or skills):
             points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
             if points:
-                series.append(Series(label, [x for x, _ in points], [y for _, y in points]))
+                series.append(Series(titles.get(label, label), [x for x, _ in points], [y for _, y in points]))
         if series:
             figures.append(line_chart(title, series, percent=percent))
     return f'<h2>Training</h2><div class="charts">{"".join(figures)}</div>' if figures else ""
@@ -149,15 +146,17 @@ def _metric_rows(path: Path) -> list[dict]:
     return [rows[step] for step in sorted(rows)]
 
 
-def mix(stages: Mapping[str, Mapping]) -> str:
-    """Renders the distribution of tool uses, one bar per stage."""
+def mix(stages: Mapping[str, Mapping], use_titles: Mapping[str, str]) -> str:
+    """Renders the distribution of tool uses, one bar per stage; a class without a title is shown by its name."""
     rows = []
+    used = {kind: kind for part in stages.values() for kind in part["overall"].get("tool_kinds") or {}}
+    titles = {**use_titles, **{kind: name for kind, name in used.items() if kind not in use_titles}}
     for name, part in stages.items():
         kinds = part["overall"].get("tool_kinds")
         if kinds and sum(kinds.values()):
             stack = "".join(
-                f'<span class="s{i}" style="flex:{kinds[kind]:.4f}" title="{title}: {kinds[kind]:.1%}"></span>'
-                for i, (kind, title) in enumerate(KIND_TITLES.items())
+                f'<span class="s{i % NUM_COLORS}" style="flex:{kinds[kind]:.4f}" title="{escape(title)}: {kinds[kind]:.1%}"></span>'
+                for i, (kind, title) in enumerate(titles.items())
                 if kinds.get(kind)
             )
             rows.append(
@@ -165,7 +164,9 @@ def mix(stages: Mapping[str, Mapping]) -> str:
             )
     if not rows:
         return ""
-    legend = "".join(f'<span class="key s{i}">{title}</span>' for i, title in enumerate(KIND_TITLES.values()))
+    legend = "".join(
+        f'<span class="key s{i % NUM_COLORS}">{escape(title)}</span>' for i, title in enumerate(titles.values())
+    )
     return (
         f'<h2>What the tools were used for</h2><div class="mix"><div class="legend">{legend}</div>{"".join(rows)}</div>'
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -10,11 +11,11 @@ from html import escape
 from pygments.lexers import PythonLexer
 from pygments.token import Comment, Keyword, Name, Number, Operator, String, _TokenType
 
+from dv2_jax.agent.tools.base import NOT_TOOLS, RESPONSE_TAG
+from dv2_jax.agent.tools.tool_registry import default_tools, find_tool, protocol_tags
 from dv2_jax.telemetry.trajectories import IMAGE_MARK
 
 _CODE = re.compile(r"(?<=```python\n)(.*?)(?=\n?```|\Z)", re.DOTALL)
-_MARKER = re.compile(r"<\|[a-z_]+\|>|</?(?:think|code|tool_call|answer|tool_response)>|```(?:python)?")
-_ESCAPED_MARKER = re.compile(_MARKER.pattern.replace("<", "&lt;").replace(">", "&gt;"))
 _LINK = re.compile(
     r"\[([^\]\n]+)\] ?\((https?://[^)\s\"'<>]*)\)"
 )  # search results are untrusted: link only http(s) URLs
@@ -39,9 +40,21 @@ def outcome(record: dict) -> str:
 
 
 def tools_of(record: dict) -> list[str]:
-    """Returns the tools that a record called, of `code`, `search`, `image_search`, in this order, or `none`."""
-    used = {turn["kind"] for turn in record["turns"]}
-    return [tool for tool in ("code", "search", "image_search") if tool in used] or ["none"]
+    """Returns the names of the tools that a record called, in alphabetical order, or `none`."""
+    return sorted({turn["kind"] for turn in record["turns"]} - set(NOT_TOOLS)) or ["none"]
+
+
+@functools.cache
+def _marker(tags: tuple[str, ...], *, escaped: bool) -> re.Pattern[str]:
+    """Returns a pattern of control tokens, code fences, and the tags of the protocol and of `tags`."""
+    pattern = rf"<\|[a-z_]+\|>|</?(?:{'|'.join(('think', 'answer', *tags))})>|```(?:python)?"
+    return re.compile(pattern.replace("<", "&lt;").replace(">", "&gt;") if escaped else pattern)
+
+
+def _tags(record: dict) -> tuple[str, ...]:
+    """Returns the tags of all registered tools that this record may contain."""
+    found = {turn["kind"]: find_tool(turn["kind"]) for turn in record["turns"]}
+    return protocol_tags([*default_tools(), *(tool for tool in found.values() if tool is not None)])
 
 
 def card(record: dict, image: Callable[[str, str], str]) -> str:
@@ -96,7 +109,7 @@ def _question(record: dict, image: Callable[[str, str], str]) -> str:
 def _transcript(record: dict, image: Callable[[str, str], str]) -> str:
     names = iter(record["question"]["pictures"] + [name for turn in record["turns"] for name in turn["pictures"]])
     logprobs, versions = iter(record["logprobs"]), iter(record["versions"])
-    parts, turn_number = [], 0
+    parts, turn_number, tags = [], 0, _tags(record)
     trained = record.get("advantage") is not None  # records of evaluations have no advantage
     for piece in record["segments"]:
         count = piece["end"] - piece["start"]
@@ -105,9 +118,9 @@ def _transcript(record: dict, image: Callable[[str, str], str]) -> str:
             turn_number += 1
             scores = [(next(logprobs), next(versions)) for _ in piece["ends"]]
             label = f"turn {turn_number} · {_kind(turn)} · {count} tokens{', trained on' * trained}"
-            parts.append(f'<section class="model"><h4>{label}</h4><pre>{_tokens(piece, scores)}</pre></section>')
+            parts.append(f'<section class="model"><h4>{label}</h4><pre>{_tokens(piece, scores, tags)}</pre></section>')
         else:
-            shown, inline = _context(piece["text"], names, image)
+            shown, inline = _context(piece["text"], names, image, tags)
             label = f"{count} tokens{', not trained on' * trained}"
             if piece["role"] == "prompt":
                 parts.append(f'<details class="context"><summary>prompt · {label}</summary>{shown}</details>')
@@ -120,10 +133,10 @@ def _transcript(record: dict, image: Callable[[str, str], str]) -> str:
     return f'<div class="transcript">{"".join(parts)}</div>'
 
 
-def _tokens(piece: dict, scores: list[tuple[float, int]]) -> str:
+def _tokens(piece: dict, scores: list[tuple[float, int]], tags: tuple[str, ...]) -> str:
     """Renders the text of a model segment, one element per token, split further where the syntax color changes."""
     text, out, start = piece["text"], [], 0
-    colors = _coloring(text)
+    colors = _coloring(text, tags)
     borders = [begin for begin, _ in colors]
     for end, (logprob, version) in zip(piece["ends"], scores, strict=True):
         inner, at = [], start
@@ -140,10 +153,10 @@ def _tokens(piece: dict, scores: list[tuple[float, int]]) -> str:
     return "".join(out)
 
 
-def _coloring(text: str) -> list[tuple[int, str]]:
+def _coloring(text: str, tags: tuple[str, ...]) -> list[tuple[int, str]]:
     """Returns the start of each syntax color as ascending [(offset, CSS class or "")], beginning at offset 0."""
     marks: list[tuple[int, str]] = [(0, "")]
-    for match in _MARKER.finditer(text):
+    for match in _marker(tags, escaped=False).finditer(text):
         marks += [(match.start(), "tag"), (match.end(), "")]
     for match in _CODE.finditer(text):
         marks = [mark for mark in marks if not match.start() <= mark[0] < match.end()]
@@ -155,22 +168,26 @@ def _coloring(text: str) -> list[tuple[int, str]]:
     return sorted(dict(marks).items())
 
 
-def _context(text: str, names: Iterator[str], image: Callable[[str, str], str]) -> tuple[str, str]:
+def _context(
+    text: str, names: Iterator[str], image: Callable[[str, str], str], tags: tuple[str, ...]
+) -> tuple[str, str]:
     """Renders the text of a prompt or observation, and its images."""
     shown = []
     for _ in range(text.count(IMAGE_MARK)):
         name = next(names, None)
         shown.append(image(name, "{size}") if name else '<span class="missing">image not stored</span>')
     body = escape(text, quote=False)
-    body = _LINK.sub(r'<a href="\2" rel="noreferrer">\1</a>', body) if "tool_response" in text else body
-    body = _ESCAPED_MARKER.sub(r'<b class="tag">\g<0></b>', body)
+    body = _LINK.sub(r'<a href="\2" rel="noreferrer">\1</a>', body) if RESPONSE_TAG in text else body
+    body = _marker(tags, escaped=True).sub(r'<b class="tag">\g<0></b>', body)
     body = body.replace(IMAGE_MARK, '<b class="tag">⟨image⟩</b>')
     return f"<pre>{body}</pre>", f'<div class="shots">{"".join(shown)}</div>' if shown else ""
 
 
 def _kind(turn: dict | None) -> str:
-    names = {"code": "runs code", "search": "searches", "image_search": "searches by image", "answer": "answers"}
-    return "cut off" if turn is None else names.get(turn["kind"], str(turn["kind"]))
+    if turn is None:
+        return "cut off"
+    tool = find_tool(turn["kind"])
+    return tool.verb if tool is not None else {"answer": "answers"}.get(turn["kind"], str(turn["kind"]))
 
 
 def _observation_label(turn: dict | None) -> str:

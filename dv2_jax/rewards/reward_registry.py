@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from dv2_jax.agent.tools.base import Tool
+from dv2_jax.agent.tools.tool_registry import default_tools
 from dv2_jax.agent.trajectory import Trajectory
 from dv2_jax.config import RewardConfig
 from dv2_jax.config.registry import Registry
@@ -40,6 +42,11 @@ class Response:
     is_correct: bool
     data_source: DataSource
     trajectory: Trajectory | None = None
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """The tools that the policy could call."""
+        return default_tools() if self.trajectory is None else self.trajectory.tools
 
 
 RewardTerm = Callable[[Response, RewardConfig], float]

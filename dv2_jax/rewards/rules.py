@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from dv2_jax.agent.tools.base import Tool
+from dv2_jax.agent.tools.tool_registry import default_tools
 from dv2_jax.agent.trajectory import Trajectory
 from dv2_jax.config import ConfigError, RewardConfig
 from dv2_jax.data.question import DataSource
@@ -48,18 +51,20 @@ def is_too_long(answer: str | None, data_source: DataSource, config: RewardConfi
     return data_source != "reason" and answer is not None and len(answer) >= config.max_answer_chars
 
 
-def is_well_formed(text: str, data_source: DataSource, config: RewardConfig) -> bool:
+def is_well_formed(
+    text: str, data_source: DataSource, config: RewardConfig, tools: Sequence[Tool] | None = None
+) -> bool:
     """Returns whether tags are balanced and exactly one place holds a non-empty answer.
 
     The environment's pre-filled `<think>` is part of the text; only the first is written by the policy, and it is
-    added where missing.
+    added where missing. The tags of search tools (`Tool.is_search`) count in the search split only, as released.
     """
+    tools = default_tools() if tools is None else tools
     text = text if text.startswith("<think>") else "<think>" + text
     tail = _after_thinking(text)
     answer = final_answer(text)
-    balanced = _balanced(text, "think") and _balanced(text, "code") and _balanced(tail, "answer")
-    if data_source == "search":
-        balanced = balanced and _balanced(text, "tool_call")
+    tags = {"think", *(tool.tag for tool in tools if data_source == "search" or not tool.is_search)}
+    balanced = _balanced(tail, "answer") and all(_balanced(text, tag) for tag in tags)
     return balanced and bool(answer) and not is_too_long(answer, data_source, config)
 
 
@@ -94,7 +99,7 @@ def score_response(
     others = {name: value for name, value in weighted.items() if name not in _RELEASED_WEIGHTS}
     return RewardParts(
         accuracy=float(is_correct),
-        format=float(is_well_formed(text, data_source, config)),
+        format=float(is_well_formed(text, data_source, config, response.tools)),
         penalty=search_penalty(response, config),
         total=total,
         bonus=weighted.get("tool_bonus", 0.0),
@@ -143,18 +148,20 @@ def accuracy(response: Response, config: RewardConfig) -> float:
 @reward("format")
 def format_reward(response: Response, config: RewardConfig) -> float:
     """1 for balanced tags and one non-empty answer."""
-    return float(is_well_formed(response.text, response.data_source, config))
+    return float(is_well_formed(response.text, response.data_source, config, response.tools))
 
 
 @reward("tool_bonus")
 def tool_bonus(response: Response, config: RewardConfig) -> float:
     """1 for a correct answer after any tool call; its weight is 0 by default."""
-    return float(response.is_correct) * float("<tool_call>" in response.text or "<code>" in response.text)
+    return float(response.is_correct) * float(any(tool.is_called_in(response.text) for tool in response.tools))
 
 
 def search_penalty(response: Response, config: RewardConfig) -> float:
     """Returns the fraction of accuracy that is lost: in the search split, once for any number of tool calls."""
-    searched = response.data_source == "search" and "<tool_call>" in response.text
+    searched = response.data_source == "search" and any(
+        tool.is_called_in(response.text) for tool in response.tools if tool.is_search
+    )
     return config.search_penalty if searched else 0.0
 
 

@@ -25,9 +25,8 @@ class TrajectoryStats:
     well_formed: bool
     finish: str
     tool_calls: int
-    used_code: bool
-    used_search: bool
-    tool_kinds: dict[str, int]
+    used: dict[str, bool]  # per category of tools: at least one call was executed
+    tool_kinds: dict[str, int]  # calls per class of use, see `agent.tool_use`
     tokens: int
     loss_tokens: int  # see `rl.batch.loss_tokens`
 
@@ -44,9 +43,8 @@ class TrajectoryStats:
             well_formed=kept and parts["format"] > 0,
             finish=trajectory.finish.name.lower(),
             tool_calls=trajectory.tool_calls,
-            used_code=trajectory.used_code,
-            used_search=trajectory.used_search,
-            tool_kinds=dict(tool_kinds(trajectory.turns)),
+            used=trajectory.used_categories(),
+            tool_kinds=dict(tool_kinds(trajectory.turns, trajectory.tools)),
             tokens=len(trajectory.token_ids),
             loss_tokens=loss_tokens(trajectory),
         )

@@ -10,17 +10,17 @@ policy: the trajectory is restarted up to `ToolsConfig.retries` times and then d
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from dv2_jax.agent.agent_images import sandbox_images
-from dv2_jax.agent.observation import RETRYABLE_STATUSES
-from dv2_jax.agent.parser import ParsedTurn
 from dv2_jax.agent.prompt_encoder import PromptEncoder
+from dv2_jax.agent.tools.base import LocalCall, ParsedTurn, Refusal, RequestContext, Tool
 from dv2_jax.agent.trajectory import Trajectory, TurnRecord
 from dv2_jax.agent.trajectory_builder import TrajectoryBuilder
 from dv2_jax.config import AgentConfig, SamplingConfig, ToolsConfig
@@ -29,16 +29,15 @@ from dv2_jax.data.question import Question
 from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.engine.engine import Engine, TurnOutput
 from dv2_jax.rollout.stats import RolloutStats
-from tools_service.client import ExecRequest, ImageSearchRequest, Status, TextSearchRequest, ToolResult
+from tools_service.client import ExecRequest, Request, Status, ToolResult
 
-Request = ExecRequest | TextSearchRequest | ImageSearchRequest
 IDLE_POLL_S = 0.05  # seconds to wait for a tool result while the engine is idle
 
 
 class ToolBackend(Protocol):
-    """The methods of `tools_service.client.ToolsClient` that the scheduler uses."""
+    """The methods of `rollout.local_calls.LocalCallRunner` that the scheduler uses."""
 
-    def submit(self, requests: Sequence[Request]) -> None: ...
+    def submit(self, requests: Sequence[Request | LocalCall]) -> None: ...
     def poll(self, timeout_s: float = 0.0) -> list[ToolResult]: ...
     def close_sessions(self, ids: Sequence[str]) -> None: ...
 
@@ -52,14 +51,28 @@ class RolloutRequest:
     key: int
 
 
+@dataclass(frozen=True)
+class AttemptId:
+    """Identifies one attempt to roll out a trajectory: the id of the engine's sequence."""
+
+    run: str
+    trajectory_id: str
+    index: int  # index of the request in the run
+    number: int  # 0 for the first attempt
+
+    @property
+    def session_id(self) -> str:
+        """The id of the sandbox session, in characters that the tools service accepts for any trajectory id."""
+        readable = re.sub(r"[^A-Za-z0-9._/-]", "_", self.trajectory_id)[:80]
+        return f"{self.run}:{readable}:{self.index}.{self.number}"
+
+
 @dataclass
 class _Attempt:
     """State of one attempt to roll out a request."""
 
+    id: AttemptId
     request: RolloutRequest
-    index: int  # index of the request
-    number: int  # 0 for the first attempt
-    seq_id: str  # id of the engine's sequence and of the sandbox session
     builder: TrajectoryBuilder
     used_session: bool = False
     submitted_at: float = 0.0  # time at which the pending tool request was submitted, seconds
@@ -74,10 +87,10 @@ class _RunState:
     done: list[Trajectory | None]
     on_finish: Callable[[Trajectory], None] | None
     on_turn: Callable[[Trajectory, TurnRecord], None] | None
-    running: dict[str, _Attempt] = field(default_factory=dict)
+    running: dict[AttemptId, _Attempt] = field(default_factory=dict)
     waiting: dict[str, _Attempt] = field(default_factory=dict)  # by tool request id
     expired: set[str] = field(default_factory=set)  # ids of timed-out requests, whose late results are ignored
-    outbox: list[Request] = field(default_factory=list)
+    outbox: list[Request | LocalCall] = field(default_factory=list)
     finished_sessions: list[str] = field(default_factory=list)
 
 
@@ -136,8 +149,9 @@ class RolloutScheduler:
                 self._step(state)
         finally:
             for attempt in state.running.values():
-                self.engine.free_sequence(attempt.seq_id)
-            self._close_sessions(state, [attempt.seq_id for attempt in state.running.values() if attempt.used_session])
+                self.engine.free_sequence(attempt.id)
+            used = [attempt.id.session_id for attempt in state.running.values() if attempt.used_session]
+            self._close_sessions(state, used)
         self._stats.finish(self.engine.stats)
         return state.done
 
@@ -166,10 +180,10 @@ class RolloutScheduler:
 
     def _start_attempt(self, state: _RunState, index: int, request: RolloutRequest, attempt_number: int) -> None:
         builder = TrajectoryBuilder(self.prompt_encoder, request.question, request.trajectory_id)
-        seq_id = f"{self._run_name}:{request.trajectory_id}:{attempt_number}"
-        attempt = _Attempt(request, index, attempt_number, seq_id, builder)
-        state.running[seq_id] = attempt
-        self.engine.add_sequence(seq_id, request.key)
+        attempt_id = AttemptId(self._run_name, request.trajectory_id, index, attempt_number)
+        attempt = _Attempt(attempt_id, request, builder)
+        state.running[attempt_id] = attempt
+        self.engine.add_sequence(attempt_id, request.key)
         self._request_next_turn(state, attempt, builder.prompt)
 
     def _request_next_turn(self, state: _RunState, attempt: _Attempt, segment: Segment | None) -> None:
@@ -177,8 +191,8 @@ class RolloutScheduler:
         if attempt.builder.finish is not None:
             self._finish(state, attempt)
             return
-        self.engine.append(attempt.seq_id, segment.token_ids, segment.images)
-        self.engine.request_turn(attempt.seq_id, attempt.builder.max_new_tokens, self.sampling.temperature)
+        self.engine.append(attempt.id, segment.token_ids, segment.images)
+        self.engine.request_turn(attempt.id, attempt.builder.max_new_tokens, self.sampling.temperature)
 
     def _process_turn(self, state: _RunState, attempt: _Attempt, output: TurnOutput) -> None:
         builder = attempt.builder
@@ -194,24 +208,25 @@ class RolloutScheduler:
             self._request_tool(state, attempt, turn)
 
     def _request_tool(self, state: _RunState, attempt: _Attempt, turn: ParsedTurn) -> None:
-        request_id = f"{attempt.seq_id}:{len(attempt.builder.trajectory().turns)}"
-        question = attempt.request.question
-        if turn.kind == "image_search" and not question.images:
-            message = "the question has no picture to search with"
-            self._append_observation(
-                state, attempt, ToolResult(request_id, "image_search", Status.REFUSED, message=message)
-            )
+        trajectory = attempt.builder.trajectory()
+        request_id = f"{attempt.id.session_id}:{len(trajectory.turns)}"
+        context = RequestContext(
+            request_id,
+            attempt.id.session_id,
+            attempt.request.question,
+            tuple(image for record in trajectory.turns for image in record.images),
+            self.agent,
+            self.prompt_encoder.image_config,
+            self.tools_config,
+        )
+        tool = next(tool for tool in trajectory.tools if tool.name == turn.kind)
+        request = _make_request(tool, turn, context)
+        if isinstance(request, Refusal):
+            refused = ToolResult(request_id, tool.name, Status.REFUSED, message=request.message)
+            self._append_observation(state, attempt, refused)
             return
-        if turn.kind == "code":
-            images = sandbox_images(question, self.agent, self.prompt_encoder.image_config)
-            timeout = self.tools_config.cell_timeout_s
-            state.outbox.append(ExecRequest(request_id, attempt.seq_id, turn.payload, timeout, images))
-            attempt.used_session = True
-        elif turn.kind == "search":
-            state.outbox.append(TextSearchRequest(request_id, turn.payload, self.agent.search_results))
-        else:
-            # Always the question's first image, as released.
-            state.outbox.append(ImageSearchRequest(request_id, question.images[0], self.agent.search_results))
+        attempt.used_session |= isinstance(request, ExecRequest)
+        state.outbox.append(request)
         attempt.submitted_at = time.perf_counter()
         state.waiting[request_id] = attempt
 
@@ -225,7 +240,7 @@ class RolloutScheduler:
         self._stats.record_tool_result(
             result.kind, result.status.name, time.perf_counter() - attempt.submitted_at, result.wall_ms
         )
-        if result.status.name in RETRYABLE_STATUSES:
+        if result.status.is_infrastructure_failure:
             self._retry_or_drop(state, attempt)
         else:
             self._append_observation(state, attempt, result)
@@ -245,10 +260,10 @@ class RolloutScheduler:
         self._request_next_turn(state, attempt, segment)
 
     def _retry_or_drop(self, state: _RunState, attempt: _Attempt) -> None:
-        if attempt.number < self.tools_config.retries:
+        if attempt.id.number < self.tools_config.retries:
             self._stats.retries += 1
             self._remove(state, attempt)
-            state.queue.appendleft((attempt.index, attempt.request, attempt.number + 1))
+            state.queue.appendleft((attempt.id.index, attempt.request, attempt.id.number + 1))
         else:
             attempt.builder.mark_lost()
             self._stats.dropped += 1
@@ -258,15 +273,15 @@ class RolloutScheduler:
         self._report_turns(state, attempt)
         trajectory = attempt.builder.trajectory()
         self._remove(state, attempt)
-        state.done[attempt.index] = trajectory
+        state.done[attempt.id.index] = trajectory
         if state.on_finish is not None:
             state.on_finish(trajectory)
 
     def _remove(self, state: _RunState, attempt: _Attempt) -> None:
-        del state.running[attempt.seq_id]
-        self.engine.free_sequence(attempt.seq_id)
+        del state.running[attempt.id]
+        self.engine.free_sequence(attempt.id)
         if attempt.used_session:
-            state.finished_sessions.append(attempt.seq_id)
+            state.finished_sessions.append(attempt.id.session_id)
 
     def _report_turns(self, state: _RunState, attempt: _Attempt) -> None:
         trajectory = attempt.builder.trajectory()
@@ -278,3 +293,12 @@ class RolloutScheduler:
     def _close_sessions(self, state: _RunState, names: Sequence[str]) -> None:
         if names:
             self.tools.close_sessions(list(names))
+
+
+def _make_request(tool: Tool, turn: ParsedTurn, context: RequestContext) -> Request | LocalCall | Refusal:
+    """Returns the request of a call; an exception of the tool costs this call, not the run, and is a warning."""
+    try:
+        return tool.request(turn, context)
+    except Exception as error:
+        warnings.warn(f"tool {tool.name!r} failed to make a request: {type(error).__name__}: {error}", stacklevel=2)
+        return Refusal(f"{type(error).__name__}: {error}")

@@ -23,9 +23,9 @@ from dv2_jax.model.params import Params
 from dv2_jax.parallel import malloc
 from dv2_jax.parallel.weight_sync import WeightSync
 from dv2_jax.policy import Policy
-from dv2_jax.rollout.scheduler import RolloutScheduler
+from dv2_jax.rollout.local_calls import LocalCallRunner
+from dv2_jax.rollout.scheduler import RolloutScheduler, ToolBackend
 from dv2_jax.rollout.tools_client import open_tools
-from tools_service.client import ToolsClient
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class RolloutSession:
     engine_config: EngineConfig
     prompt_encoder: PromptEncoder
     engine: Engine
-    tools: ToolsClient
+    tools: LocalCallRunner
     weight_sync: WeightSync | None = None  # makes the engine's copy of the weights; None: shared with the trainer
 
     @property
@@ -69,7 +69,7 @@ class RolloutSession:
         else:
             self._sync_weights(params, 0)
 
-    def scheduler(self, *, temperature: float | None = None, tools: ToolsClient | None = None) -> RolloutScheduler:
+    def scheduler(self, *, temperature: float | None = None, tools: ToolBackend | None = None) -> RolloutScheduler:
         """Returns a scheduler on this engine, by default with the configured temperature and this session's tools.
 
         Several schedulers may exist, for example a sampling and a greedy one, but only one may run at a time.

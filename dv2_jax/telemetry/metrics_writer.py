@@ -36,16 +36,29 @@ class MetricsWriter:
         self._file = self._board = self._wandb = None
         if not enabled:
             return
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        _drop_rows_from(directory / FILE, first_step)
-        self._file = open(directory / FILE, "a", encoding="utf-8")
+        self._directory = Path(directory)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._open_files(first_step, tensorboard=tensorboard)
+        if wandb_project:
+            self._wandb = _start_wandb(wandb_project, run_name or self._directory.name, config, self._directory)
+
+    def rewind(self, first_step: int) -> None:
+        """Removes the rows at and after `first_step`, for a run that repeats steps after the writer was opened."""
+        if self._file is None:
+            return
+        tensorboard = self._board is not None
+        self._file.close()
+        if tensorboard:
+            self._board.close()
+        self._open_files(first_step, tensorboard=tensorboard)
+
+    def _open_files(self, first_step: int, *, tensorboard: bool) -> None:
+        _drop_rows_from(self._directory / FILE, first_step)
+        self._file = open(self._directory / FILE, "a", encoding="utf-8")
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step or None)
-        if wandb_project:
-            self._wandb = _start_wandb(wandb_project, run_name or directory.name, config, directory)
+            self._board = SummaryWriter(str(self._directory / "tensorboard"), purge_step=first_step or None)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes one row of numbers, strings or scalar arrays (fetching a device array blocks until it is computed).

@@ -150,7 +150,7 @@ class TrajectoryWriter:
                 "text": turn.text,
                 "observation": turn.observation,
                 "pictures": [self._store_image(data) for data in turn.images],
-                "status": str(_name(turn.status)).lower(),
+                "status": "" if turn.status is None else turn.status.value,
                 "wall_ms": turn.wall_ms,
             }
             for turn in trajectory.turns

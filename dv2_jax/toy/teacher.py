@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dv2_jax.agent.parser import STOP_STRINGS
 from dv2_jax.agent.prompt_encoder import PromptEncoder
 from dv2_jax.agent.trajectory import Trajectory, TurnRecord
 from dv2_jax.config import EngineConfig, SamplingConfig, ToolsConfig
@@ -21,7 +20,7 @@ from dv2_jax.data.question import Question
 from dv2_jax.engine.engine import EngineStats, TurnOutput
 from dv2_jax.rewards.matching import answers_match
 from dv2_jax.rewards.rules import final_answer
-from dv2_jax.rollout.scheduler import RolloutRequest, RolloutScheduler, ToolBackend
+from dv2_jax.rollout.scheduler import AttemptId, RolloutRequest, RolloutScheduler, ToolBackend
 from dv2_jax.toy.scripted import Demonstration, DemonstrationFailed, Feedback, demonstrate
 from dv2_jax.toy.styles import StyleMix, TrajectoryStyle
 
@@ -62,21 +61,21 @@ class ScriptedPolicy:
         self._running: dict[str, _RunningDemonstration] = {}  # by trajectory id
         self._ready: deque[TurnOutput] = deque()
 
-    def add_sequence(self, seq_id: str, key: int) -> None:
-        trajectory_id = _trajectory_id(seq_id)
+    def add_sequence(self, seq_id: AttemptId, key: int) -> None:
+        trajectory_id = seq_id.trajectory_id
         rng = np.random.default_rng([self.seed, key])
         turns = demonstrate(self.questions[trajectory_id], TrajectoryStyle.sample(self.style_mix, rng), rng)
         self._running[trajectory_id] = _RunningDemonstration(turns, next(turns))
 
-    def append(self, seq_id: str, token_ids: Sequence[int], images: Sequence = ()) -> None:
+    def append(self, seq_id: AttemptId, token_ids: Sequence[int], images: Sequence = ()) -> None:
         pass
 
-    def request_turn(self, seq_id: str, max_new_tokens: int, temperature: float) -> None:
-        text = self._running[_trajectory_id(seq_id)].next_turn
+    def request_turn(self, seq_id: AttemptId, max_new_tokens: int, temperature: float) -> None:
+        text = self._running[seq_id.trajectory_id].next_turn
         if text is None:
             text = "</think>\n<answer>unknown</answer>"
         ids = self.prompt_encoder.tokenizer.encode(text)
-        stops = text.endswith(STOP_STRINGS)
+        stops = text.endswith(self.prompt_encoder.chat.stop_strings)
         if not stops:
             ids.append(self.prompt_encoder.im_end)
         finish = "stop" if stops else "eos"
@@ -105,13 +104,8 @@ class ScriptedPolicy:
     def idle(self) -> bool:
         return not self._ready
 
-    def free_sequence(self, seq_id: str) -> None:
-        self._running.pop(_trajectory_id(seq_id), None)
-
-
-def _trajectory_id(seq_id: str) -> str:
-    """Returns the trajectory id in the scheduler's sequence id `{run}:{trajectory id}:{attempt}`."""
-    return seq_id.split(":", 1)[1].rsplit(":", 1)[0]
+    def free_sequence(self, seq_id: AttemptId) -> None:
+        self._running.pop(seq_id.trajectory_id, None)
 
 
 def demonstrate_all(

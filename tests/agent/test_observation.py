@@ -1,14 +1,16 @@
 """Golden observations: the nine kinds in the released layout, byte for byte, and text that must be escaped."""
 
-import enum
 from dataclasses import replace
 
 import pytest
 
-from dv2_jax.agent.observation import render_observation, truncate_middle
+from dv2_jax.agent.observation import render_observation
 from dv2_jax.agent.parser import ParsedTurn, parse_turn
+from dv2_jax.agent.tools.code import truncate_middle
+from dv2_jax.agent.tools.tool_registry import default_tools, protocol_tags
 from dv2_jax.data.chat_encoder import escape_special_tokens
 from tests.agent.tool_results import Item, Result, png
+from tools_service.common.status import Status
 
 CODE = ParsedTurn("code", "...")
 
@@ -21,7 +23,7 @@ def test_code_without_images(agent):
 
 def test_code_with_images(agent):
     images = (png(seed=1), png(seed=2))
-    seen = render_observation(CODE, Result(stdout="", stderr="Traceback: x", images=images, status="ERROR"), agent)
+    seen = render_observation(CODE, Result(stdout="", stderr="Traceback: x", images=images, status=Status.ERROR), agent)
     assert seen.text == (
         "Code execution result:\nstdout:\n```\n\n```\n\nstderr:\n```\nTraceback: x\n```\n\nImages:\n<image><image>"
     )
@@ -77,7 +79,7 @@ def test_wrong_parameters(agent):
 def test_a_failed_search_names_the_row_of_released_data(agent):
     turn = parse_turn('<tool_call>{"name": "search", "arguments": {}}</tool_call>')
     assert render_observation(turn, None, agent, dataset_index="fvqa_12").text == "Error: 'query' for fvqa_12"
-    failed = Result(status="TIMEOUT", message="the index did not answer")
+    failed = Result(status=Status.TIMEOUT, message="the index did not answer")
     assert render_observation(ParsedTurn("search", "x"), failed, agent, dataset_index="fvqa_12").text == (
         "Error: the index did not answer for fvqa_12"
     )
@@ -90,27 +92,22 @@ def test_the_terminal_kind_has_no_observation(agent):
 
 
 def test_a_failure_caused_by_the_policy_is_an_observation(agent):
-    for status in ("TIMEOUT", "OOM", "CRASHED", "OUTPUT_LIMIT"):
+    for status in (Status.TIMEOUT, Status.OOM, Status.CRASHED, Status.OUTPUT_LIMIT):
         seen = render_observation(CODE, Result(status=status, stdout="so far", restarted=True), agent)
         stderr = seen.text.split("stderr:\n```\n")[1]
         assert "so far" in seen.text and stderr.count("\n") == 2 and "restarted" in stderr
-    shown = render_observation(CODE, Result(status="TIMEOUT", message="stopped after 10 s"), agent)
+    shown = render_observation(CODE, Result(status=Status.TIMEOUT, message="stopped after 10 s"), agent)
     assert "stderr:\n```\nstopped after 10 s\n```" in shown.text
-    assert render_observation(CODE, Result(status="REFUSED", message="too large"), agent).text == "Error: too large"
+    assert (
+        render_observation(CODE, Result(status=Status.REFUSED, message="too large"), agent).text == "Error: too large"
+    )
 
 
 @pytest.mark.parametrize("kind", ["code", "search", "image_search"])
-@pytest.mark.parametrize("status", ["UNAVAILABLE", "SESSION_LOST", "CANCELLED"])
+@pytest.mark.parametrize("status", [Status.UNAVAILABLE, Status.SESSION_LOST, Status.CANCELLED])
 def test_a_failure_of_the_infrastructure_never_becomes_an_observation(agent, kind, status):
     with pytest.raises(ValueError, match="infrastructure"):
         render_observation(ParsedTurn(kind, "x"), Result(status=status, message="gone"), agent)
-
-
-def test_a_status_may_be_an_enum_member(agent):
-    Status = enum.Enum("Status", ["OK", "UNAVAILABLE"])
-    assert "1" in render_observation(CODE, Result(status=Status.OK, stdout="1"), agent).text
-    with pytest.raises(ValueError, match="infrastructure"):
-        render_observation(CODE, Result(status=Status.UNAVAILABLE), agent)
 
 
 def test_at_most_the_permitted_images_are_shown_and_the_rest_is_counted(agent):
@@ -142,7 +139,7 @@ def test_no_tool_output_can_pose_as_an_image_a_turn_or_a_tag(agent):
         (CODE, Result(stdout=HOSTILE, stderr=HOSTILE, images=(png(),))),
         (ParsedTurn("search", HOSTILE), Result(items=(Item(HOSTILE, HOSTILE, HOSTILE, HOSTILE),))),
         (ParsedTurn("image_search"), Result(items=(Item(HOSTILE, thumbnail=png()),))),
-        (ParsedTurn("search", "x"), Result(status="ERROR", message=HOSTILE)),
+        (ParsedTurn("search", "x"), Result(status=Status.ERROR, message=HOSTILE)),
         (
             parse_turn(f"<tool_call>{HOSTILE.replace('<tool_call>', '').replace('<answer>1', '<answer>')}</tool_call>"),
             None,
@@ -152,7 +149,7 @@ def test_no_tool_output_can_pose_as_an_image_a_turn_or_a_tag(agent):
         seen = render_observation(turn, result, agent)
         assert seen.text.count("<image>") == len(seen.images)
         outside = seen.text.removeprefix("<tool_response>").removesuffix("</tool_response>").replace("<image>", "")
-        assert escape_special_tokens(outside) == outside, turn
+        assert escape_special_tokens(outside, protocol_tags(default_tools())) == outside, turn
 
 
 def test_only_the_configured_number_of_results_is_shown(agent):

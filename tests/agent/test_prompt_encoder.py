@@ -72,7 +72,7 @@ def test_equal_images_share_a_digest_and_another_resolution_does_not(prompt_enco
     from dv2_jax.config import ImageConfig
     from dv2_jax.data.chat_encoder import ChatEncoder
 
-    larger = ChatEncoder(prompt_encoder.tokenizer, ImageConfig(max_pixels=200 * 200)).encode_image(png(seed=1))
+    larger = ChatEncoder(prompt_encoder.tokenizer, ImageConfig(max_pixels=200 * 200), ()).encode_image(png(seed=1))
     assert larger.digest != first.digest
 
 

@@ -2,8 +2,11 @@
 
 import pytest
 
-from dv2_jax.agent.tool_use import TOOL_KINDS, classify_cell, shares, tool_kinds
+from dv2_jax.agent.tool_use import shares, tool_kinds
+from dv2_jax.agent.tools.cell_kinds import classify_cell
+from dv2_jax.agent.tools.tool_registry import default_tools, use_titles
 from dv2_jax.agent.trajectory import TurnRecord
+from tools_service.common.status import Status
 
 
 @pytest.mark.parametrize(
@@ -33,23 +36,23 @@ def test_a_cell_is_classed_by_what_it_does_and_what_came_back(code, num_images, 
     assert classify_cell(code, num_images) == kind
 
 
-def _code(code: str, *, images=(), status="OK") -> TurnRecord:
+def _code(code: str, *, images=(), status=Status.OK) -> TurnRecord:
     return TurnRecord(f"<think>x</think>\n<code>\n```python\n{code}\n```\n</code>", "code", "", images, status)
 
 
 def test_shares_count_calls_that_ran_and_sum_to_one():
-    search = TurnRecord('<tool_call>\n{"name": "search"}\n</tool_call>', "search", "", (), "OK")
+    search = TurnRecord('<tool_call>\n{"name": "search"}\n</tool_call>', "search", "", (), Status.OK)
     turns = [
         _code("image_1.crop((0, 0, 9, 9))", images=(b"png",)),
         _code("print(2 ** 10)"),
         _code("print(2 ** 11)"),
         search,
-        _code("print(2 ** 12)", status=""),  # the last permitted turn: not executed
+        _code("print(2 ** 12)", status=None),  # the last permitted turn: not executed
         TurnRecord("<answer>4</answer>", "answer"),
     ]
     found = shares(tool_kinds(turns))
     assert found == {"crop": 0.25, "numerical": 0.5, "mark": 0.0, "other": 0.0, "image_search": 0.0, "search": 0.25}
-    assert tuple(found) == TOOL_KINDS
+    assert list(found) == list(use_titles(default_tools()))
 
 
 def test_without_calls_all_shares_are_zero():

@@ -9,6 +9,7 @@ from dv2_jax.agent.trajectory_builder import TrajectoryBuilder
 from dv2_jax.config import AgentConfig
 from dv2_jax.data.chat_encoder import encode_conversation
 from tests.agent.tool_results import Item, Result, png
+from tools_service.common.status import Status
 
 CODE = "<think>look</think>\n<code>\n```python\nprint(1)\n```\n</code>"
 SEARCH = 'go on</think>\n<tool_call>\n{"name": "search", "arguments": {"query": "x"}}\n</tool_call>'
@@ -116,7 +117,7 @@ def test_an_answer_finishes_and_nothing_can_be_added(prompt_encoder, question):
     builder = build_trajectory(prompt_encoder, question)
     trajectory = builder.trajectory()
     assert builder.finish is Finish.ANSWER and trajectory.tool_calls == 2
-    assert trajectory.used_code and trajectory.used_search and not trajectory.dropped
+    assert trajectory.used_categories() == {"code": True, "search": True} and not trajectory.dropped
     assert [turn.wall_ms for turn in trajectory.turns] == [12.0, 0.0, 0.0]
     with pytest.raises(RuntimeError, match="finished"):
         builder.append_scripted_turn(ANSWER)
@@ -170,7 +171,7 @@ def test_an_observation_that_does_not_fit_is_not_appended(make_prompt_encoder, q
         assert builder.finish is (None if fits else Finish.MAX_TOKENS)
         assert builder.max_new_tokens == (1 if fits else min(400, limit - before))
         assert (builder.trajectory().turns[-1].observation is not None) == fits
-        assert builder.trajectory().turns[-1].status == "OK"
+        assert builder.trajectory().turns[-1].status is Status.OK
 
 
 def test_a_prompt_that_fills_the_budget_is_finished_at_once(make_prompt_encoder, question):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from tools_service.common.status import Status
+
 
 @dataclass(frozen=True)
 class Item:
@@ -22,7 +24,7 @@ class Item:
 class Result:
     """The fields of a tool result that an observation is rendered from."""
 
-    status: str = "OK"
+    status: Status = Status.OK
     stdout: str = ""
     stderr: str = ""
     images: tuple[bytes, ...] = ()

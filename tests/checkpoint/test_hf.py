@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dv2_jax.checkpoint import hf
-from dv2_jax.checkpoint.hf import CheckpointMismatch, load_hf, save_hf
+from dv2_jax.checkpoint.damage import CheckpointMismatch
+from dv2_jax.checkpoint.hf import load_hf, save_hf
 from dv2_jax.checkpoint.weight_map import weight_entries
 from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.params import abstract_params, build, init_params, merge

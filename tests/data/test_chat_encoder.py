@@ -9,10 +9,15 @@ from dv2_jax.config import ImageConfig
 from dv2_jax.data.chat_encoder import ChatEncoder, encode_conversation, escape_special_tokens
 from dv2_jax.data.tokenizer import train_bpe
 
+STOP_STRINGS = ("</code>", "</tool_call>")
+TAGS = ("code", "tool_call", "tool_response")
+
 
 @pytest.fixture(scope="module")
 def encoder():
-    return ChatEncoder(train_bpe(["<think>a</think> b stdout"] * 3, 300), ImageConfig(max_pixels=112 * 112))
+    return ChatEncoder(
+        train_bpe(["<think>a</think> b stdout"] * 3, 300), ImageConfig(max_pixels=112 * 112), STOP_STRINGS
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +82,5 @@ def test_conversations_out_of_order_are_refused_by_name(encoder, encoded_image):
 )
 def test_escaped_text_contains_no_tag_and_escaping_is_idempotent(tag):
     text = f"<{tag}{tag}<b> a < b |x|"
-    assert tag not in escape_special_tokens(text) and escape_special_tokens(
-        escape_special_tokens(text)
-    ) == escape_special_tokens(text)
-    assert escape_special_tokens("<b> if a < b: <|x y|> </div>") == "<b> if a < b: <|x y|> </div>"
+    assert tag not in (once := escape_special_tokens(text, TAGS)) and escape_special_tokens(once, TAGS) == once
+    assert escape_special_tokens("<b> if a < b: <|x y|> </div>", TAGS) == "<b> if a < b: <|x y|> </div>"

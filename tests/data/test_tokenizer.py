@@ -109,5 +109,5 @@ def test_the_exported_files_load_in_transformers_with_the_same_ids_and_dialogue(
         rendered = theirs.apply_chat_template(
             messages, chat_template=CHAT_TEMPLATE, tokenize=False, add_generation_prompt=True
         )
-        ours = ChatEncoder(tokenizer, ImageConfig()).encode_prompt(messages, ())
+        ours = ChatEncoder(tokenizer, ImageConfig(), ()).encode_prompt(messages, ())
         assert theirs(rendered)["input_ids"] == list(ours.token_ids)

@@ -205,5 +205,5 @@ def make_world() -> World:
         params,
         forbidden_ids(tokenizer, vocab, frozenset({eos})),
         StopAutomaton(tokenizer, ("</code>", "</tool_call>"), [eos]),
-        ChatEncoder(tokenizer, ImageConfig()),
+        ChatEncoder(tokenizer, ImageConfig(), ("</code>", "</tool_call>")),
     )

@@ -16,7 +16,7 @@ from dv2_jax.agent.prompt_encoder import PromptEncoder
 from dv2_jax.agent.trajectory_builder import TrajectoryBuilder
 from dv2_jax.checkpoint.policy_spec import load_policy_spec
 from dv2_jax.checkpoint.store import CheckpointStore
-from dv2_jax.config import Config, ImageConfig, ModelSource, OptimConfig, RunConfig, SFTConfig
+from dv2_jax.config import Config, ConfigError, ImageConfig, ModelSource, OptimConfig, RunConfig, SFTConfig
 from dv2_jax.data.chat_encoder import ChatEncoder
 from dv2_jax.data.question import Question
 from dv2_jax.data.tokenizer import Tokenizer
@@ -138,7 +138,7 @@ def test_an_interrupt_saves_after_the_step_and_the_same_command_resumes(config):
     assert summary["interrupted"] and summary["steps"] == 2
     assert not run_sft(stopped)["interrupted"]
     jax.tree.map(np.testing.assert_array_equal, weights(stopped)[1], weights(plain)[1])
-    with pytest.raises(FileExistsError, match="run.resume is off"):
+    with pytest.raises(ConfigError, match="run.resume is off"):
         run_sft(replace(stopped, run=replace(stopped.run, resume=False)))
 
 
@@ -170,7 +170,7 @@ def test_stored_trajectories_encode_to_the_rollout_tokens_and_images(config, tmp
         sft_data.generate_trajectories(solve, questions, tmp_path / "data", tokenizer, seed=5)
     assert calls == [(2, 5), (1, 7), (2, 8)]
     stored = sft_data.stored_trajectories(tmp_path / "data")
-    encode = sft_data.from_trajectory(ChatEncoder(tokenizer, config.image))
+    encode = sft_data.from_trajectory(ChatEncoder(tokenizer, config.image, ()))
     for record, trajectory in zip(stored, made, strict=True):
         example = encode(record)
         assert list(example.token_ids) == trajectory.token_ids

@@ -65,7 +65,7 @@ def test_a_term_from_outside_needs_no_registration_if_its_import_path_is_given(m
     module.says_paris = lambda answer, config: True if answer.prediction == "Paris" else None
     monkeypatch.setitem(sys.modules, "my_rewards", module)
     config = RewardConfig(terms=("accuracy=2", "my_rewards:turns=0.25"), verdicts=("my_rewards:says_paris",))
-    trajectory = types.SimpleNamespace(turns=(1, 2, 3))
+    trajectory = types.SimpleNamespace(turns=(1, 2, 3), tools=())
     assert score_response(ANSWER, True, "reason", config, trajectory).total == pytest.approx(2 - 0.75)
     question = Question("q", "plain", "perception", "Which city?", (), "Rome")
     assert is_correct(question, ANSWER, config)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dv2_jax.config import EngineConfig
 from dv2_jax.data.chat_encoder import ChatEncoder
 from dv2_jax.engine.engine import EngineStats, TurnOutput
+from dv2_jax.rollout.scheduler import AttemptId
 from tools_service.client import Status, ToolResult, ToolsClient
 
 
@@ -24,31 +25,31 @@ class ScriptedEngine:
         self.stats = EngineStats()
         self.waiting = 0
         self.idle = False
-        self.ids: dict[str, list[int]] = {}
-        self.released: dict[str, list[int]] = {}
+        self.ids: dict[AttemptId, list[int]] = {}
+        self.released: dict[AttemptId, list[int]] = {}
         self._encoder, self._script = encoder, script
-        self._turns: dict[str, int] = {}
-        self._asked: dict[str, int] = {}
+        self._turns: dict[AttemptId, int] = {}
+        self._asked: dict[AttemptId, int] = {}
 
-    def add_sequence(self, seq_id: str, key: int) -> None:
+    def add_sequence(self, seq_id: AttemptId, key: int) -> None:
         assert seq_id not in self.ids
         self.ids[seq_id], self._turns[seq_id] = [], 0
 
-    def append(self, seq_id: str, token_ids, images=()) -> None:
+    def append(self, seq_id: AttemptId, token_ids, images=()) -> None:
         assert seq_id not in self._asked
         image_pad = self._encoder.tokenizer.id("<|image_pad|>")
         assert list(token_ids).count(image_pad) == sum(image.tokens for image in images)
         self.ids[seq_id] += token_ids
 
-    def request_turn(self, seq_id: str, max_new_tokens: int, temperature: float) -> None:
+    def request_turn(self, seq_id: AttemptId, max_new_tokens: int, temperature: float) -> None:
         assert seq_id not in self._asked and max_new_tokens > 0
         self._asked[seq_id] = max_new_tokens
 
     def step(self) -> list[TurnOutput]:
         outputs = []
         for seq_id, limit in self._asked.items():
-            trajectory_id = seq_id.split(":")[1]
-            token_ids = self._encoder.encode_assistant(self._script(trajectory_id, self._turns[seq_id]))
+            text = self._script(seq_id.trajectory_id, self._turns[seq_id])
+            token_ids = self._encoder.encode_assistant(text)
             finish = "eos" if token_ids[-1] == self._encoder.im_end else "stop"
             if len(token_ids) > limit:
                 token_ids, finish = token_ids[:limit], "length"
@@ -60,7 +61,7 @@ class ScriptedEngine:
         self.idle = not outputs
         return outputs
 
-    def free_sequence(self, seq_id: str) -> None:
+    def free_sequence(self, seq_id: AttemptId) -> None:
         self.released[seq_id] = self.ids.pop(seq_id)
         self._asked.pop(seq_id, None)
 

@@ -64,7 +64,7 @@ def test_every_kind_of_turn_gets_its_own_observation(tokenizer, client):
     assert sorted(tools.sent) == sorted(tools.received) and len(set(tools.sent)) == len(tools.sent)
     assert max(tools.batches) > 3, "requests of one round leave together"
     sessions = {name.split(":")[1] for name in tools.closed}
-    assert sessions == {"calculates", "crops", "raises", "never answers"}
+    assert sessions == {"calculates", "crops", "raises", "never_answers"}
     assert rollout.stats["tool_requests"] == len(tools.sent) and rollout.stats["tool_exec_error"] == 1
 
 
@@ -74,7 +74,7 @@ def test_the_engine_was_given_exactly_the_ids_of_the_trajectory(tokenizer, clien
     engine = rollout.engine
     assert not engine.ids
     for trajectory in trajectories:
-        (name,) = (name for name in engine.released if name.split(":")[1] == trajectory.id)
+        (name,) = (name for name in engine.released if name.trajectory_id == trajectory.id)
         assert engine.released[name] == trajectory.token_ids
         sampled = [v for v, mask in zip(trajectory.versions, trajectory.loss_mask, strict=True) if mask]
         assert set(sampled) == {engine.version}
@@ -159,7 +159,7 @@ def test_an_observation_that_does_not_fit_ends_the_trajectory_with_its_own_words
     rollout = scheduler(tokenizer, client, lambda name, turn: long[name][turn])
     (trajectory,) = rollout.run(requests("long"))
     assert trajectory.finish is Finish.MAX_TOKENS
-    assert trajectory.loss_mask[-1] == 1 and trajectory.turns[0].status == "OK"
+    assert trajectory.loss_mask[-1] == 1 and trajectory.turns[0].status is Status.OK
 
 
 def test_image_search_without_an_image_is_an_observation_and_no_request(tokenizer, client):

@@ -18,6 +18,7 @@ from dv2_jax.toy import tasks, teacher
 from dv2_jax.toy.styles import CAREFUL, TIGHT, WIDE
 from dv2_jax.toy.tasks import reasoning
 from tools_service.client import ExecRequest
+from tools_service.common.status import Status
 
 HALF = re.compile(r"x, y, r = \d+, \d+, (\d+)$", re.MULTILINE)  # half side of a crop around a given position
 QUERY = re.compile(r'"arguments": {"query": "([^"]+)"}')
@@ -42,7 +43,7 @@ def mixed(prompt_encoder, tools):
 
 def first(trajectory) -> str:
     """Returns the first turn whose tool call succeeded."""
-    return next(turn.text for turn in trajectory.turns if turn.status == "OK")
+    return next(turn.text for turn in trajectory.turns if turn.status is Status.OK)
 
 
 def test_the_careful_teacher_answers_every_held_out_question(careful):
@@ -67,7 +68,7 @@ def test_a_careful_trajectory_takes_the_tools_that_its_skill_needs_and_no_other(
         "integration": {("image_search", "search", "code", "answer"), ("code", "search", "code", "answer")},
         "plain": {("answer",)},
     }
-    assert all(turn.status == "OK" for t in careful[0] for turn in t.turns[:-1])
+    assert all(turn.status is Status.OK for t in careful[0] for turn in t.turns[:-1])
 
 
 def test_the_turns_of_the_teacher_are_trained_and_observations_are_not(careful, prompt_encoder):
@@ -92,7 +93,7 @@ def test_a_careful_trajectory_earns_the_full_reward(careful, prompt_encoder):
         parts = score_response(
             text, teacher.has_correct_answer(trajectory), trajectory.question.data_source, Config().reward
         )
-        assert parts.total == pytest.approx(0.92 if trajectory.used_search else 1.0)
+        assert parts.total == pytest.approx(0.92 if trajectory.used_categories()["search"] else 1.0)
 
 
 def test_perception_is_solved_with_tight_and_with_wide_crops(mixed):
@@ -117,7 +118,7 @@ def test_search_is_solved_with_exact_and_with_broad_queries(mixed):
 
 
 def test_plain_questions_are_answered_with_and_without_a_needless_search(mixed):
-    assert {t.used_search for t in mixed["plain"]} == {True, False}
+    assert {t.used_categories()["search"] for t in mixed["plain"]} == {True, False}
 
 
 def test_an_error_is_followed_by_a_retry(mixed):
@@ -125,10 +126,10 @@ def test_an_error_is_followed_by_a_retry(mixed):
     failed_turns = []
     for trajectory in [t for found in mixed.values() for t in found]:
         for turn, following in zip(trajectory.turns, trajectory.turns[1:], strict=False):
-            if turn.status == "ERROR" or turn.kind == "malformed":
+            if turn.status is Status.ERROR or turn.kind == "malformed":
                 failed_turns.append(turn)
                 assert "Error" in turn.observation
-                assert following.status == "OK"
+                assert following.status is Status.OK
     assert failed_turns
 
 

@@ -21,8 +21,9 @@ from tools_service.client.messages import (
 )
 from tools_service.client.replicas import Tls
 from tools_service.client.sync_client import ToolsClient
+from tools_service.common.index_schema import TEXT_INDEX_SCHEMA
 
 __all__ = [
     "AsyncToolsClient", "ExecRequest", "ImageSearchRequest", "Kind", "LocalService", "Request", "SearchItem", "Status",
-    "TextSearchRequest", "Tls", "ToolResult", "ToolsClient", "start_local_service",
+    "TEXT_INDEX_SCHEMA", "TextSearchRequest", "Tls", "ToolResult", "ToolsClient", "start_local_service",
 ]  # fmt: skip

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+from tools_service.common.status import Status
 from tools_service.proto import tools_pb2 as pb
 
 MAX_MESSAGE_BYTES = 64 << 20  # largest message that client and service accept
@@ -18,21 +18,9 @@ _BATCH_ITEMS = 1024
 Kind = Literal["exec", "text_search", "image_search"]
 
 
-class Status(enum.Enum):
-    OK = "ok"
-    ERROR = "error"  # the code raised
-    TIMEOUT = "timeout"
-    OOM = "oom"
-    CRASHED = "crashed"
-    OUTPUT_LIMIT = "output_limit"
-    SESSION_LOST = "session_lost"  # not executed: the namespace that the code relied on is gone
-    REFUSED = "refused"  # not executed: the request is wrong
-    UNAVAILABLE = "unavailable"  # infrastructure; may be tried again
-    CANCELLED = "cancelled"  # stopped because its call was canceled and not repeated; may have run in part
-
-
 @dataclass(frozen=True)
 class ExecRequest:
+    kind: ClassVar[Kind] = "exec"
     request_id: str
     session_id: str
     code: str
@@ -42,6 +30,7 @@ class ExecRequest:
 
 @dataclass(frozen=True)
 class TextSearchRequest:
+    kind: ClassVar[Kind] = "text_search"
     request_id: str
     query: str
     k: int
@@ -49,6 +38,7 @@ class TextSearchRequest:
 
 @dataclass(frozen=True)
 class ImageSearchRequest:
+    kind: ClassVar[Kind] = "image_search"
     request_id: str
     image: bytes
     k: int
@@ -69,7 +59,7 @@ class SearchItem:
 @dataclass(frozen=True)
 class ToolResult:
     request_id: str
-    kind: Kind
+    kind: str  # `kind` of the request
     status: Status
     stdout: str = ""
     stderr: str = ""
@@ -88,18 +78,12 @@ class ToolResult:
     cached: bool = False  # replayed from an earlier answer
 
 
-def request_kind(request: Request) -> Kind:
-    if isinstance(request, ExecRequest):
-        return "exec"
-    return "text_search" if isinstance(request, TextSearchRequest) else "image_search"
-
-
 def image_digest(image: bytes) -> bytes:
     return hashlib.sha256(image).digest()
 
 
 def failed_result(request: Request, status: Status, message: str) -> ToolResult:
-    return ToolResult(request.request_id, request_kind(request), status, message=message)
+    return ToolResult(request.request_id, request.kind, status, message=message)
 
 
 def from_proto(request: Request, reply: pb.Result) -> ToolResult:
@@ -111,7 +95,7 @@ def from_proto(request: Request, reply: pb.Result) -> ToolResult:
     status = Status[name]
     return ToolResult(
         reply.request_id,
-        request_kind(request),
+        request.kind,
         status,
         reply.stdout,
         reply.stderr,

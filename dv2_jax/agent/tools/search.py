@@ -1,0 +1,64 @@
+"""The text search tool: a query to the search service."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dv2_jax.agent.tools.base import (
+    RESPONSE_TAG,
+    Observation,
+    ParsedTurn,
+    RenderContext,
+    RequestContext,
+    ToolOutput,
+    malformed,
+)
+from dv2_jax.agent.tools.json_call import JsonCallTool, text_problem
+from dv2_jax.agent.tools.tool_registry import register_tool
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tools_service.client import TextSearchRequest
+
+
+@register_tool
+class SearchTool(JsonCallTool):
+    """Searches for `{"query": "..."}`; returns titles, addresses, dates and snippets in Google's layout."""
+
+    name = "search"
+    title = "text search"
+    verb = "searches"
+    is_search = True
+
+    def parse_arguments(self, arguments: Any, raw: str) -> ParsedTurn:
+        query = arguments.get("query") if isinstance(arguments, dict) else None
+        if query is None:
+            return malformed("Error: 'query'", includes_row_id=True)
+        if not isinstance(query, str) or not query.strip():
+            return malformed("Error: 'query' must be a string that is not empty", includes_row_id=True)
+        if problem := text_problem(query):
+            return malformed(f"Error: 'query' {problem}", includes_row_id=True)
+        return ParsedTurn(self.name, query)
+
+    def request(self, turn: ParsedTurn, context: RequestContext) -> TextSearchRequest:
+        from tools_service.client import TextSearchRequest
+
+        return TextSearchRequest(context.request_id, turn.payload, context.agent.search_results)
+
+    def render_success(self, turn: ParsedTurn, result: ToolOutput, context: RenderContext) -> Observation:
+        items = list(result.items)[: context.config.search_results]
+        entries = []
+        for number, item in enumerate(items, start=1):
+            date = f"\nDate published: {item.date}" if item.date else ""
+            snippet = f"\n{item.snippet}" if item.snippet else ""
+            entry = f"{number}. [{item.title}]({item.url}){date}\n{snippet}"
+            entries.append(entry.replace("Your browser can't play this video.", ""))
+        head = f"A Google search for '{turn.payload}' found {len(items)} results:\n\n## Web Results\n"
+        body = context.escape(head + "\n\n".join(entries))
+        return Observation(f"<{RESPONSE_TAG}>\n{body}\n</{RESPONSE_TAG}>")
+
+    def display(self, payload: str) -> RenderableType:
+        from rich.text import Text
+
+        return Text.assemble("  ", ("search", "cyan"), " ", payload)
