@@ -53,6 +53,8 @@ def run(config: Config) -> dict:
     console = Console(quiet=not main)
     questions = benchmark_questions(config.task)
     run_dir = Path(config.run.root) / config.run.name
+    if (run_dir / "checkpoints").exists():  # its config.json would no longer be that of the checkpoints
+        raise ConfigError(f"{run_dir} is a training run: choose another folder with --config.run.name=NAME")
     run_dir.mkdir(parents=True, exist_ok=True)
     if main:
         write_json(run_dir / "config.json", config.to_dict())

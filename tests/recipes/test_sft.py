@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -177,3 +178,37 @@ def test_stored_trajectories_encode_to_the_rollout_tokens_and_images(config, tmp
         assert list(example.loss_weight) == trajectory.loss_mask
         assert [p.digest for p in example.images] == [p.digest for p in trajectory.images]
         np.testing.assert_array_equal(example.images[1].patches, trajectory.images[1].patches)
+
+
+def test_a_damaged_checkpoint_continues_from_the_one_before_it(config, capsys):
+    """Catches: a run that stops at, or silently skips, a damaged checkpoint; steps that are trained or logged twice."""
+    steady = replace(config, optim=OptimConfig(schedule="constant", warmup_ratio=0.0))
+    plain, damaged = (
+        replace(steady, run=replace(config.run, name=name), sft=replace(config.sft, steps=3, checkpoint_every=1))
+        for name in ("plain", "damaged")
+    )
+    run_sft(plain)
+    run_sft(replace(damaged, sft=replace(damaged.sft, steps=2)))
+    newest = Path(config.run.root) / "damaged" / "checkpoints" / "2"
+    os.truncate(max(newest.glob("params/**/d/*"), key=lambda path: path.stat().st_size), 100)
+    capsys.readouterr()
+    assert run_sft(damaged)["steps"] == 3
+    printed = capsys.readouterr().out
+    assert "WARNING: checkpoint" in printed and "resuming" in printed and "after step 1" in printed
+    assert newest.with_name("2.damaged").is_dir()
+    jax.tree.map(np.testing.assert_array_equal, weights(damaged)[1], weights(plain)[1])
+    rows, expected = (read_metrics(f"{config.run.root}/{name}") for name in ("damaged", "plain"))
+    assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in expected]
+
+
+def test_a_finished_run_says_so_and_another_configuration_is_refused(config, capsys):
+    """Catches: a finished run whose provenance a second command rewrites, or that trains again."""
+    short = replace(config, sft=replace(config.sft, steps=1))
+    summary = run_sft(short)
+    training = (Path(config.run.root) / "sft" / "training.json").read_bytes()
+    capsys.readouterr()
+    assert run_sft(short) == json.loads(json.dumps(summary))
+    assert "already finished" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"optim\.learning_rate = 0\.003 there, 0\.1 here"):
+        run_sft(replace(short, optim=OptimConfig(learning_rate=0.1)))
+    assert (Path(config.run.root) / "sft" / "training.json").read_bytes() == training

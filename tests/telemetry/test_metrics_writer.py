@@ -67,3 +67,14 @@ def test_asking_for_wandb_without_the_package_says_how_to_get_it(tmp_path, monke
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(RuntimeError, match=r"pip install 'dv2_jax\[wandb\]'"):
         MetricsWriter(tmp_path, wandb_project="mine")
+
+
+def test_rewind__rows_of_repeated_steps_are_removed(tmp_path):
+    """Catches: two rows of one step after a fall back to an older checkpoint."""
+    with MetricsWriter(tmp_path, first_step=1) as metrics:
+        for step in (1, 2, 3):
+            metrics.write(step, {"loss": float(step)})
+        metrics.rewind(2)
+        metrics.write(2, {"loss": 20.0})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 20.0)]
