@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dv2_jax.config import Config, ConfigError, load
+from dv2_jax.config import Config, load, one_line_errors
 
 if TYPE_CHECKING:
     from dv2_jax.evaluation.chat_printer import ChatPrinter
@@ -90,17 +89,14 @@ def talk(session: RolloutSession, images: tuple[bytes, ...], texts: Iterator[str
 def main(argv: list[str] | None = None) -> None:
     arguments, rest = parser().parse_known_args(argv)
     console = Console()
-    try:
+    with one_line_errors():
         config = configuration(arguments.model, rest)
         images = tuple(path.read_bytes() for path in arguments.image)
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     from dv2_jax.evaluation.chat_printer import ChatPrinter
     from dv2_jax.policy import load_policy
     from dv2_jax.rollout.session import open_session
 
-    with tempfile.TemporaryDirectory(prefix="dv2_jax_chat_") as folder, ExitStack() as stack:
+    with one_line_errors(), tempfile.TemporaryDirectory(prefix="dv2_jax_chat_") as folder, ExitStack() as stack:
         with console.status("loading the policy and starting its tools"):
             policy = load_policy(config, single_device=True)
             session = stack.enter_context(open_session(policy, config, folder))

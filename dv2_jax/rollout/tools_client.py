@@ -9,12 +9,11 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from dv2_jax.config import Config, ConfigError, ToolsConfig
+from dv2_jax.config import Config, ConfigError, RunFailure, ToolsConfig
 from dv2_jax.parallel import distributed
 from dv2_jax.rollout.local_calls import LocalCallRunner
 from dv2_jax.toy import tasks
@@ -92,15 +91,10 @@ def embedded_index(kind: Literal["text", "image"]) -> Path:
     index = folder / kind
     if not index.exists():
         texts, images = tasks.write_corpus(folder / "corpus")
-        with tempfile.TemporaryDirectory(dir=folder) as partial:
-            command = [sys.executable, "-m", "tools_service.cli.index", kind, texts if kind == "text" else images]
-            done = subprocess.run(
-                [*map(str, command), "--output", f"{partial}/{kind}"], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                raise RuntimeError(f"indexing the {kind} corpus in {folder} failed:\n{done.stderr.strip()}")
-            with contextlib.suppress(OSError):  # another process has built the same index first
-                os.rename(f"{partial}/{kind}", index)
+        command = [sys.executable, "-m", "tools_service.cli.index", kind, texts if kind == "text" else images]
+        done = subprocess.run([*map(str, command), "--output", str(index)], capture_output=True, text=True, check=False)
+        if done.returncode and not index.exists():  # it exists if another process has built the same index first
+            raise RunFailure(f"indexing the {kind} corpus in {folder} failed: {done.stderr.strip()}")
     return index
 
 

@@ -9,10 +9,16 @@ titles, or a table with rows of "image" (path relative to the table, or bytes), 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
+_PARTIAL = ".partial"  # suffix of a folder that is being written
+_DESCRIPTION = "tools_index.json"  # the file by which readers recognize an index
 _FIELDS = ("title", "text", "url", "date")
 
 
@@ -42,12 +48,10 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(
             f"error: {'--fields is for text' if options.fields else '--embedding is for images'}, not for {options.kind}"
         )
-    os.makedirs(options.output, exist_ok=True)
-    if os.listdir(options.output):
-        sys.exit(f"error: {options.output} is not empty")
     started = time.monotonic()
     try:
-        count = _text(options) if options.kind == "text" else _image(options)
+        with _new_folder(options.output) as folder:
+            count = _text(options, folder) if options.kind == "text" else _image(options, folder)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(
@@ -55,7 +59,35 @@ def main(argv: list[str] | None = None) -> None:
     )
 
 
-def _text(options: argparse.Namespace) -> int:
+@contextlib.contextmanager
+def _new_folder(output: str) -> Iterator[str]:
+    """Yields a temporary folder that becomes `output` at the end of the block; after an error nothing is left of it.
+
+    An `output` that exists, e.g. because a volume is mounted there, is filled in place, the description last.
+
+    Raises:
+        ValueError: `output` exists and is not an empty folder.
+        OSError: a folder cannot be created or renamed.
+    """
+    target = Path(output).absolute()
+    exists = target.exists()
+    # A killed command leaves its temporary folder.
+    if exists and not (target.is_dir() and all(entry.name.endswith(_PARTIAL) for entry in target.iterdir())):
+        raise ValueError(f"{output} is not empty: choose another folder, or remove it first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    within, prefix = (target, ".") if exists else (target.parent, f".{target.name}.")
+    with tempfile.TemporaryDirectory(dir=within, prefix=prefix, suffix=_PARTIAL) as partial:
+        folder = Path(partial, "index")
+        folder.mkdir()
+        yield str(folder)
+        if not exists:
+            os.replace(folder, target)
+            return
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == _DESCRIPTION):
+            os.replace(entry, target / entry.name)
+
+
+def _text(options: argparse.Namespace, folder: str) -> int:
     from tools_service.search.indexing import corpora
     from tools_service.search.providers import text_index
 
@@ -65,19 +97,17 @@ def _text(options: argparse.Namespace) -> int:
         if ours not in _FIELDS or not theirs:
             raise ValueError(f"--fields {pair!r} must be OURS=THEIRS, ours one of {', '.join(_FIELDS)}")
         fields[ours] = theirs
-    return text_index.TextIndex(
-        text_index.build_index(corpora.text_rows(options.source, fields), options.output)
-    ).documents
+    return text_index.TextIndex(text_index.build_index(corpora.text_rows(options.source, fields), folder)).documents
 
 
-def _image(options: argparse.Namespace) -> int:
+def _image(options: argparse.Namespace, folder: str) -> int:
     from tools_service.search.indexing import embedding
     from tools_service.search.providers import image_index
 
     provider = embedding.load_embedding(options.embedding) if options.embedding else None
     table, rows = image_index.build_table(image_index.read_images(options.source))
     image_index.save_index(
-        table, rows, options.output, image_index.embed_images(provider, options.source) if provider else None
+        table, rows, folder, image_index.embed_images(provider, options.source) if provider else None
     )
     return len(rows)
 

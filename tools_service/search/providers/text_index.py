@@ -55,15 +55,20 @@ def build_index(rows: Iterable[dict], folder: str | None) -> tantivy.Index:
     index = tantivy.Index(_schema(), path=folder) if folder else tantivy.Index(_schema())
     index.register_tokenizer(_ANALYZER, _analyzer())
     writer = index.writer(heap_size=64_000_000, num_threads=1)
-    count = 0
-    for count, row in enumerate(rows, start=1):
-        if not isinstance(row.get("title"), str) or not isinstance(row.get("text"), str):
-            raise ValueError(f'row {count} of the corpus needs "title" and "text", both strings; it has {sorted(row)}')
-        stored = {name: [str(row.get(name) or "").encode("utf-8", "replace")] for name in _STORED}
-        folded = {"title_folded": [fold(row["title"])], "text_folded": [fold(row["text"])]}
-        writer.add_document(tantivy.Document(**stored, **folded))
-    writer.commit()
-    writer.wait_merging_threads()
+    try:
+        count = 0
+        for count, row in enumerate(rows, start=1):
+            if not isinstance(row.get("title"), str) or not isinstance(row.get("text"), str):
+                raise ValueError(
+                    f'row {count} of the corpus needs "title" and "text", both strings; it has {sorted(row)}'
+                )
+            stored = {name: [str(row.get(name) or "").encode("utf-8", "replace")] for name in _STORED}
+            folded = {"title_folded": [fold(row["title"])], "text_folded": [fold(row["text"])]}
+            writer.add_document(tantivy.Document(**stored, **folded))
+        writer.commit()
+        writer.wait_merging_threads()
+    finally:
+        del writer  # ends its threads, which would otherwise write to a folder that a failed build removes
     index.reload()
     if folder:
         meta = {"kind": "text", "documents": count, "schema": TEXT_INDEX_SCHEMA}
