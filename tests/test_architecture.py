@@ -179,6 +179,33 @@ def test_only_the_client_of_the_tools_service_is_used():
     assert wrong == []
 
 
+# Files outside `agent/tools` that may contain the name or the closing tag of a tool as a string.
+KNOW_TOOLS = {
+    "config/schema.py": "the default of `agent.tools`",
+    "agent/prompts.py": "prompts as released",
+    "toy/scripted.py": "the teacher writes calls as a policy does",
+    "toy/pretraining.py": "weights of the curriculum",
+    "data/tokenizer.py": "tokens of Qwen's vocabulary",
+    "checkpoint/smol.py": "tokens of Qwen's vocabulary",
+}
+
+
+def test_only_the_files_of_the_tools_name_them():
+    """Catches a branch on the name of a tool, and a second source of a closing tag, outside `agent/tools`.
+
+    The name `search` is also that of a skill and of a data source.
+    """
+    names = {"code", "image_search", "</code>", "</tool_call>", "<code>", "<tool_call>"}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.value!r}"
+        for path in sources("dv2_jax")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in names
+        if "agent/tools/" not in str(path) and str(path.relative_to(ROOT / "dv2_jax")) not in KNOW_TOOLS
+    ]
+    assert wrong == []
+
+
 def test_no_torch_and_no_tensorflow_at_run_time():
     banned = {"torch", "torchvision", "tensorflow", "transformers", "accelerate", "datasets"}
     wrong = [

@@ -10,6 +10,7 @@ import argparse
 import base64
 import io
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

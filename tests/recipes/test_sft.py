@@ -27,6 +27,7 @@ from dv2_jax.recipes import sft, sft_data
 from dv2_jax.telemetry.metrics_writer import read_metrics
 from dv2_jax.trainer.optimizer import make_optimizer_bundle
 from dv2_jax.trainer.state import abstract_state
+from tools_service.common.status import Status
 
 
 def png(seed, size=(60, 40)):
@@ -154,7 +155,7 @@ def test_stored_trajectories_encode_to_the_rollout_tokens_and_images(config, tmp
         )
         builder.append_scripted_turn("<think>I zoom.</think>\n<code>\n```python\ndisplay(image_1)\n```\n</code>")
         builder.append_observation(
-            Observation("Code execution result:\n<image>", (png(10 + i, (30, 30)),)), status="OK"
+            Observation("Code execution result:\n<image>", (png(10 + i, (30, 30)),)), status=Status.OK
         )
         builder.append_scripted_turn("Seen.</think>\n<answer>7</answer>")
         made.append(builder.trajectory())

@@ -173,3 +173,36 @@ def test_image_search_without_an_image_is_an_observation_and_no_request(tokenize
 def test_two_trajectories_of_one_name_are_refused(tokenizer, client):
     with pytest.raises(ValueError, match="must differ"):
         scheduler(tokenizer, client, script).run(requests("crops", "crops"))
+
+
+POISONED = {
+    "half of a surrogate pair": '{"name": "search", "arguments": {"query": "a \\ud83d"}}',
+    "the character NUL": '{"name": "search", "arguments": {"query": "a \\u0000 b"}}',
+    "must be a string": '{"name": "search", "arguments": {"query": 7}}',
+    "'query'": '{"name": "search", "arguments": ["a"]}',
+    "parameters for image search": '{"name": "image_search", "arguments": {}}',
+    "tool call name": '{"name": "\\ud83d"}',
+    "the limit is 4096": '{"name": "search", "arguments": {"query": "%s"}}' % ("a " * 4000),
+}  # fmt: skip
+
+
+def test_a_poisoned_call_is_an_observation_of_its_trajectory_and_the_batch_goes_on(tokenizer, client):
+    """Catches a call that cannot be encoded, or that the service refuses, and takes the others of its batch along."""
+    scripts = {
+        name: [f"<think>x</think>\n<tool_call>\n{call}\n</tool_call>", ANSWER] for name, call in POISONED.items()
+    } | {"good": SCRIPTS["searches"]}
+    agent = replaced(AGENT, max_turn_tokens=20_000, max_total_tokens=40_000)
+    rollout = scheduler(tokenizer, client, lambda name, turn: scripts[name][turn], agent=agent)
+    for trajectory in rollout.run(requests(*scripts)):
+        assert trajectory.finish is Finish.ANSWER
+        wanted = "4207" if trajectory.id == "good" else trajectory.id
+        assert wanted in trajectory.turns[0].observation
+    assert rollout.stats["retries"] == rollout.stats["dropped"] == 0
+
+
+def test_the_id_of_a_question_may_hold_any_characters(tokenizer, client):
+    """Catches a sandbox session named by the question, which the service refuses for spaces, scripts and length."""
+    names = ["with space", "图像:1", "a" * 500, "", "x/y@z"]
+    rollout = scheduler(tokenizer, client, lambda _, turn: SCRIPTS["calculates"][turn])
+    for trajectory in rollout.run([RolloutRequest(question(), name or "empty", i) for i, name in enumerate(names)]):
+        assert "42" in trajectory.turns[1].observation

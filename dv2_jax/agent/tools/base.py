@@ -2,19 +2,18 @@
 
 A tool is one class in one file. This one needs no service:
 
-    @register_tool
-    class Calculator(Tool):
-        name = tag = "calculate"
-        prompt = "To calculate, write an expression between <calculate> and </calculate>."
+    class LetterCounter(Tool):
+        name = tag = "count"
+        prompt = "To count its letters, write a word between <count> and </count>."
 
         def parse(self, text):
-            calls = re.findall(r"<calculate>(.*?)</calculate>", text, re.DOTALL)
+            calls = re.findall(r"<count>(.*?)</count>", text, re.DOTALL)
             return ParsedTurn(self.name, calls[-1]) if calls else None
 
         def request(self, turn, context):
-            return LocalCall(context.request_id, self.name, lambda: LocalOutput(evaluate(turn.payload)))
+            return LocalCall(context.request_id, self.name, lambda: LocalOutput(f"{len(turn.payload)} letters"))
 
-`--config.agent.tools=code,search,image_search,my_package.my_module:Calculator` adds it to a run.
+`--config.agent.tools=code,search,image_search,my_package.my_module:LetterCounter` adds it to a run.
 """
 
 from __future__ import annotations
