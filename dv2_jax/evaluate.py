@@ -29,6 +29,7 @@ def run(config: Config) -> dict:
 
     Raises:
         ConfigError: a baseline is unknown or not available for these questions, or the judge cannot be used.
+        RowError: a data file cannot be used under `data.bad_rows`.
         JudgeOutage: the judge stopped giving verdicts.
     """
     if unknown := set(config.eval.baselines) - set(BASELINES):
@@ -39,11 +40,13 @@ def run(config: Config) -> dict:
     from dv2_jax.evaluation.table import print_comparison
     from dv2_jax.parallel import distributed
     from dv2_jax.policy import load_policy
+    from dv2_jax.recipes.checked_data import CheckedData
     from dv2_jax.recipes.run import write_json
     from dv2_jax.report.page import write_report
     from dv2_jax.rewards import prepare_rewards
     from dv2_jax.rollout.question_sources import benchmark_questions
     from dv2_jax.rollout.session import open_session
+    from dv2_jax.telemetry.progress import Display
     from dv2_jax.telemetry.trajectories import TrajectoryWriter
 
     started = time.perf_counter()
@@ -51,17 +54,19 @@ def run(config: Config) -> dict:
     distributed.initialize(cpu_devices=config.mesh.cpu_devices)
     main = distributed.is_main()
     console = Console(quiet=not main)
-    questions = benchmark_questions(config.task)
     run_dir = Path(config.run.root) / config.run.name
     if (run_dir / "checkpoints").exists():  # its config.json would no longer be that of the checkpoints
         raise ConfigError(f"{run_dir} is a training run: choose another folder with --config.run.name=NAME")
     run_dir.mkdir(parents=True, exist_ok=True)
+    policy = load_policy(config)
+    data = CheckedData(config, policy.tokenizer, run_dir, Display(enabled=main), is_training=False)
+    questions = benchmark_questions(config.task, data.read)
     if main:
         write_json(run_dir / "config.json", config.to_dict())
         for stage in ("evaluate", "no_tools"):  # written by an earlier evaluation of the same name
             (run_dir / "trajectories" / f"{stage}.jsonl").unlink(missing_ok=True)
-    results: dict = {"model": config.model.init, "questions": len(questions)}
-    with open_session(load_policy(config), config, run_dir) as session:
+    results: dict = {"model": config.model.init, "questions": len(questions), "rows_left_out": data.rows_left_out}
+    with open_session(policy, config, run_dir) as session:
         with console.status("loading the policy and compiling"):
             session.load_params()
         with TrajectoryWriter(run_dir / "trajectories", session.tokenizer, enabled=main) as writer:

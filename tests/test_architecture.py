@@ -23,7 +23,7 @@ LEVELS = {
     "rollout": 4, "trainer": 4, "policy": 4, "report": 4,
     "evaluation": 5, "toy": 5, "aot": 5,
     "recipes": 6,
-    "train": 7, "evaluate": 7, "export": 7, "chat": 7, "compile_ahead": 7,
+    "train": 7, "evaluate": 7, "export": 7, "chat": 7, "compile_ahead": 7, "data.check": 7,
 }  # fmt: skip
 GENERATED = re.compile(r"_pb2(_grpc)?\.py$")
 
@@ -65,9 +65,13 @@ def is_module(name: str) -> bool:
 
 
 def part(module: str) -> str:
-    """Maps `dv2_jax.rl.losses` to `rl`, `dv2_jax.toy.tasks...` to `toy.tasks`, and the package itself to an empty string."""
-    if module.startswith("dv2_jax.toy.tasks"):
-        return "toy.tasks"
+    """Maps `dv2_jax.rl.losses` to `rl`, and the package itself to an empty string.
+
+    Two modules are parts of their own: `toy.tasks`, and `data.check`, a command in the package whose files it checks.
+    """
+    for own in ("toy.tasks", "data.check"):
+        if module == f"dv2_jax.{own}" or module.startswith(f"dv2_jax.{own}."):
+            return own
     return module.split(".")[1] if "." in module else ""
 
 

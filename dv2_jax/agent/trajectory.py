@@ -59,7 +59,8 @@ class Trajectory:
     images: list[ImageInput] = field(default_factory=list)
     turns: list[TurnRecord] = field(default_factory=list)
     finish: Finish | None = None  # None: still running
-    dropped: bool = False  # infrastructure failure: masked from the loss
+    dropped: bool = False  # infrastructure failure or unusable row: masked from the loss
+    row_error: str = ""  # the reason if the question's row cannot be used
     prompt_tokens: int = 0  # length of the prompt at the head of token_ids
     reward: float | None = None
     reward_parts: dict[str, Any] = field(default_factory=dict)

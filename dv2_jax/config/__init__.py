@@ -5,6 +5,7 @@ from dv2_jax.config.loading import load, run_command
 from dv2_jax.config.schema import (
     AgentConfig,
     Config,
+    DataConfig,
     EngineConfig,
     EvalConfig,
     ImageConfig,
@@ -24,6 +25,7 @@ __all__ = [
     "AgentConfig",
     "Config",
     "ConfigError",
+    "DataConfig",
     "EngineConfig",
     "EvalConfig",
     "ImageConfig",

@@ -153,6 +153,18 @@ class TaskConfig:
 
 
 @dataclass(frozen=True)
+class DataConfig:
+    """Treatment of data files; they are checked completely before they are used."""
+
+    bad_rows: Literal["error", "skip"] = setting(
+        "error", "Rows with faults: error (stop at the start with a report) | skip (leave them out and say so)."
+    )
+    max_bad_fraction: float = setting(
+        0.05, "Fraction of rows with faults above which skip stops too. Rows that are only too long do not count."
+    )
+
+
+@dataclass(frozen=True)
 class RewardConfig:
     """Reward weights and judge; the arithmetic is the released one (reward_score/deepeyesv2.py)."""
 
@@ -290,6 +302,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     tools: ToolsConfig = field(default_factory=ToolsConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)

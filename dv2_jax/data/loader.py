@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import grain
 
 from dv2_jax.config import AgentConfig, ImageConfig
+from dv2_jax.data.faults import RowError
 from dv2_jax.data.packing import Example, PackedBatch, Packer, PackSpec, build_batch, with_shared_denominator
 from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.vision_inputs import VisionBucket
@@ -70,7 +71,7 @@ def packed_batches(
     if not len(records):
         raise ValueError("there are no records to train on")
     examples = grain.MapDataset.source(records).seed(seed).shuffle().repeat(None).map(encode)
-    steps = _Pack(examples, spec, microbatches)
+    steps = _Pack(examples, spec, microbatches, max_skipped=min(MAX_SKIPPED, 2 * len(records)))
     return iter(
         grain.experimental.ThreadPrefetchIterDataset(steps, prefetch_buffer_size=prefetch) if prefetch else steps
     )
@@ -109,18 +110,27 @@ class _ResumableStream:
 
 
 class _Pack(grain.IterDataset):
-    def __init__(self, examples: grain.MapDataset | _ResumableStream, spec: PackSpec, microbatches: int):
+    def __init__(
+        self,
+        examples: grain.MapDataset | _ResumableStream,
+        spec: PackSpec,
+        microbatches: int,
+        max_skipped: int = MAX_SKIPPED,
+    ):
         super().__init__(())
-        self._examples, self._spec, self._microbatches = examples, spec, microbatches
+        self._arguments = (examples, spec, microbatches, max_skipped)
 
     def __iter__(self) -> _PackIterator:
-        return _PackIterator(self._examples, self._spec, self._microbatches)
+        return _PackIterator(*self._arguments)
 
 
 class _PackIterator(grain.DatasetIterator):
-    def __init__(self, examples: grain.MapDataset | _ResumableStream, spec: PackSpec, microbatches: int):
+    def __init__(
+        self, examples: grain.MapDataset | _ResumableStream, spec: PackSpec, microbatches: int, max_skipped: int
+    ):
         super().__init__(())
         self._examples, self._spec, self._microbatches = examples, spec, microbatches
+        self._max_skipped = max_skipped
         self._next = 0  # index in the shuffled, repeated stream
         self._packer = Packer(spec)
 
@@ -131,8 +141,8 @@ class _PackIterator(grain.DatasetIterator):
             while self._packer.needs_more():
                 example = self._examples[self._next]
                 skipped = 0 if example is not None else skipped + 1
-                if skipped > MAX_SKIPPED:
-                    raise ValueError(f"{skipped:,} records in a row were skipped by `encode`: nothing to train on")
+                if skipped > self._max_skipped:
+                    raise RowError(f"{skipped:,} rows one after the other could not be encoded: nothing to train on")
                 if example is not None:
                     self._packer.add(example, stream_index=self._next)
                 self._next += 1

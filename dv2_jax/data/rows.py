@@ -5,160 +5,130 @@ Both are read lazily, one row at a time, because released files hold gigabytes o
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from dv2_jax.data.images import ImageFile
-from dv2_jax.data.question import DATA_SOURCES, Question
+from dv2_jax.data.faults import Fault, Issue, RowError, clip
+from dv2_jax.data.question import Question
+from dv2_jax.data.row_fields import Conversation, RowReader, parse_conversation, parse_question
+from dv2_jax.data.row_files import (
+    CONVERSATION_ENDINGS,
+    QUESTION_ENDINGS,
+    RawRow,
+    iter_raw_rows,
+    list_data_files,
+)
 
-_BATCH_ROWS = 16  # parquet rows decoded at a time
+__all__ = ["Conversation", "RowError", "read_conversations", "read_questions"]
+
+RecordT = TypeVar("RecordT")
+RowKey = tuple[str, int]  # (path of the file, index of the row in it)
 
 
-class RowError(ValueError):
-    """Raised for a row that does not follow the format; the message names the file, the row and the fault."""
+class ParseRow(Protocol[RecordT]):
+    """Converts the fields of a row; returns None if the reader has collected issues."""
+
+    def __call__(self, row: Any, id_: str, reader: RowReader) -> RecordT | None: ...
 
 
 @dataclass(frozen=True)
-class Conversation:
-    """One supervised example, with images in the order of the `<image>` markers."""
+class ParsedRow(Generic[RecordT]):
+    """A row with its record, or without one and with issues."""
 
-    id: str
-    messages: tuple[dict, ...]
-    images: tuple[bytes, ...]
+    record: RecordT | None
+    issues: tuple[Issue, ...]
+    own_id: str  # the row's own `id` field, empty without one
+    image_paths: tuple[str, ...] = ()  # image files that the row names, as written
+
+    def faults(self, file: Path, raw: RawRow) -> list[Fault]:
+        return [make_fault(file, raw, self.own_id, issue) for issue in self.issues]
 
 
-def read_questions(path: str | Path) -> Iterator[Question]:
+def read_questions(
+    path: str | Path,
+    *,
+    skip: Collection[RowKey] = (),
+    limit: int | None = None,
+    on_fault: Callable[[Fault], None] | None = None,
+) -> Iterator[Question]:
     """Reads the questions of a `.parquet`, `.jsonl` or `.json` file, or of every such file in a folder, by name.
 
     An image is `{"bytes": ...}` (base64 in JSON) or `{"image": path}` (relative to the file). `prompt` is kept
     unchanged as `Question.messages`.
 
+    Args:
+        skip: rows to leave out.
+        limit: number of rows to read, skipped ones included; None: all.
+        on_fault: called with every fault, whose row is then left out; None: a fault raises.
+
     Raises:
-        RowError: a row lacks a field or holds a wrong one.
+        RowError: a file cannot be read, or a row lacks a field or holds a wrong one.
         ImportError: a parquet file without pyarrow.
     """
-    for file in _files(Path(path), (".parquet", ".jsonl", ".json")):
-        for number, row in enumerate(_rows(file)):
-            where = f"{file.name}:{number}"
-            try:
-                yield _parse_question(row, f"{file.stem}:{number}", file.parent)
-            except (KeyError, TypeError, ValueError, OSError) as error:
-                raise RowError(f"{where}: {_reason(error)}") from error
+    return _read(path, QUESTION_ENDINGS, parse_question, skip, limit, on_fault)
 
 
-def read_conversations(path: str | Path) -> Iterator[Conversation]:
+def read_conversations(
+    path: str | Path,
+    *,
+    skip: Collection[RowKey] = (),
+    limit: int | None = None,
+    on_fault: Callable[[Fault], None] | None = None,
+) -> Iterator[Conversation]:
     """Reads the conversations of a `.json` (one list) or `.jsonl` file, or of every such file in a folder, by name.
 
-    Raises:
-        RowError: a row lacks its messages, or an image is missing.
+    Arguments and errors are those of `read_questions`.
     """
-    for file in _files(Path(path), (".jsonl", ".json")):
-        for number, row in enumerate(_rows(file)):
-            try:
-                images = _read_images(row, file.parent)
-                yield Conversation(f"{file.stem}:{number}", _parse_messages(row["messages"]), images)
-            except (KeyError, TypeError, ValueError, OSError) as error:
-                raise RowError(f"{file.name}:{number}: {_reason(error)}") from error
+    return _read(path, CONVERSATION_ENDINGS, parse_conversation, skip, limit, on_fault)
 
 
-def _parse_question(row: Mapping[str, Any], id_: str, folder: Path) -> Question:
-    source = row["data_source"]
-    if source not in DATA_SOURCES:
-        raise ValueError(f"data_source {source!r} is none of {DATA_SOURCES}")
-    extra = dict(row.get("extra_info") or {})
-    truth = row["reward_model"]["ground_truth"]
-    if not isinstance(truth, str):
-        raise TypeError(f"reward_model.ground_truth is {type(truth).__name__}, not a string")
-    messages = _parse_messages(row["prompt"])
-    text = extra.get("question") or next(m["content"] for m in reversed(messages) if m["role"] == "user")
-    return Question(
-        id=id_,
-        skill=extra.get("skill") or source,
-        data_source=source,
-        text=text,
-        images=_read_images(row, folder),
-        answer=truth,
-        verifier=extra.get("verifier") or _default_verifier(source, truth),
-        messages=messages,
-        meta=extra,
-    )
+def _read(
+    path: str | Path,
+    endings: tuple[str, ...],
+    parse: ParseRow[RecordT],
+    skip: Collection[RowKey],
+    limit: int | None,
+    on_fault: Callable[[Fault], None] | None,
+) -> Iterator[RecordT]:
+    for file, raw in iter_source(path, endings, limit):
+        if (str(file), raw.number) in skip:
+            continue
+        parsed = parse_row(raw, file, parse)
+        for fault in parsed.faults(file, raw):
+            if on_fault is None:
+                raise RowError(str(fault))
+            on_fault(fault)
+        if parsed.record is not None:
+            yield parsed.record
 
 
-def _default_verifier(source: str, truth: str) -> str:
-    """Chooses the verifier for rule-based grading, because released rows do not name one."""
-    if source == "reason":
-        return "math"
-    return "choice" if len(truth.strip()) == 1 and truth.strip().isalpha() else "text"
+def iter_source(path: str | Path, endings: tuple[str, ...], limit: int | None = None) -> Iterator[tuple[Path, RawRow]]:
+    """Yields (file, row) of the first `limit` rows of a file or folder; without a limit, of all."""
+    count = 0
+    for file in list_data_files(path, endings):
+        for raw in iter_raw_rows(file):
+            if count == limit:
+                return
+            count += 1
+            yield file, raw
 
 
-def _parse_messages(value: Any) -> tuple[dict, ...]:
-    messages = tuple({"role": message["role"], "content": message["content"]} for message in value)
-    for message in messages:
-        if message["role"] not in ("system", "user", "assistant") or not isinstance(message["content"], str):
-            raise ValueError(f"message of role {message['role']!r} with {type(message['content']).__name__} content")
-    return messages
+def parse_row(raw: RawRow, file: Path, parse: ParseRow[RecordT]) -> ParsedRow[RecordT]:
+    """Checks the fields of a row and converts it."""
+    if raw.issue is not None:
+        return ParsedRow(None, (raw.issue,), "")
+    if not isinstance(raw.value, dict):
+        problem = f"the row is {type(raw.value).__name__} ({clip(raw.value)}), not an object"
+        return ParsedRow(None, (Issue("wrong type", "", problem, "write {field: value, ...}"),), "")
+    own = raw.value.get("id")
+    reader = RowReader(raw.value, file.parent)
+    record = parse(raw.value, f"{file.stem}:{raw.number}", reader)
+    own_id = str(own) if isinstance(own, (str, int)) else ""
+    return ParsedRow(record, tuple(reader.issues), own_id, tuple(reader.image_paths))
 
 
-def _read_images(row: Mapping[str, Any], folder: Path) -> tuple[bytes, ...]:
-    if row.get("videos"):
-        raise ValueError("the row has videos, which are not supported: give frames as images, or leave the row out")
-    return tuple(_read_image(image, folder) for image in row.get("images") or ())
-
-
-def _read_image(value: Any, folder: Path) -> bytes:
-    if isinstance(value, Mapping):
-        data, name = value.get("bytes"), value.get("image") or value.get("path")
-        if isinstance(data, bytes):
-            return data
-        if isinstance(data, str):
-            try:
-                return base64.b64decode(data, validate=True)
-            except binascii.Error as error:
-                raise ValueError(f"images[].bytes is not base64: {error}") from error
-        value = name
-    if isinstance(value, str):
-        return ImageFile.read(folder / value.removeprefix("file://"))
-    raise ValueError("an image is {'bytes': ...}, {'image': path} or a path")
-
-
-def _files(path: Path, endings: tuple[str, ...]) -> list[Path]:
-    found = sorted(file for file in path.iterdir() if file.suffix in endings) if path.is_dir() else [path]
-    if not found or not found[0].is_file():
-        raise FileNotFoundError(f"no {', '.join(endings)} file at {path}")
-    return found
-
-
-def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
-    if file.suffix == ".parquet":
-        yield from _parquet_rows(file)
-    elif file.suffix == ".json":
-        rows = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(rows, list):
-            raise RowError(f"{file.name}: holds a {type(rows).__name__}, not a list of rows")
-        yield from rows
-    else:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(line for line in lines if line.strip()):
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise RowError(f"{file.name}:{number}: {error}") from error
-
-
-def _parquet_rows(file: Path) -> Iterator[Mapping[str, Any]]:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise ImportError(f"{file} is a parquet file: `pip install pyarrow`, or convert it to .jsonl") from None
-    with pyarrow.parquet.ParquetFile(file) as table:
-        for batch in table.iter_batches(batch_size=_BATCH_ROWS):
-            yield from batch.to_pylist()
-
-
-def _reason(error: Exception) -> str:
-    return f"field {error} is missing" if isinstance(error, KeyError) else str(error)
+def make_fault(file: Path, raw: RawRow, own_id: str, issue: Issue) -> Fault:
+    """Returns an issue with its file and row."""
+    return Fault(str(file), raw.number, raw.line, own_id, issue.field, issue.kind, issue.problem, issue.fix)

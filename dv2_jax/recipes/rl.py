@@ -26,6 +26,7 @@ from dv2_jax.config import Config, ConfigError
 from dv2_jax.evaluation.table import print_comparison
 from dv2_jax.parallel import distributed
 from dv2_jax.policy import Policy, load_policy
+from dv2_jax.recipes.checked_data import CheckedData
 from dv2_jax.recipes.rl_eval import STAGES, StageEvaluator
 from dv2_jax.recipes.rl_rollout import RewardFn
 from dv2_jax.recipes.rl_training import Training
@@ -49,6 +50,7 @@ def run_rl(config: Config, reward_fn: RewardFn = compute_rewards, policy: Policy
 
     Raises:
         ConfigError: the configuration cannot work, or the judge that it names cannot be used.
+        RowError: a data file cannot be used under `data.bad_rows`.
         JudgeOutage: the judge stopped giving verdicts; a checkpoint was written.
     """
     started = time.monotonic()
@@ -61,6 +63,13 @@ def run_rl(config: Config, reward_fn: RewardFn = compute_rewards, policy: Policy
             return report_finished(run)
         prepare_rewards(config.reward)
         run.display.line(describe_algorithm(config.rl))
+        try:
+            data = CheckedData.of_run(run, policy.tokenizer)
+            data.check_tasks()
+        except Interrupted:
+            run.display.line("stopped while the data was checked; the same command starts again")
+            return {"steps": run.start, "interrupted": True}
+        run.read_rows = data.read
         session = stack.enter_context(open_session(policy, config, run.directory))
         writer = stack.enter_context(
             TrajectoryWriter(run.directory / "trajectories", policy.tokenizer, enabled=distributed.is_main())

@@ -69,7 +69,7 @@ class StageEvaluator:
 
     def _evaluate(self, name: str, params: Params, version: int) -> None:
         config = self.run.config
-        questions = eval_questions(config.task)
+        questions = eval_questions(config.task, self.run.read_rows)
         self.session.set_params(params, version)
         own = len(distributed.shard_for_process(range(len(questions))))
         with (

@@ -17,7 +17,7 @@ from dv2_jax.data import loader
 from dv2_jax.data.question import Question
 from dv2_jax.parallel import distributed
 from dv2_jax.rollout.outcome import TrajectoryStats, gather_trajectory_stats
-from dv2_jax.rollout.question_sources import train_questions
+from dv2_jax.rollout.question_sources import ReadRows, read_rows, train_questions
 from dv2_jax.rollout.scheduler import RolloutRequest
 
 
@@ -64,8 +64,8 @@ def trajectory_key(name: str) -> int:
 class PromptLoader:
     """Loads this host's shard of the training questions by prompt index, in a background thread."""
 
-    def __init__(self, config: Config):
-        self._questions = train_questions(config.task)
+    def __init__(self, config: Config, read: ReadRows = read_rows):
+        self._questions = train_questions(config.task, read)
         self._order = loader.shuffled(len(self._questions), config.run.seed)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompts")
         self._pending: dict[tuple[int, int], Future] = {}

@@ -34,7 +34,7 @@ class RolloutCollector:
 
     def __init__(self, run: Run, session: RolloutSession, reward_fn: RewardFn):
         self.run, self.session, self.reward_fn, self.rl = run, session, reward_fn, run.config.rl
-        self.questions = PromptLoader(run.config)
+        self.questions = PromptLoader(run.config, run.read_rows)
 
     def prefetch(self, first_prompt: int) -> None:
         """Start loading the questions of a step in the background."""
@@ -77,6 +77,12 @@ class RolloutCollector:
         with raise_outage_together():
             self.reward_fn(sampled, self.session.tokenizer, self.run.config.reward)
         return sampled
+
+
+def count_failed_rows(stats: Sequence[TrajectoryStats], group_size: int) -> int:
+    """Count the prompts whose row could not be encoded or graded; `stats` are ordered by group."""
+    groups = [stats[first : first + group_size] for first in range(0, len(stats), group_size)]
+    return sum(any(member.row_failed for member in group) for group in groups)
 
 
 def rollout_metrics(stats: Sequence[TrajectoryStats]) -> dict[str, float]:

@@ -11,7 +11,7 @@ import numpy as np
 from dv2_jax.data.packing import PackedBatch
 from dv2_jax.policy import Policy
 from dv2_jax.recipes.rl_reference import ReferencePolicy
-from dv2_jax.recipes.rl_rollout import RewardFn, RolloutCollector, rollout_metrics
+from dv2_jax.recipes.rl_rollout import RewardFn, RolloutCollector, count_failed_rows, rollout_metrics
 from dv2_jax.recipes.run import Interrupted, Run, init_or_restore
 from dv2_jax.rl.advantage_registry import compute_advantages, groups_with_reward_variance
 from dv2_jax.rl.batch import Minibatch, make_minibatches, mask_truncated
@@ -152,6 +152,7 @@ class Training:
             | {
                 "groups_informative": len(with_variance) / (groups[-1] + 1),
                 "prompts_drawn": len(rollout.sampled) // self.rl.group_size,
+                "rows_failed": count_failed_rows(rollout.sampled, self.rl.group_size),
                 "step_s": seconds,
                 "tokens_per_s": sum(s.tokens for s in rollout.sampled) / seconds,
                 "recompilations": self.recompilations(),

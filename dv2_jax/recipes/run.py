@@ -18,6 +18,7 @@ from dv2_jax.files import atomic_write
 from dv2_jax.parallel import distributed
 from dv2_jax.policy import Policy
 from dv2_jax.recipes.resumption import check_resume
+from dv2_jax.rollout.question_sources import ReadRows, read_rows
 from dv2_jax.telemetry.interrupt import Interrupt
 from dv2_jax.telemetry.metrics_writer import MetricsWriter
 from dv2_jax.telemetry.progress import Display, ProgressTask
@@ -55,6 +56,7 @@ class Run:
     interrupt: Interrupt
     start: int  # step of the checkpoint from which the run continues; 0 for a new run
     finished: dict[str, Any] | None = None  # the summary of a run that has nothing left to do
+    read_rows: ReadRows = read_rows  # reads the files of `config.task`; the recipes set one that checks them
 
     def stop_requested(self) -> bool:
         """Return True on every host once a signal has reached any host. Collective."""

@@ -29,10 +29,10 @@ from dv2_jax.config import Config, ConfigError
 from dv2_jax.data import loader
 from dv2_jax.data.chat_encoder import ChatEncoder
 from dv2_jax.data.packing import PackedBatch, PackSpec
-from dv2_jax.data.rows import read_conversations
 from dv2_jax.parallel import distributed
 from dv2_jax.policy import Policy, load_policy
 from dv2_jax.recipes import sft_data
+from dv2_jax.recipes.checked_data import CheckedData
 from dv2_jax.recipes.run import (
     Interrupted,
     Run,
@@ -92,8 +92,9 @@ def train(run: Run, policy: Policy) -> dict[str, Any]:
     spec = policy.pack_spec(
         config, sft.batch_rows // sft.microbatches, sft.row_tokens, key="sft.batch_rows / sft.microbatches"
     )
+    failed_rows: set[str] = set()
     with ExitStack() as stack:
-        iterator = stack.enter_context(closing(open_data(run, policy, spec)))
+        iterator = stack.enter_context(closing(open_data(run, policy, spec, failed_rows)))
         state, extra = init_or_restore(run, policy, optimizer_bundle)
         bar = stack.enter_context(run.display.track("SFT", sft.steps, done=run.start))
         if extra:
@@ -125,6 +126,7 @@ def train(run: Run, policy: Policy) -> dict[str, Any]:
             "loss": last.get("loss"),
             "tokens_per_s": last.get("tokens_per_s"),
             "recompilations": recompilations.count,
+            "rows_failed": len(failed_rows),
             "data_sha256": consumed.digest,
             "seconds": before + time.monotonic() - started,
         }
@@ -164,8 +166,11 @@ def provenance(config: Config, summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def open_data(run: Run, policy: Policy, spec: PackSpec) -> grain.DatasetIterator:
-    """Open the iterator over steps for the data source `sft.data`."""
+def open_data(run: Run, policy: Policy, spec: PackSpec, failed_rows: set[str]) -> grain.DatasetIterator:
+    """Open the iterator over steps for the data source `sft.data`.
+
+    The ids of rows that pass the check of the file and still cannot be encoded are added to `failed_rows`.
+    """
     config, sft = run.config, run.config.sft
     encoder = ChatEncoder(policy.tokenizer, config.image, policy.stop_strings)
     stepwise = functools.partial(loader.packed_batches, spec=spec, seed=config.run.seed, microbatches=sft.microbatches)
@@ -177,18 +182,14 @@ def open_data(run: Run, policy: Policy, spec: PackSpec) -> grain.DatasetIterator
         )
     if sft.data == "cold_start":
         return stepwise(_cold_start(run, policy), sft_data.from_trajectory(encoder))
-    skipped: set[str] = set()
+    conversations = CheckedData.of_run(run, policy.tokenizer).read_conversations(sft.data)
 
-    def log_skipped(example_id: str, tokens: int) -> None:
-        if example_id not in skipped:
-            skipped.add(example_id)
-            run.display.line(
-                f"skipped: {example_id} has {tokens:,} tokens, more than sft.row_tokens={sft.row_tokens:,}"
-            )
+    def log_failed(example_id: str, reason: str) -> None:
+        if example_id not in failed_rows:
+            failed_rows.add(example_id)
+            run.display.line(f"skipped: {example_id}: {reason}")
 
-    return stepwise(
-        list(read_conversations(sft.data)), sft_data.from_conversation(encoder, sft.row_tokens, log_skipped)
-    )
+    return stepwise(conversations, sft_data.from_conversation(encoder, spec, log_failed))
 
 
 def _cold_start(run: Run, policy: Policy) -> list[sft_data.StoredTrajectory]:

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Int
 
 from dv2_jax.agent.trajectory import Trajectory
 from dv2_jax.data.chat_encoder import ChatEncoder, encode_conversation
-from dv2_jax.data.packing import Example
+from dv2_jax.data.faults import clip_text
+from dv2_jax.data.packing import Example, PackSpec
 from dv2_jax.data.question import Question
 from dv2_jax.data.rows import Conversation
 from dv2_jax.data.tokenizer import Tokenizer
@@ -42,16 +43,21 @@ def from_trajectory(encoder: ChatEncoder) -> Callable[[StoredTrajectory], Exampl
 
 
 def from_conversation(
-    encoder: ChatEncoder, row_tokens: int, log_skipped: Callable[[str, int], None]
+    encoder: ChatEncoder, spec: PackSpec, log_failed: Callable[[str, str], None]
 ) -> Callable[[Conversation], Example | None]:
-    """Return an encoder of stored conversations; one longer than a row is skipped and reported as (id, tokens)."""
+    """Return an encoder of stored conversations; one that cannot be used is skipped and reported as (id, reason)."""
 
     def encode(conversation: Conversation) -> Example | None:
-        example = encode_conversation(conversation.messages, conversation.images, encoder, example_id=conversation.id)
-        if len(example.token_ids) > row_tokens:
-            log_skipped(example.id, len(example.token_ids))
+        try:
+            encoded = encode_conversation(
+                conversation.messages, conversation.images, encoder, example_id=conversation.id
+            )
+            example = Example(encoded.token_ids, encoded.loss_mask, tuple(encoded.images))
+            spec.check_example(example)
+        except (ValueError, TypeError, OSError) as error:  # an image, the roles, or a size
+            log_failed(conversation.id, clip_text(str(error)))
             return None
-        return Example(example.token_ids, example.loss_mask, tuple(example.images))
+        return example
 
     return encode
 

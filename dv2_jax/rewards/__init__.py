@@ -74,6 +74,7 @@ def compute_rewards(trajectories: Iterable[Trajectory], tokenizer: Tokenizer, co
         except (JudgeUnavailable, ValueError) as error:
             _log.warning("trajectory %s of question %s dropped: %s", trajectory.id, question.id, error)
             trajectory.dropped = True
+            trajectory.row_error = "" if isinstance(error, JudgeUnavailable) else str(error)
             return
         parts = score_response(text, correct, question.data_source, config, trajectory)
         trajectory.reward, trajectory.reward_parts = parts.total, parts.to_dict()

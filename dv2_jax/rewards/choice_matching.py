@@ -32,6 +32,12 @@ def choice_matches(prediction: str, reference: str, meta: Mapping[str, Any]) -> 
     return not target and text_matches(prediction, reference)
 
 
+def names_an_option(reference: str, meta: Mapping[str, Any]) -> bool:
+    """Returns whether a reference answer names one of `meta["choices"]`, or several; True without choices."""
+    choices = _labeled(meta.get("choices"))
+    return not choices or chosen_labels(reference, choices) is not None
+
+
 def chosen_labels(text: str, choices: Mapping[str, str]) -> frozenset[str] | None:
     """Returns the labels that `text` names, by themselves or by an option's wording; None where that is not clear."""
     text = unwrap(fold_characters(unwrap(text)))

@@ -29,6 +29,7 @@ class TrajectoryStats:
     tool_kinds: dict[str, int]  # calls per class of use, see `agent.tool_use`
     tokens: int
     loss_tokens: int  # see `rl.batch.loss_tokens`
+    row_failed: bool = False  # the row of the question cannot be used
 
     @classmethod
     def from_trajectory(cls, trajectory: Trajectory) -> TrajectoryStats:
@@ -47,6 +48,7 @@ class TrajectoryStats:
             tool_kinds=dict(tool_kinds(trajectory.turns, trajectory.tools)),
             tokens=len(trajectory.token_ids),
             loss_tokens=loss_tokens(trajectory),
+            row_failed=bool(trajectory.row_error),
         )
 
 

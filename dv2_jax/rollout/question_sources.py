@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from dv2_jax.config import ConfigError, TaskConfig
 from dv2_jax.data.question import Question
@@ -14,45 +14,62 @@ from dv2_jax.toy.tasks import make_questions
 BUILTIN = "default"
 
 
-def train_questions(task: TaskConfig) -> Sequence[Question]:
+class ReadRows(Protocol):
+    """Reads the questions of the file that the configuration key `key` names: its first `size` rows, 0 for all."""
+
+    def __call__(self, key: str, path: str, size: int = 0) -> list[Question]: ...
+
+
+def read_rows(key: str, path: str, size: int = 0) -> list[Question]:
+    """Reads rows without checking the file first: the first fault raises.
+
+    Raises:
+        ConfigError: the file does not exist or is empty.
+        RowError: a row has a fault.
+    """
+    check_exists(key, path)
+    questions = list(read_questions(path, limit=size or None))
+    if not questions:
+        raise ConfigError(f"{key} = {path!r} holds no questions")
+    return questions
+
+
+def check_exists(key: str, path: str) -> None:
+    """Raises ConfigError if there is no file or folder of that name."""
+    if not Path(path).exists():
+        raise ConfigError(f"{key} = {path!r}: use {BUILTIN!r} or the path of a parquet, jsonl or json file")
+
+
+def train_questions(task: TaskConfig, read: ReadRows = read_rows) -> Sequence[Question]:
     """Returns the questions that RL trains on; disjoint from `eval_questions`."""
     if task.source == BUILTIN:
         return make_questions("train", task.train_size, task.seed, task.skills)
-    questions = _rows("task.source", task.source)
+    questions = read("task.source", task.source)
     return questions if task.eval_source else _split(task, questions)[0]
 
 
-def eval_questions(task: TaskConfig) -> Sequence[Question]:
+def eval_questions(task: TaskConfig, read: ReadRows = read_rows) -> Sequence[Question]:
     """Returns `task.eval_size` held-out questions.
 
     They are the first rows of `task.eval_source` or, if that is empty, the last rows of the file `task.source`.
     """
     if task.eval_source:
-        return _rows("task.eval_source", task.eval_source, task.eval_size)
+        return read("task.eval_source", task.eval_source, task.eval_size)
     if task.source != BUILTIN:
-        return _split(task, _rows("task.source", task.source))[1]
+        return _split(task, read("task.source", task.source))[1]
     if task.eval_size < 1:
         raise ConfigError(f"task.eval_size = {task.eval_size}: evaluate at least one question")
     return make_questions("eval", task.eval_size, task.seed, task.skills)
 
 
-def benchmark_questions(task: TaskConfig) -> Sequence[Question]:
+def benchmark_questions(task: TaskConfig, read: ReadRows = read_rows) -> Sequence[Question]:
     """Returns the questions of an evaluation without training.
 
     Like `eval_questions`, but takes the first `task.eval_size` rows of a file `task.source` (0: all rows).
     """
     if task.source != BUILTIN and not task.eval_source:
-        return _rows("task.source", task.source, task.eval_size)
-    return eval_questions(task)
-
-
-def _rows(key: str, path: str, size: int = 0) -> list[Question]:
-    if not Path(path).exists():
-        raise ConfigError(f"{key} = {path!r}: use {BUILTIN!r} or the path of a parquet, jsonl or json file")
-    questions = list(itertools.islice(read_questions(path), size or None))
-    if not questions:
-        raise ConfigError(f"{key} = {path!r} holds no questions")
-    return questions
+        return read("task.source", task.source, task.eval_size)
+    return eval_questions(task, read)
 
 
 def _split(task: TaskConfig, questions: list[Question]) -> tuple[list[Question], list[Question]]:

@@ -10,6 +10,7 @@ policy: the trajectory is restarted up to `ToolsConfig.retries` times and then d
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 import uuid
@@ -21,7 +22,7 @@ from typing import Protocol
 
 from dv2_jax.agent.prompt_encoder import PromptEncoder
 from dv2_jax.agent.tools.base import LocalCall, ParsedTurn, Refusal, RequestContext, Tool
-from dv2_jax.agent.trajectory import Trajectory, TurnRecord
+from dv2_jax.agent.trajectory import Finish, Trajectory, TurnRecord
 from dv2_jax.agent.trajectory_builder import TrajectoryBuilder
 from dv2_jax.config import AgentConfig, SamplingConfig, ToolsConfig
 from dv2_jax.data.chat_encoder import Segment
@@ -31,6 +32,7 @@ from dv2_jax.engine.engine import Engine, TurnOutput
 from dv2_jax.rollout.stats import RolloutStats
 from tools_service.client import ExecRequest, Request, Status, ToolResult
 
+_log = logging.getLogger(__name__)
 IDLE_POLL_S = 0.05  # seconds to wait for a tool result while the engine is idle
 
 
@@ -179,12 +181,27 @@ class RolloutScheduler:
         state.finished_sessions = []
 
     def _start_attempt(self, state: _RunState, index: int, request: RolloutRequest, attempt_number: int) -> None:
-        builder = TrajectoryBuilder(self.prompt_encoder, request.question, request.trajectory_id)
+        try:
+            builder = TrajectoryBuilder(self.prompt_encoder, request.question, request.trajectory_id)
+        except (ValueError, TypeError, OSError) as error:  # an image or a text that cannot be encoded
+            self._drop_row(state, index, request, error)
+            return
         attempt_id = AttemptId(self._run_name, request.trajectory_id, index, attempt_number)
         attempt = _Attempt(attempt_id, request, builder)
         state.running[attempt_id] = attempt
         self.engine.add_sequence(attempt_id, request.key)
         self._request_next_turn(state, attempt, builder.prompt)
+
+    def _drop_row(self, state: _RunState, index: int, request: RolloutRequest, error: Exception) -> None:
+        """Ends a request whose prompt cannot be encoded: its row costs no other trajectory."""
+        _log.warning("question %s dropped: %s", request.question.id, error)
+        trajectory = Trajectory(
+            request.trajectory_id, request.question, finish=Finish.LOST, dropped=True, row_error=str(error)
+        )
+        self._stats.dropped += 1
+        state.done[index] = trajectory
+        if state.on_finish is not None:
+            state.on_finish(trajectory)
 
     def _request_next_turn(self, state: _RunState, attempt: _Attempt, segment: Segment | None) -> None:
         """Appends `segment` (prompt or observation) and requests the next turn, unless the trajectory is over."""

@@ -87,7 +87,7 @@ class Display:
 
     def _moved(self, part: ProgressTask) -> None:
         if self._bars is not None:
-            self._bars.update(part.task, completed=part.done)
+            self._bars.update(part.task, completed=part.done, total=part.total)
         elif self._enabled and time.monotonic() - part.last_printed >= self._interval_s:
             part.last_printed = time.monotonic()
             self.line(f"{part.title}: {part.done:,}/{part.total:,} {part.unit}".rstrip() + f", {part.time_left()} left")
@@ -107,6 +107,10 @@ class ProgressTask:
         """Counts `count` more units of work as done."""
         self.done += count
         self._display._moved(self)
+
+    def set_total(self, total: int) -> None:
+        """Sets the amount of work, which may be an estimate that grows."""
+        self.total = total
 
     def step(self, values: Mapping[str, float | int | str]) -> None:
         """Advances by one step and prints its line, `RL 7/40  reward 0.61  ...  3:10 left`.

@@ -114,13 +114,13 @@ def test_the_rule_that_checks_an_answer_follows_from_source_and_answer(
 )
 def test_a_broken_row_is_named(tmp_path, encoded_image, changes, match):
     path = write_jsonl(tmp_path / "data.jsonl", [row(encoded_image), row(encoded_image, **changes)])
-    with pytest.raises(RowError, match=rf"data\.jsonl:1: .*{match}"):
+    with pytest.raises(RowError, match=rf"data\.jsonl row 1 \(line 2\).*{match}"):
         list(read_questions(path))
 
 
 def test_lines_that_are_no_json_and_missing_files_are_named(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}}\n")
-    with pytest.raises(RowError, match=r"a\.jsonl:0"):
+    with pytest.raises(RowError, match=r"a\.jsonl row 0 \(line 1\): is not JSON"):
         list(read_questions(tmp_path / "a.jsonl"))
     with pytest.raises(FileNotFoundError, match="missing"):
         list(read_questions(tmp_path / "missing.jsonl"))
@@ -136,5 +136,5 @@ def test_conversations_with_and_without_images_mix(tmp_path, encoded_image):
     read = list(read_conversations(tmp_path / "part.json"))
     assert [c.images for c in read] == [(), (encoded_image,), ()] and read[1].messages == tuple(shown)
     (tmp_path / "part.json").write_text(json.dumps([{"images": []}]))
-    with pytest.raises(RowError, match=r"part\.json:0: field 'messages' is missing"):
+    with pytest.raises(RowError, match=r"part\.json row 0 \(line 1\), messages: field 'messages' is missing"):
         list(read_conversations(tmp_path / "part.json"))

@@ -95,7 +95,8 @@ def test_a_killed_run_continues_bit_for_bit(config, capsys):
     assert step == summary["steps"] == 6 and not summary["interrupted"]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert rows[-1]["recompilations"] == 0 and rows[-1]["loss"] < rows[0]["loss"]
-    assert "skipped: rows:7 has" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "rows.json row 7" in shown and "left out: 1 row of" in shown and summary["rows_failed"] == 0
 
     # Killed after step 5: the newest checkpoint is of step 4; step 5 was logged and is repeated.
     killed = replace(config, run=replace(config.run, name="killed"))
