@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 
 import numpy as np
 import pytest
@@ -88,16 +89,23 @@ def test_warnings_name_the_cell_and_never_a_file_of_the_service(bench, session):
 
 
 def test_letters_without_a_font_are_named_once_per_session(bench, session):
-    """Catches one warning per letter, and boxes without a word. U+E000 (private use) is in no font of a system."""
-    draw = IMPORTS + "plt.title('Łódź, Αθήνα, Москва, القاهرة \\ue000\\ue001');"
+    """Catches one warning per letter, and boxes without a word. U+0378 is unassigned: no font has it."""
+    draw = IMPORTS + "plt.title('Łódź, Αθήνα, Москва, القاهرة \\u0378\\u0379');"
     result = bench.run(session, draw)
     assert (result.status, len(result.images)) == (Status.OK, 1)
     assert result.stderr == (
-        "no installed font has \ue000 \ue001: figures show boxes instead; write these labels in Latin letters\n"
+        "no installed font has \u0378 \u0379: figures show boxes instead; write these labels in Latin letters\n"
     )
     assert bench.run(session, draw).stderr == ""
-    many = bench.run(session, "plt.title(''.join(map(chr, range(0xe000, 0xe020))));")
-    assert "and 20 more characters" in many.stderr and many.stderr.count("\n") == 1
+    many = bench.run(session, "plt.title(''.join(map(chr, range(0x2fe0, 0x2ff0))));")
+    assert "and 6 more characters" in many.stderr and many.stderr.count("\n") == 1
+
+
+def test_a_font_that_is_not_installed_is_named_once(bench, session):
+    """Catches one line per text and layout pass, 340 for this figure, in what the policy reads."""
+    result = bench.run(session, IMPORTS + "plt.rcParams['font.family'] = 'SimHei'\nplt.plot([1, 2]);")
+    assert (result.status, len(result.images)) == (Status.OK, 1)
+    assert result.stderr == "findfont: Font family 'SimHei' not found.\n"
 
 
 def write_font(path, family: str, letters: str) -> None:
@@ -120,43 +128,61 @@ def write_font(path, family: str, letters: str) -> None:
     builder.save(path)
 
 
-def pixels_of(text: str, families: list[str] | None = None) -> np.ndarray:
-    """Renders text with matplotlib's current settings, or with `families`."""
+def pixels_of(text: str) -> np.ndarray:
+    """Renders text with matplotlib's current settings."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2, 1))
     canvas = FigureCanvasAgg(figure)
-    figure.text(0.5, 0.5, text, family=families)
+    figure.text(0.5, 0.5, text)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba()).copy()
 
 
 def test_an_installed_font_with_more_letters_is_used_after_the_default(tmp_path, monkeypatch, recwarn):
     """Catches a font that sessions cannot read, one that adds nothing, and boxes although a font is installed."""
-    matplotlib = pytest.importorskip("matplotlib")
+    import matplotlib
     from matplotlib import font_manager
 
-    (tmp_path / "hidden").mkdir()
-    (tmp_path / "open").mkdir()
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", list(font_manager.fontManager.ttflist))
-    for folder, family, letters in (
-        ("hidden", "Noto Sans Hidden", "国あ한ह"), ("open", "Test Kanji", "国あ法"), ("open", "Test Latin", "Ab"),
-    ):  # fmt: skip
-        write_font(tmp_path / folder / f"{family}.ttf", family, letters)
-        font_manager.fontManager.addfont(tmp_path / folder / f"{family}.ttf")
-    readable = [str(tmp_path / "open")]
-    assert fonts.fallback_families(font_manager, readable) == ["Test Kanji"]
+    manager = font_manager.fontManager
+    own, installed = tmp_path / "own", tmp_path / "installed"
+    for folder in (own, installed):
+        folder.mkdir()
+    monkeypatch.setattr(manager, "ttflist", list(manager.ttflist))
+    monkeypatch.setattr(logging.getLogger(font_manager.__name__), "filters", [])
+    write_font(own / "hidden.ttf", "Noto Sans Hidden", "国あ한ह")
+    manager.addfont(own / "hidden.ttf")
+    fonts_of_image = {"Noto Sans Test": "ไह", "Another Thai": "ไ", "Test Kanji": "国あ法", "Test Latin": "Ab"}
+    for family, letters in fonts_of_image.items():
+        write_font(installed / f"{family}.ttf", family, letters)
+    (installed / "broken.ttf").write_bytes(b"no font")
+    (installed / "linked.ttf").symlink_to(own / "hidden.ttf")
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(path) for path in installed.iterdir()])
+    folders = [str(installed), str(matplotlib.get_data_path())]
     with matplotlib.rc_context():
         monkeypatch.setitem(matplotlib.rcParamsDefault, "font.family", ["sans-serif"])
-        assert fonts.use_fallback_fonts(readable) == ["Test Kanji"]
-        assert matplotlib.rcParamsDefault["font.family"] == ["sans-serif", "DejaVu Sans", "Test Kanji"]
-        latin = pixels_of("A label", families=["sans-serif"])
+        latin = pixels_of("A label")
+        assert fonts.set_up_fonts(folders) == ["Test Kanji", "Noto Sans Test"]
+        assert not {"Noto Sans Hidden"} & {font.name for font in manager.ttflist}
+        assert matplotlib.rcParamsDefault["font.family"] == [
+            "sans-serif",
+            "DejaVu Sans",
+            "Test Kanji",
+            "Noto Sans Test",
+        ]
         np.testing.assert_array_equal(pixels_of("A label"), latin)
         matplotlib.rcParams["font.sans-serif"] = ["SimHei"]  # as much code for Chinese labels does
         np.testing.assert_array_equal(pixels_of("A label"), latin)
-        pixels_of("法国A")
+        pixels_of("法国Aไ")
     assert not [w for w in recwarn if "missing from font" in str(w.message)]
+
+
+def test_every_font_that_matplotlib_lists_can_be_read_in_a_session(bench, session):
+    """Catches a listed font outside the session's root: a figure with it would end in FileNotFoundError."""
+    code = "from matplotlib import font_manager as fm\nfiles = {font.fname for font in fm.fontManager.ttflist}\n"
+    result = bench.run(session, code + "print(len(files) > 30, [f for f in files if not open(f, 'rb').read(4)])")
+    assert (result.status, result.stdout) == (Status.OK, "True []\n"), result.stderr
 
 
 def test_text_and_images_of_ipython_display_are_shown(bench, session):

@@ -24,6 +24,8 @@ PRELOADED_MODULES = (
     "pandas", "skimage", "math", "collections", "itertools", "functools", "re", "json", "datetime", "statistics",
     "fractions", "decimal", "random", "io", "base64", "string", "asyncio", "subprocess", "concurrent.futures",
 )  # fmt: skip
+# Listed although /usr is: the private root binds those folders of /usr that other paths lead to, not all of it.
+FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts")
 
 
 def installed_versions(names: tuple[str, ...]) -> dict[str, str]:
@@ -56,6 +58,11 @@ def package_paths(names: tuple[str, ...]) -> list[str]:
     return sorted(p for p in paths if os.path.exists(p) and os.path.basename(p) != "__pycache__")
 
 
+def readable_font_folders(names: tuple[str, ...]) -> list[str]:
+    """Lists the folders in which a session may read fonts, in every tier."""
+    return [os.path.realpath(folder) for folder in FONT_FOLDERS] + package_paths(names)
+
+
 def site_packages_folders() -> list[str]:
     """Lists the site-packages folders of the virtual environment and of its base interpreter."""
     base = sysconfig.get_path("purelib", vars={"base": sys.base_prefix, "platbase": sys.base_prefix})
@@ -70,7 +77,7 @@ def interpreter_paths() -> list[str]:
         "/etc/fonts", "/etc/localtime", "/etc/mime.types",
         sysconfig.get_path("stdlib"), sysconfig.get_config_var("DESTSHARED"), os.path.dirname(sys.executable),
         os.path.join(sys.prefix, "pyvenv.cfg"), os.path.dirname(os.path.realpath(sys.executable)),
-        *_shared_libraries(),
+        *FONT_FOLDERS, *_shared_libraries(),
     }  # fmt: skip
     return sorted(path for path in paths if path and os.path.exists(path))
 

@@ -85,7 +85,7 @@ def _import_libraries(config: IsolationConfig) -> None:
     if "matplotlib.pyplot" in sys.modules:
         import io
 
-        fonts.use_fallback_fonts(packages.readable_paths(config.packages))
+        fonts.set_up_fonts(packages.readable_font_folders(config.packages))
         figure = sys.modules["matplotlib.pyplot"].figure()
         figure.gca().plot([0, 1])
         figure.savefig(io.BytesIO(), format="png")  # loads fonts and renderer once for all sessions
