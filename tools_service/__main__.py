@@ -44,10 +44,8 @@ async def serve(options: command_line.ServiceOptions) -> None:
 def _banner_lines(options: command_line.ServiceOptions, info: dict) -> Iterator[str]:
     yield f"isolation: {info['isolation'] or 'no sandbox'}"
     if limits := info["limits"]:
-        yield (
-            f"limits: {limits['memory_mb']} MB memory, {limits['disk_mb']} MB disk, {limits['processes']} processes a session; "
-            f"{info['max_sessions']} sessions; {limits['timeout_s']:g} s a cell unless asked otherwise"
-        )
+        yield f"limits: {info['limits_text']}"
+        yield f"sessions: at most {info['max_sessions']}; {limits['timeout_s']:g} s a cell unless asked otherwise"
     yield f"search: {', '.join(info['providers']) or 'none'}"
     checks = ["bearer token"] if options.tokens else []
     if options.tls_client_ca:

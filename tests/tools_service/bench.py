@@ -9,10 +9,21 @@ import sysconfig
 import time
 from pathlib import Path
 
+import pytest
+
 from tools_service.client import ExecRequest, LocalService, ToolResult, ToolsClient, start_local_service
 
 _ROOT = Path(__file__).resolve().parents[2]
 _numbers = itertools.count()
+# Every combination of user, namespaces and cgroups that a service can meet: name → (as nobody, options).
+ISOLATIONS = {
+    "root, namespaces, cgroups": (False, []),
+    "root, namespaces": (False, ["--no-cgroups"]),
+    "root, cgroups": (False, ["--tier", "landlock"]),
+    "root": (False, ["--tier", "landlock", "--no-cgroups"]),
+    "nobody, namespaces": (True, []),
+    "nobody": (True, ["--tier", "landlock"]),
+}
 
 
 class Bench:
@@ -21,7 +32,9 @@ class Bench:
     def __init__(self, service: LocalService, token: str | None = None):
         self.service = service
         self.client = ToolsClient(service.address, token)
-        self.tier = self.client.info()["tier"]
+        info = self.client.info()
+        self.tier: str = info["tier"]
+        self.enforced_by: dict[str, str] = info["enforced_by"]
 
     def new_session(self) -> str:
         return f"session-{next(_numbers)}"
@@ -92,3 +105,13 @@ def start_as_nobody(log_path: Path, *arguments: str) -> LocalService:
     paths = {sys.prefix, sys.base_prefix, base, str(_ROOT)}
     command = [sys.executable, str(Path(__file__).parent / "unprivileged.py"), ":".join(sorted(paths))]
     return start_local_service(log_path=log_path, extra_args=arguments, launcher=command)
+
+
+def start_isolated(isolation: str, log_path: Path, *arguments: str) -> LocalService:
+    """Starts a service with one of `ISOLATIONS`; skips the test where that needs root."""
+    as_nobody, options = ISOLATIONS[isolation]
+    if os.geteuid() != 0 and (as_nobody or isolation.startswith("root")):
+        pytest.skip("choosing the user of the service needs root")
+    if as_nobody:
+        return start_as_nobody(log_path, *options, *arguments)
+    return start_local_service(log_path=log_path, extra_args=[*options, *arguments])

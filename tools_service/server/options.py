@@ -25,6 +25,7 @@ class ServiceOptions:
     packages: tuple[str, ...]
     tier: str  # strongest isolation tier to try
     insecure: bool
+    no_cgroups: bool
     tokens: tuple[str, ...]  # empty: no bearer token is required
     tls_cert: str
     tls_key: str
@@ -78,6 +79,7 @@ def parse(argv: list[str] | None = None) -> ServiceOptions:
     )
     parser.add_argument("--tier", type=_tier, choices=TIERS, default=TIERS[0], help="strongest isolation tier to try")
     parser.add_argument("--insecure", action="store_true", help="run sessions unconfined where nothing better works")
+    parser.add_argument("--no-cgroups", action="store_true", help="limit sessions without cgroups, by the watchdog")
     parser.add_argument("--no-sandbox", action="store_true", help="search only")
     parser.add_argument("--max-sessions", type=int, default=_default_max_sessions())
     parser.add_argument("--sessions-per-client", type=int, default=0, help="of one token or certificate; 0: no limit")

@@ -120,6 +120,8 @@ class ToolsService(tools_pb2_grpc.ToolsServicer):
             "tier": config.get("tier", "no sandbox"),
             "isolation": confinement.get("summary", ""),
             "limits": config.get("limits", {}),
+            "enforced_by": confinement.get("enforced_by", {}),
+            "limits_text": confinement.get("limits", ""),
             "packages": confinement.get("packages", {}),
             "providers": self._providers.chain_descriptions(),
             "search": self._providers.provider_states(),

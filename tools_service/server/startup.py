@@ -51,7 +51,7 @@ async def start_service(options: ServiceOptions) -> RunningService:
     if not options.no_sandbox:
         manager = SandboxManagerClient(
             options.limits, options.packages, warm=options.warm, slots=options.max_sessions + options.warm + 32,
-            tier=options.tier, insecure=options.insecure,
+            tier=options.tier, insecure=options.insecure, use_cgroups=not options.no_cgroups,
         )  # fmt: skip
         starting = asyncio.create_task(manager.start())
         await asyncio.sleep(0)  # `manager.start` runs up to its first await: libraries load while indexes are opened

@@ -9,7 +9,8 @@ Keys of a case:
 - `then` lists further cells with the same keys; `elsewhere` is a cell in another session that existed before.
 - `differs_elsewhere`: the same code must print something else in another session.
 - `spoils`: the session may be unusable afterwards, as long as it answers.
-- `landlock` overrides keys on that tier, which has no private file system.
+- `limit` names the field of `Limits` that the cell tries to exceed; such cases run under every isolation.
+- `watched` maps a limit to keys that hold where the watchdog enforces it: it ends the session.
 
 `/sandbox` in the code stands for the work folder.
 """
@@ -27,7 +28,7 @@ FOLDER = Path(__file__).parent / "redteam"
 SERVICE = "service.yaml"  # cases against the service, which name a test instead of a cell
 KEYS = {
     "id", "title", "code", "timeout_s", "status", "prints", "never", "keeps", "next_prints", "then", "elsewhere",
-    "differs_elsewhere", "landlock", "spoils",
+    "differs_elsewhere", "watched", "limit", "spoils",
 }  # fmt: skip
 TIMEOUT_S = 20.0
 
@@ -41,12 +42,20 @@ def load() -> list[dict]:
         for case in yaml.safe_load(path.read_text())
     ]
     for case in cases:
-        for part in (case, *case.get("then", ()), case.get("elsewhere", {}), case.get("landlock", {})):
+        for part in (case, *case.get("then", ()), case.get("elsewhere", {}), *case.get("watched", {}).values()):
             if unknown := part.keys() - KEYS:
                 raise ValueError(f"{case['id']}: unknown keys {sorted(unknown)}")
     if len({case["id"] for case in cases}) < len(cases):
         raise ValueError("an id is used twice")
     return cases
+
+
+def under(case: dict, enforced_by: dict[str, str]) -> dict:
+    """Returns the case as it is where `enforced_by` maps limits to mechanisms."""
+    for limit, keys in case.get("watched", {}).items():
+        if enforced_by[limit] == "watchdog":
+            case = case | keys
+    return case
 
 
 def against_the_service() -> list[dict]:

@@ -186,7 +186,7 @@ def _decide(code: bytes, number: int, arguments: tuple[int, ...] = ()) -> int:
 @pytest.mark.skipif(syscalls.machine() is None, reason="no call table for this machine")
 @pytest.mark.parametrize("own_pid_namespace", [True, False])
 def test_the_filter_allows_exactly_what_the_table_says(own_pid_namespace):
-    code = seccomp.build_filter(own_pid_namespace=own_pid_namespace, signals_scoped=True, memory_counted=True, pid=77)
+    code = seccomp.build_filter(own_pid_namespace=own_pid_namespace, signals_scoped=True, files_in_flight=True, pid=77)
     table = syscalls.machine()[1]
     allow, refuse, unknown = 0x7FFF0000, 0x00050001, 0x00050026
     special = {
@@ -234,7 +234,7 @@ def test_the_filter_allows_exactly_what_the_table_says(own_pid_namespace):
 
 @pytest.mark.skipif(syscalls.machine() is None, reason="no call table for this machine")
 def test_without_signal_scoping_a_session_may_only_signal_itself():
-    code = seccomp.build_filter(own_pid_namespace=False, signals_scoped=False, memory_counted=False, pid=77)
+    code = seccomp.build_filter(own_pid_namespace=False, signals_scoped=False, files_in_flight=False, pid=77)
     table = syscalls.machine()[1]
     assert [_decide(code, table[name]) for name in ("sendmsg", "sendmmsg", "sendto")] == [
         0x00050001,

@@ -1,35 +1,42 @@
-"""Runs hostile cells on the strongest tier of this machine and on the plain-container tier."""
+"""Runs hostile cells on the strongest tier of this machine and on the plain-container tier.
+
+Those that exceed a limit run under every combination of user, namespaces and cgroups.
+"""
 
 from __future__ import annotations
 
 import ast
-import os
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from tests.tools_service.bench import Bench, start_as_nobody
+from tests.tools_service.bench import ISOLATIONS, Bench, start_isolated
 from tests.tools_service.sandbox import redteam_cases
-from tools_service.client import Status, start_local_service
+from tools_service.client import Status
+from tools_service.sandbox.protocol import enforcement
+from tools_service.sandbox.protocol.isolation_config import IsolationConfig, Limits
 
 CASES = redteam_cases.load()
+LIMIT_CASES = [case for case in CASES if "limit" in case]
+_EVERY_CASE = ("root, namespaces, cgroups", "nobody")  # isolations on which all cases run
+_ATTACKS = [
+    pytest.param(isolation, case, id=f"{isolation}: {case['id']} {case['title']}")
+    for isolation in ISOLATIONS
+    for case in (CASES if isolation in _EVERY_CASE else LIMIT_CASES)
+]
 _LIMITS = ["--grace-s", "0.5", "--memory-mb", "512"]
 _AFTER = "import os\nprint('after')\nprint('next', os.getpid() == OWN)"
 
 
-@pytest.fixture(scope="module", params=["best", "landlock, as nobody"])
+@pytest.fixture(scope="module")
 def attacked(request, tmp_path_factory):
     """Starts a service whose environment holds secrets."""
     log = tmp_path_factory.mktemp("redteam") / "log.txt"
     with pytest.MonkeyPatch.context() as patch:
         for name in ("TOOLS_SECRET", "TOOLS_ENV_SECRET", "SERPER_API_KEY", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "CANARYSECRET-0123456789")
-        if request.param == "best":
-            service = start_local_service(log_path=log, extra_args=_LIMITS)
-        elif os.geteuid() != 0:
-            pytest.skip("becoming an unprivileged user needs root")
-        else:
-            service = start_as_nobody(log, "--tier", "landlock", *_LIMITS)
+        service = start_isolated(request.param, log, *_LIMITS)
     bench = Bench(service)
     yield bench
     counters = bench.client.info()["counters"]
@@ -40,10 +47,9 @@ def attacked(request, tmp_path_factory):
     assert counters["opened"] > 0
 
 
-@pytest.mark.parametrize("case", CASES, ids=[f"{case['id']} {case['title']}" for case in CASES])
+@pytest.mark.parametrize(("attacked", "case"), _ATTACKS, indirect=["attacked"])
 def test_a_hostile_cell_is_contained(attacked, case):
-    if attacked.tier == "landlock":
-        case = case | case.get("landlock", {})
+    case = redteam_cases.under(case, attacked.enforced_by)
     attacker, other = attacked.new_session(), attacked.new_session()
     own = int(attacked.run(attacker, "import os\nos.getpid()").stdout)
     folder = attacked.run(attacker, "os.getcwd()").stdout.strip().strip("'")
@@ -80,3 +86,20 @@ def test_a_case_against_the_service_has_a_test_that_holds_it(case):
     tree = ast.parse((Path(__file__).parents[1] / file).read_text())
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
     assert name in names if name else names
+
+
+_NOT_ATTACKED = {
+    "cpu_seconds": "takes an hour of CPU time",
+    "cpu_cores": "is bandwidth; held by sandbox/test_limits.py where something enforces it",
+    "all_cores": "likewise",
+    "all_memory_mb": "held by sandbox/test_confinement.py::test_all_sessions_together_stay_within_their_memory",
+    "all_processes": "held by sandbox/test_limits.py",
+}
+
+
+def test_every_limit_outside_the_server_has_a_hostile_cell():
+    """Catches: a limit that nobody has tried to exceed."""
+    config = IsolationConfig("landlock", False, False, 0, "none", 0, True, Limits(), (), "", 0)
+    beyond_server = {name for name, by in enforcement.limit_enforcers(config).items() if by != enforcement.SERVER}
+    assert {case["limit"] for case in LIMIT_CASES} == beyond_server - _NOT_ATTACKED.keys()
+    assert {field.name for field in dataclasses.fields(Limits)} == enforcement.limit_enforcers(config).keys()

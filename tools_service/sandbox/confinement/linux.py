@@ -5,9 +5,11 @@ Every function raises OSError with the errno and the name of the call.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
+from collections.abc import Iterator
 
 from tools_service.sandbox.confinement import syscalls
 
@@ -32,9 +34,13 @@ MNT_DETACH = 2
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 47, 2
+
+CAP_DAC_READ_SEARCH = 2
 
 SIGCHLD = 17
 _HUGE_PAGE_BYTES = 2 << 20
@@ -57,9 +63,9 @@ def syscall(name: str, *arguments: object) -> int:
     return _check(_libc.syscall(ctypes.c_long(syscalls.number(name)), *converted), name)
 
 
-def prctl(option: int, value: int = 0) -> None:
+def prctl(option: int, value: int = 0, argument: int = 0) -> None:
     _check(
-        _libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)),
+        _libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(argument), ctypes.c_ulong(0), ctypes.c_ulong(0)),
         f"prctl({option})",
     )
 
@@ -116,9 +122,11 @@ def fork_with_flags(flags: int) -> int:
     return pid
 
 
-def drop_bounding_set() -> None:
-    """Removes every capability from the bounding set, so that no program executed later can gain one."""
+def drop_bounding_set(keep: tuple[int, ...] = ()) -> None:
+    """Removes every capability but `keep` from the bounding set: no program executed later can gain another one."""
     for capability in range(64):
+        if capability in keep:
+            continue
         try:
             prctl(PR_CAPBSET_DROP, capability)
         except OSError:
@@ -127,10 +135,36 @@ def drop_bounding_set() -> None:
             raise
 
 
-def drop_capabilities() -> None:
-    """Drops every capability of this process; its user id stays."""
+def drop_capabilities(keep: int | None = None) -> None:
+    """Drops every capability of this process, except `keep`, which programs that it executes inherit."""
     header = struct.pack("=Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3; pid 0 is this process
-    _check(_libc.capset(ctypes.create_string_buffer(header, 8), ctypes.create_string_buffer(24)), "capset")
+    low = 0 if keep is None else 1 << keep
+    data = struct.pack("=6I", low, low, low, 0, 0, 0)  # effective, permitted, inheritable: low words, high words
+    _check(_libc.capset(ctypes.create_string_buffer(header, 8), ctypes.create_string_buffer(data, 24)), "capset")
+    if keep is not None:
+        prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, keep)
+
+
+def become_user(uid: int, keep_capability: int | None = None) -> None:
+    """Changes user and group id for good. Without `keep_capability`, every capability is lost."""
+    os.setgroups([])
+    if keep_capability is not None:
+        prctl(PR_SET_KEEPCAPS, 1)
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    if keep_capability is not None:
+        drop_capabilities(keep_capability)
+
+
+@contextlib.contextmanager
+def file_system_user(uid: int) -> Iterator[None]:
+    """Accesses files, and /proc of other processes, as user `uid` while the context lasts (setfsuid)."""
+    own = os.geteuid()
+    _libc.setfsuid(uid)
+    try:
+        yield
+    finally:
+        _libc.setfsuid(own)
 
 
 def enter_user_namespace() -> None:

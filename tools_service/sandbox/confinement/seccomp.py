@@ -12,6 +12,7 @@ import functools
 import struct
 
 from tools_service.sandbox.confinement import linux, syscalls
+from tools_service.sandbox.protocol import enforcement
 from tools_service.sandbox.protocol.isolation_config import IsolationConfig
 
 # linux/bpf_common.h, linux/seccomp.h
@@ -53,7 +54,7 @@ def _deny_if_in(index: int, values: tuple[int, ...]) -> list[Instruction]:
 
 
 def _argument_rules(
-    own_pid_namespace: bool, signals_scoped: bool, memory_counted: bool, pid: int
+    own_pid_namespace: bool, signals_scoped: bool, files_in_flight: bool, pid: int
 ) -> dict[str, list[Instruction]]:
     rules = {
         "clone": [_load_argument(0), (_JSET, 1, 0, _NAMESPACE_FLAGS), _ALLOW, _DENY],
@@ -70,7 +71,7 @@ def _argument_rules(
         "sync": [_FAKE_SUCCESS],
         "syncfs": [_FAKE_SUCCESS],
     }
-    if not memory_counted:  # a memfd in flight over a socket belongs to no process and would escape memory accounting
+    if not files_in_flight:  # a file in flight over a socket belongs to no process: the watchdog could not count it
         rules |= {"sendmsg": [_DENY], "sendmmsg": [_DENY]}
     if not own_pid_namespace:
         # Sessions are then killed by process group, so no process may leave the group.
@@ -86,13 +87,13 @@ def filter_for(config: IsolationConfig, pid: int) -> bytes:
     return build_filter(
         own_pid_namespace=config.namespaces,
         signals_scoped=config.landlock >= 6,
-        memory_counted=config.cgroups != "none",
+        files_in_flight=not enforcement.watchdog_reads_files(config),
         pid=pid,
     )
 
 
 @functools.cache  # built once by the zygote: in a pid namespace every session is pid 1 and has the same filter
-def build_filter(*, own_pid_namespace: bool, signals_scoped: bool, memory_counted: bool, pid: int) -> bytes:
+def build_filter(*, own_pid_namespace: bool, signals_scoped: bool, files_in_flight: bool, pid: int) -> bytes:
     """Returns the filter as an array of struct sock_filter.
 
     A binary search over ranges of call numbers keeps it short: at installation the kernel emulates the filter for
@@ -105,7 +106,7 @@ def build_filter(*, own_pid_namespace: bool, signals_scoped: bool, memory_counte
     if machine_table is None:
         raise OSError("no system call table for this machine")
     audit, table = machine_table
-    rules = _argument_rules(own_pid_namespace, signals_scoped, memory_counted, pid)
+    rules = _argument_rules(own_pid_namespace, signals_scoped, files_in_flight, pid)
     by_number = {number: [_ALLOW] for name, number in table.items() if name not in syscalls.NOT_ALLOWED}
     by_number |= {table[name]: body for name, body in rules.items() if name in table}
     last = max(table.values())

@@ -48,12 +48,12 @@ def _cgroup_mounts() -> dict[str, str]:
 class SlotCgroups:
     """The cgroups of all slots. `version` is 'none' if the kernel or our privileges do not permit any."""
 
-    def __init__(self, limits: Limits):
+    def __init__(self, limits: Limits, enabled: bool = True):
         self.limits = limits
         self.version: Literal["v2", "v1", "none"] = "none"
         self._bases: dict[str, str] = {}
         name = f"{_PREFIX}{os.getpid()}"
-        for attempt, version in ((self._try_v2, "v2"), (self._try_v1, "v1")):
+        for attempt, version in ((self._try_v2, "v2"), (self._try_v1, "v1")) if enabled else ():
             try:
                 attempt(name)
                 self._prepare(-1)

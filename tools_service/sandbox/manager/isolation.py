@@ -12,6 +12,7 @@ import dataclasses
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Callable
 
 from tools_service.sandbox.confinement import landlock, linux, seccomp, syscalls
@@ -41,8 +42,12 @@ def probe_isolation(config: IsolationConfig, best_tier: str, insecure: bool) -> 
     if "userns" in allowed and _succeeds_in_child(_try_user_namespace):
         return dataclasses.replace(config, tier="userns", namespaces=True, user_namespace=True)
     if "landlock" in allowed and lock:
-        own_users = is_root and _succeeds_in_child(_try_other_user)
-        return dataclasses.replace(config, tier="landlock", uid_base=_UID_BASE if own_users else 0)
+        own_users = is_root and _succeeds_in_child(lambda: _try_other_user(config.runtime_dir, None))
+        # Where only root may enter the interpreter's folder: Landlock still bounds what the capability lets them read.
+        reading = is_root and not own_users
+        reading = reading and _succeeds_in_child(lambda: _try_other_user(config.runtime_dir, linux.CAP_DAC_READ_SEARCH))
+        uid_base = _UID_BASE if own_users or reading else 0
+        return dataclasses.replace(config, tier="landlock", uid_base=uid_base, read_capability=reading)
     if insecure:
         print("insecure: sessions are not confined on this machine", file=sys.stderr)
         return dataclasses.replace(config, tier="insecure", landlock=0, seccomp=False)
@@ -68,7 +73,7 @@ def _succeeds_in_child(attempt: Callable[[], None]) -> bool:
 def _try_filter() -> None:
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     seccomp.install_filter(
-        seccomp.build_filter(own_pid_namespace=True, signals_scoped=True, memory_counted=True, pid=os.getpid())
+        seccomp.build_filter(own_pid_namespace=True, signals_scoped=True, files_in_flight=True, pid=os.getpid())
     )
     os.getpid()
 
@@ -99,10 +104,15 @@ def _mount_something() -> None:
     linux.mount("tmpfs", "/tmp", "tmpfs", 0, "size=64k")
 
 
-def _try_other_user() -> None:
-    """Checks that another user id can read this interpreter, which a user per session without namespaces needs."""
-    os.setgroups([])
-    os.setresgid(_UID_BASE, _UID_BASE, _UID_BASE)
-    os.setresuid(_UID_BASE, _UID_BASE, _UID_BASE)
+def _try_other_user(runtime_dir: str, keep_capability: int | None) -> None:
+    """Checks that another user id can own a folder and run this interpreter, which a user per session needs."""
+    folder = tempfile.mkdtemp(dir=runtime_dir)
+    try:
+        os.chown(folder, _UID_BASE, _UID_BASE)
+    finally:
+        os.rmdir(folder)
+    linux.become_user(_UID_BASE, keep_capability)
     for path in (sys.executable, os.__file__):
         open(path, "rb").close()
+    if os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-I", "-S", "-c", "import json"]):
+        raise OSError("another user cannot run the interpreter")

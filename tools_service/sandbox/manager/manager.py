@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 
 from tools_service.sandbox.confinement import linux
 from tools_service.sandbox.manager import cgroups, folders, isolation, watchdog
-from tools_service.sandbox.protocol import frames
+from tools_service.sandbox.protocol import enforcement, frames
 from tools_service.sandbox.protocol.isolation_config import IsolationConfig, Limits
 from tools_service.sandbox.protocol.manager_messages import receive_message, send_message
 
@@ -66,13 +66,14 @@ class Manager:
         slots: int,
         best_tier: str,
         insecure: bool,
+        use_cgroups: bool,
     ):
         self._server = server
         self._warm = warm
         _remove_stale_folders()
         folder = tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-")
         os.chmod(folder, 0o711)  # search permission: sessions with their own user ids reach their folders below it
-        self._cgroups = cgroups.SlotCgroups(limits)
+        self._cgroups = cgroups.SlotCgroups(limits, use_cgroups)
         unconfined = IsolationConfig(
             tier="insecure", namespaces=False, user_namespace=False, uid_base=0, cgroups=self._cgroups.version, landlock=0,
             seccomp=False, limits=limits, packages=packages, runtime_dir=folder, max_tasks=2 * slots + 16 * limits.processes + 256,
@@ -214,14 +215,19 @@ class Manager:
             self._failures = 0
             if not self._ready_sent:  # the probed isolation is confirmed once a session process has applied it
                 self._ready_sent = True
-                config = json.loads(self.config.to_json())
-                self._notify(
-                    {"op": "ready", "config": config, "summary": self.config.summary(), "packages": self._packages}
-                )
+                self._notify({"op": "ready", "packages": self._packages} | self._describe())
             return
         reason = frame[0].get("failed") if frame else "ended while being confined"
         self._kill(worker.pid)
         self._record_failure(f"a session process could not be confined: {reason}")
+
+    def _describe(self) -> dict:
+        return {
+            "config": json.loads(self.config.to_json()),
+            "summary": self.config.summary(),
+            "limits": enforcement.describe_limits(self.config),
+            "enforced_by": enforcement.limit_enforcers(self.config),
+        }
 
     def _record_failure(self, message: str) -> None:
         """Counts consecutive failures; reports `failed` and ends after `_MAX_FAILURES`."""
@@ -284,7 +290,11 @@ class Manager:
         if not self._watchdog.due():  # listing hundreds of sessions costs more than the event that woke the loop
             return
         granted = {
-            worker.pid: watchdog.SessionInfo(worker.idle and not worker.stopped, self._folder(worker))
+            worker.pid: watchdog.SessionInfo(
+                worker.idle and not worker.stopped,
+                self._folder(worker),
+                self.config.uid_base + worker.slot if self.config.uid_base else None,
+            )
             for worker in self._workers.values()
             if not worker.fds
         }
@@ -416,6 +426,7 @@ def main() -> None:
             options["slots"],
             options["tier"],
             options["insecure"],
+            options["use_cgroups"],
         )
     except isolation.IsolationUnavailable as error:
         send_message(server, {"op": "failed", "message": str(error)})

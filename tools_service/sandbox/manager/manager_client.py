@@ -70,10 +70,20 @@ class WorkerHandle:
 class SandboxManagerClient:
     """Owns one manager process and restarts it when it ends unexpectedly."""
 
-    def __init__(self, limits: Limits, packages: tuple[str, ...], *, warm: int, slots: int, tier: str, insecure: bool):
+    def __init__(
+        self,
+        limits: Limits,
+        packages: tuple[str, ...],
+        *,
+        warm: int,
+        slots: int,
+        tier: str,
+        insecure: bool,
+        use_cgroups: bool = True,
+    ):
         self._options = {
             "limits": dataclasses.asdict(limits), "packages": packages, "warm": warm, "slots": slots, "tier": tier,
-            "insecure": insecure,
+            "insecure": insecure, "use_cgroups": use_cgroups,
         }  # fmt: skip
         self._process: subprocess.Popen | None = None
         self._socket: socket.socket | None = None

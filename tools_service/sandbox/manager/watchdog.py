@@ -1,17 +1,22 @@
 """Polls the resource usage of session processes and enforces the limits that the kernel does not.
 
-Without cgroups, memory and process count of a session are sums over `/proc`: anonymous pages, shared mappings, and
-files without a name (memfd_create, or unlinked while open). Without a private mount, disk space is measured as well.
+`enforcement.watchdog_limits` names them. Memory and process count of a session are sums over `/proc`: anonymous pages,
+shared mappings, and memory files without a name (memfd_create). Disk space is that of the work folder and of files
+that were unlinked while open.
 A thread left running between cells is stopped (SIGSTOP), as it would take CPU from other sessions.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import time
 from dataclasses import dataclass, field
 
+from tools_service.sandbox.confinement import linux
 from tools_service.sandbox.manager import folders
+from tools_service.sandbox.protocol import enforcement
 from tools_service.sandbox.protocol.isolation_config import IsolationConfig
 
 PERIOD_S = 0.25
@@ -36,7 +41,12 @@ class SessionUsage:
     @property
     def counted_bytes(self) -> int:
         """Memory in bytes without shared mappings."""
-        return self.private_bytes + sum(self.unlinked.values())
+        return self.private_bytes + sum(size for (dev, _), size in self.unlinked.items() if dev == _memfd_device())
+
+    @property
+    def unlinked_disk_bytes(self) -> int:
+        """Disk space in bytes of files without a name, which no folder contains."""
+        return sum(size for (dev, _), size in self.unlinked.items() if dev != _memfd_device())
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class SessionInfo:
 
     idle: bool  # between cells
     folder: str  # work folder to measure; empty if its file system is limited by the kernel
+    uid: int | None = None  # user id of its processes if it is not that of the manager
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,9 @@ class Action:
 class Watchdog:
     def __init__(self, config: IsolationConfig):
         self._config = config
+        self._enforced = enforcement.watchdog_limits(config)
+        self._reads_memory = "memory_mb" in self._enforced
+        self._reads_files = enforcement.watchdog_reads_files(config)
         self._next_poll = self._next_cpu = time.monotonic()
         self._idle_cpu_s: dict[int, float] = {}  # CPU time of idle sessions at the last poll
         self._baseline_bytes = 0  # anonymous memory that every fork inherits from the zygote
@@ -87,19 +101,17 @@ class Watchdog:
         """Returns the actions to take. `sessions` is keyed by the pid of each session's first process."""
         now = time.monotonic()
         self._next_poll = now + PERIOD_S
-        check_limits = self._config.cgroups == "none"
+        check_limits = bool(self._enforced)
         check_cpu = now >= self._next_cpu and any(session.idle for session in sessions.values())
         if not sessions or not (check_limits or check_cpu):
             return []
-        usage = self._usages(set(sessions))
+        usage = self._usages({pid: session.uid for pid, session in sessions.items()})
         actions = []
         if check_limits:
             actions = [
-                action
-                for pid, session in sessions.items()
-                if (action := self._check_session(pid, usage[pid], session.folder))
+                action for pid, session in sessions.items() if (action := self._check_session(pid, usage[pid], session))
             ]
-            actions += self._check_total_memory(usage, {action.pid for action in actions})
+            actions += self._check_totals(usage, {action.pid for action in actions})
             self._checked_at_cpu_s = {pid: used for pid, used in self._checked_at_cpu_s.items() if pid in sessions}
         if check_cpu:
             self._next_cpu = now + _CPU_PERIOD_S
@@ -110,49 +122,56 @@ class Watchdog:
             self._idle_cpu_s = idle
         return actions
 
-    def _check_session(self, pid: int, usage: SessionUsage, folder: str) -> Action | None:
-        limits = self._config.limits
-        space, counted = limits.memory_mb << 20, usage.counted_bytes
-        reason = ""
-        if counted > space or (
-            counted + usage.shared_bytes > space and counted + sum(map(_pss_shmem_bytes, usage.pids)) > space
-        ):
+    def _check_session(self, pid: int, usage: SessionUsage, session: SessionInfo) -> Action | None:
+        limits, reason = self._config.limits, ""
+        if self._reads_memory and self._exceeds_memory(usage, session):
             reason = "oom"
-        elif usage.tasks > limits.processes + 8:
+        elif "processes" in self._enforced and usage.tasks > limits.processes + 8:
             reason = f"more than {limits.processes} processes"
-        elif folder and self._checked_at_cpu_s.get(pid) != usage.cpu_s:
-            reason = self._disk_violation(folder)
+        elif "disk_mb" in self._enforced and self._checked_at_cpu_s.get(pid) != usage.cpu_s:
+            reason = self._disk_violation(session.folder, usage)
             self._checked_at_cpu_s[pid] = usage.cpu_s
         return Action(pid, reason, usage.pids) if reason else None
 
-    def _check_total_memory(self, usage: dict[int, SessionUsage], already_ending: set[int]) -> list[Action]:
-        """Kills the largest sessions until the remaining ones fit into `all_memory_mb`."""
+    def _exceeds_memory(self, usage: SessionUsage, session: SessionInfo) -> bool:
+        space, counted = self._config.limits.memory_mb << 20, usage.counted_bytes
+        if counted > space:
+            return True
+        if counted + usage.shared_bytes <= space:
+            return False
+        with _inspecting(session.uid):
+            return counted + sum(map(_pss_shmem_bytes, usage.pids)) > space
+
+    def _check_totals(self, usage: dict[int, SessionUsage], already_ending: set[int]) -> list[Action]:
+        """Kills the largest sessions until the remaining ones fit into the limits of all sessions together."""
+        limits = self._config.limits
         left = {pid: used for pid, used in usage.items() if pid not in already_ending}
-        total = sum(used.counted_bytes for used in left.values())
         actions = []
-        for pid, used in sorted(left.items(), key=lambda item: -item[1].counted_bytes):
-            if total <= self._config.limits.all_memory_bytes:
-                break
-            total -= used.counted_bytes
-            actions.append(Action(pid, "oom", used.pids))
+        if self._reads_memory:
+            memory = {pid: used.counted_bytes for pid, used in left.items()}
+            actions += [Action(pid, "oom", left.pop(pid).pids) for pid in _excess(memory, limits.all_memory_bytes)]
+        if limits.all_processes and "all_processes" in self._enforced:
+            reason = f"more than {limits.all_processes} processes in all sessions"
+            tasks = {pid: used.tasks for pid, used in left.items()}
+            actions += [Action(pid, reason, left[pid].pids) for pid in _excess(tasks, limits.all_processes)]
         return actions
 
-    def _disk_violation(self, folder: str) -> str:
+    def _disk_violation(self, folder: str, usage: SessionUsage) -> str:
         limits = self._config.limits
-        used = folders.measure(folder, limits.disk_mb << 20, limits.inodes)
-        if used.bytes > limits.disk_mb << 20:
+        found = folders.measure(folder, limits.disk_mb << 20, limits.inodes)
+        if found.bytes + usage.unlinked_disk_bytes > limits.disk_mb << 20:
             return f"more than {limits.disk_mb} MB of disk"
-        if used.inodes > limits.inodes:
+        if found.inodes > limits.inodes:
             return f"more than {limits.inodes} files and folders"
-        return f"more than {folders.MAX_DEPTH} folders inside each other" if used.too_deep else ""
+        return f"more than {folders.MAX_DEPTH} folders inside each other" if found.too_deep else ""
 
     def session_pids(self, pid: int, since: float = 0.0) -> list[int]:
         """Returns the processes of one session, optionally only those started since `since` (CLOCK_BOOTTIME, seconds)."""
-        found = self._usages({pid})[pid].pids
+        found = self._usages({pid: None}, pids_only=True)[pid].pids
         return [p for p in found if _start_ticks(p) >= int(since * _TICKS)] if since else found
 
-    def _usages(self, sessions: set[int]) -> dict[int, SessionUsage]:
-        """Sums the process list per session.
+    def _usages(self, sessions: dict[int, int | None], pids_only: bool = False) -> dict[int, SessionUsage]:
+        """Sums the process list per session; `sessions` maps the pid of each first process to its user id.
 
         With pid namespaces a process belongs to its ancestor among `sessions` (orphans are reparented to the first
         process of the namespace); otherwise to its process group, which sessions cannot leave.
@@ -166,7 +185,7 @@ class Watchdog:
                         rows[int(name)] = file.read().rpartition(b")")[2].split()
                 except OSError:
                     continue
-        seen, self._process_usage = self._process_usage, {}
+        seen, current = self._process_usage, {}
         for pid, row in rows.items():
             owner = _owning_session(pid, rows, sessions) if self._config.namespaces else int(row[2])
             if owner not in found:
@@ -176,18 +195,50 @@ class Watchdog:
             usage.tasks += int(row[17])
             ticks = int(row[11]) + int(row[12])
             usage.cpu_s += ticks / _TICKS
-            if self._config.cgroups == "none":
+            if not pids_only and (self._reads_memory or self._reads_files):
                 known = seen.get(pid)
-                process = known if known is not None and known.ticks == ticks else self._process(pid, ticks)
-                self._process_usage[pid] = process
+                fresh = known is not None and known.ticks == ticks
+                process = current[pid] = known if fresh else self._process(pid, ticks, sessions[owner])
                 usage.private_bytes += process.private_bytes
                 usage.shared_bytes += process.shared_bytes
                 usage.unlinked |= process.unlinked
+        if not pids_only:
+            self._process_usage = current
         return found
 
-    def _process(self, pid: int, ticks: int) -> _ProcessUsage:
+    def _process(self, pid: int, ticks: int, uid: int | None) -> _ProcessUsage:
         private = max(0, _rss_bytes(pid, "Anon") - self._baseline_bytes)
-        return _ProcessUsage(ticks, private, _rss_bytes(pid, "Shmem"), _unlinked_files(pid))
+        with _inspecting(uid):
+            unlinked = _unlinked_files(pid)
+            if "disk_mb" in self._enforced:
+                unlinked = _unlinked_mappings(pid, self._config.runtime_dir) | unlinked
+            return _ProcessUsage(ticks, private, _rss_bytes(pid, "Shmem"), unlinked)
+
+
+def _excess(sizes: dict[int, int], limit: int) -> list[int]:
+    """Returns the keys of the largest sizes without which the others fit into `limit`."""
+    total, found = sum(sizes.values()), []
+    for key, size in sorted(sizes.items(), key=lambda item: -item[1]):
+        if total <= limit:
+            break
+        total -= size
+        found.append(key)
+    return found
+
+
+def _inspecting(uid: int | None) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which /proc/PID/fd of user `uid` is readable also without CAP_SYS_PTRACE."""
+    return contextlib.nullcontext() if uid is None else linux.file_system_user(uid)
+
+
+@functools.cache
+def _memfd_device() -> int:
+    """Returns the device number of memory files, which tells them from files on a disk."""
+    fd = os.memfd_create("probe")
+    try:
+        return os.fstat(fd).st_dev
+    finally:
+        os.close(fd)
 
 
 def _start_ticks(pid: int) -> int:
@@ -243,4 +294,21 @@ def _unlinked_files(pid: int) -> dict[tuple[int, int], int]:
             continue
         if status.st_nlink == 0 and status.st_mode & 0o170000 == 0o100000:
             found[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return found
+
+
+def _unlinked_mappings(pid: int, folder: str) -> dict[tuple[int, int], int]:
+    """Returns the mapped bytes of unlinked files of `folder` by (device, inode): they need no open descriptor."""
+    found: dict[tuple[int, int], int] = {}
+    try:
+        with open(f"/proc/{pid}/maps") as file:
+            lines = [line for line in file if folder in line and line.endswith(" (deleted)\n")]
+    except OSError:
+        return found
+    for line in lines:
+        addresses, _, offset, device, inode = line.split()[:5]
+        start, end = (int(part, 16) for part in addresses.split("-"))
+        major, minor = (int(part, 16) for part in device.split(":"))
+        key = os.makedev(major, minor), int(inode)
+        found[key] = max(found.get(key, 0), int(offset, 16) + end - start)
     return found

@@ -14,7 +14,7 @@ TIERS: tuple[Tier, ...] = ("root", "userns", "landlock")  # strongest first; ins
 
 @dataclass(frozen=True)
 class Limits:
-    """Resource limits, per session unless stated otherwise."""
+    """Resource limits, per session unless stated otherwise. `enforcement.py` names who enforces each."""
 
     memory_mb: int = 1024  # on top of the memory shared with the zygote
     disk_mb: int = 64  # size of the private work folder
@@ -22,7 +22,7 @@ class Limits:
     file_mb: int = 64  # size of one file
     processes: int = 48  # threads count as processes
     open_files: int = 128
-    cpu_cores: float = 1.0  # CPU bandwidth; enforced only with cgroups
+    cpu_cores: float = 1.0  # CPU bandwidth
     cpu_seconds: int = 3600  # CPU time of one process over the session's life
     output_mb: int = 4  # bytes one cell may write to stdout, and to stderr; further writes fail
     text_kb: int = 256  # bytes returned of each stream: its head and tail
@@ -36,8 +36,8 @@ class Limits:
     max_timeout_s: float = 300.0  # largest timeout that a request may set
     grace_s: float = 1.0  # time between the interrupt and the kill
     all_memory_mb: int = 0  # memory of all sessions together; 0: three quarters of the machine's memory
-    all_cores: float = 0.0  # CPU bandwidth of all sessions together, only with cgroups; 0: all cores
-    all_processes: int = 0  # processes of all sessions together, only with cgroups v2; 0: unlimited
+    all_cores: float = 0.0  # CPU bandwidth of all sessions together; 0: all cores
+    all_processes: int = 0  # processes of all sessions together; 0: unlimited
 
     @property
     def all_memory_bytes(self) -> int:
@@ -72,6 +72,7 @@ class IsolationConfig:
     packages: tuple[str, ...]  # distributions that sessions may import
     runtime_dir: str  # the manager's folder
     max_tasks: int  # RLIMIT_NPROC of the user id that sessions share
+    read_capability: bool = False  # sessions keep CAP_DAC_READ_SEARCH: only root may enter the interpreter's folder
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

@@ -16,7 +16,7 @@ import sysconfig
 import tempfile
 
 from tools_service.sandbox.confinement import landlock, linux, packages, rootfs, seccomp
-from tools_service.sandbox.protocol import frames
+from tools_service.sandbox.protocol import enforcement, frames
 from tools_service.sandbox.protocol.isolation_config import IsolationConfig
 from tools_service.sandbox.worker import cell_loop
 from tools_service.sandbox.worker.interpreter import Interpreter
@@ -90,15 +90,13 @@ def _apply_confinement(
             os.chown(folder, uid, uid)
     _set_limits(config, _address_space_bytes(config, mapped_bytes))
     if config.uid_base:
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
+        linux.become_user(uid, linux.CAP_DAC_READ_SEARCH if config.read_capability else None)
     elif config.tier != "insecure":
         linux.drop_capabilities()
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-    # Without a user id per session Landlock isolates sessions, and the manager must read /proc/PID/fd to count files.
+    # A process that is not dumpable hides /proc/PID/fd, in which the watchdog counts open files without a name.
     if config.uid_base:
-        linux.prctl(linux.PR_SET_DUMPABLE, 0)
+        linux.prctl(linux.PR_SET_DUMPABLE, 1 if enforcement.watchdog_reads_files(config) else 0)
     os.umask(0o077)
     os.chdir(folder)
     for scratch in (".tmp", ".shm"):

@@ -45,7 +45,7 @@ def main() -> None:
         if config.namespaces:
             _enter_namespaces(config)
         if config.tier != "insecure" and (os.geteuid() == 0 or config.user_namespace):
-            linux.drop_bounding_set()
+            linux.drop_bounding_set(keep=(linux.CAP_DAC_READ_SEARCH,) if config.read_capability else ())
         if config.seccomp and config.namespaces:
             seccomp.filter_for(config, pid=1)
     except BaseException:
