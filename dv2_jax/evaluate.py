@@ -30,7 +30,7 @@ def run(config: Config) -> dict:
     Raises:
         ConfigError: a baseline is unknown or not available for these questions, or the judge cannot be used.
         RowError: a data file cannot be used under `data.bad_rows`.
-        JudgeOutage: the judge stopped giving verdicts.
+        ServiceOutage: judge or tools service gave no results for too long.
     """
     if unknown := set(config.eval.baselines) - set(BASELINES):
         raise ConfigError(f"eval.baselines = {sorted(unknown)}: there are {', '.join(BASELINES)}")

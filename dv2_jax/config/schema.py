@@ -134,6 +134,9 @@ class ToolsConfig:
     cell_timeout_s: float = setting(10.0, "Time limit of one code block in seconds.")
     request_timeout_s: float = setting(60.0, "Time limit of one request to the service in seconds.")
     retries: int = setting(2, "Retries after infrastructure failures, before the trajectory is masked from the loss.")
+    outage_s: float = setting(
+        300.0, "Seconds without one result from the tools service after which the run stops with a checkpoint."
+    )
 
 
 @dataclass(frozen=True)

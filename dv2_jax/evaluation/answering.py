@@ -13,8 +13,8 @@ from dv2_jax.data.question import Question
 from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.evaluation.summary import EvalResult, SkillResult, summarize
 from dv2_jax.parallel import distributed
+from dv2_jax.parallel.outage import raise_outage_together
 from dv2_jax.rewards import compute_rewards
-from dv2_jax.rewards.outage import raise_outage_together
 from dv2_jax.rollout.scheduler import RolloutRequest, RolloutScheduler
 
 __all__ = ["EvalResult", "SkillResult", "answer_questions", "evaluate"]
@@ -53,7 +53,7 @@ def answer_questions(
             f"sampling.temperature is {temperature}: evaluation is greedy, use a scheduler with temperature 0"
         )
     requests = [RolloutRequest(question, f"eval-{i:06d}", i) for i, question in enumerate(questions)]
-    trajectories = scheduler.run(distributed.shard_for_process(requests), on_finish=on_progress)
     with raise_outage_together():
+        trajectories = scheduler.run(distributed.shard_for_process(requests), on_finish=on_progress)
         compute_rewards(trajectories, tokenizer, reward_config)
     return trajectories

@@ -25,6 +25,7 @@ from dv2_jax.checkpoint.hf_export import export_hf
 from dv2_jax.config import Config, ConfigError
 from dv2_jax.evaluation.table import print_comparison
 from dv2_jax.parallel import distributed
+from dv2_jax.parallel.outage import ServiceOutage
 from dv2_jax.policy import Policy, load_policy
 from dv2_jax.recipes.checked_data import CheckedData
 from dv2_jax.recipes.rl_eval import STAGES, StageEvaluator
@@ -32,7 +33,7 @@ from dv2_jax.recipes.rl_rollout import RewardFn
 from dv2_jax.recipes.rl_training import Training
 from dv2_jax.recipes.run import Interrupted, Run, open_run, write_json
 from dv2_jax.report.page import write_report
-from dv2_jax.rewards import JudgeOutage, compute_rewards, prepare_rewards
+from dv2_jax.rewards import compute_rewards, prepare_rewards
 from dv2_jax.rl.algorithms import describe_algorithm, resolve_algorithm
 from dv2_jax.rollout.session import open_session
 from dv2_jax.telemetry.trajectories import TrajectoryWriter
@@ -51,7 +52,7 @@ def run_rl(config: Config, reward_fn: RewardFn = compute_rewards, policy: Policy
     Raises:
         ConfigError: the configuration cannot work, or the judge that it names cannot be used.
         RowError: a data file cannot be used under `data.bad_rows`.
-        JudgeOutage: the judge stopped giving verdicts; a checkpoint was written.
+        ServiceOutage: judge or tools service gave no results for too long; a checkpoint was written.
     """
     started = time.monotonic()
     config = complete_config(config)
@@ -88,10 +89,10 @@ def run_rl(config: Config, reward_fn: RewardFn = compute_rewards, policy: Policy
                 summary |= stages.evaluate_final(training.state.params)
         except Interrupted:
             training.save()
-        except JudgeOutage as error:
+        except ServiceOutage as error:
             training.save()
             message = f"{error}. Stopped after step {training.done} with a checkpoint; the same command continues"
-            raise JudgeOutage(message) from error
+            raise type(error)(message) from error
         summary |= {
             "logprob_gap_max": training.max_logprob_gap,
             "recompilations": training.recompilations(),

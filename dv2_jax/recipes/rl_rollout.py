@@ -10,9 +10,9 @@ from dv2_jax.agent.trajectory import Trajectory
 from dv2_jax.config import RewardConfig
 from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.evaluation.summary import aggregate
+from dv2_jax.parallel.outage import raise_outage_together
 from dv2_jax.recipes.rl_prompts import Group, PromptLoader, gather_groups, group_requests
 from dv2_jax.recipes.run import Run
-from dv2_jax.rewards.outage import raise_outage_together
 from dv2_jax.rollout.outcome import TrajectoryStats
 from dv2_jax.rollout.session import RolloutSession
 
@@ -47,7 +47,7 @@ class RolloutCollector:
         `max_sampling_rounds` rounds; if groups are still missing then, zero-variance groups fill the step.
 
         Raises:
-            JudgeOutage: the judge stopped giving verdicts on some host; all hosts raise it.
+            ServiceOutage: judge or tools service gave no results for too long on some host; all hosts raise it.
         """
         wanted, next_prompt = self.rl.prompts_per_step, first_prompt
         rounds = self.rl.max_sampling_rounds if self.rl.dynamic_sampling else 1
@@ -72,9 +72,9 @@ class RolloutCollector:
         """Sample and score the trajectories of this host for one round of prompts."""
         questions = self.questions.take(first_prompt, self.rl.prompts_per_step)
         requests = group_requests(questions, number, self.rl.group_size)
-        with self.run.display.track(f"step {number}: trajectories", len(requests)) as bar:
-            sampled = self.session.scheduler().run(requests, on_finish=lambda _: bar.advance())
         with raise_outage_together():
+            with self.run.display.track(f"step {number}: trajectories", len(requests)) as bar:
+                sampled = self.session.scheduler().run(requests, on_finish=lambda _: bar.advance())
             self.reward_fn(sampled, self.session.tokenizer, self.run.config.reward)
         return sampled
 

@@ -97,7 +97,7 @@ class Training:
 
         Raises:
             Interrupted: a signal arrived during the last step, after which a checkpoint was written.
-            JudgeOutage: the judge stopped giving verdicts; the state is that of the last completed step.
+            ServiceOutage: judge or tools service gave no results for too long; the state is that of the last completed step.
         """
         self.rollouts.prefetch(self.next_prompt)
         self.train_step.warmup(self.state.params, self.pack_spec, self.policy.mesh, self._complete)

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import httpx
 import tenacity
 
-from dv2_jax.config import ConfigError, RunFailure
+from dv2_jax.config import ConfigError
+from dv2_jax.parallel.outage import ServiceOutage
 
 API_KEY_VARIABLE = "DV2_JUDGE_API_KEY"
 _HEADING = "## Equivalence Judgement"
@@ -58,7 +59,7 @@ class JudgeUnavailable(RuntimeError):
     """The endpoint gave no verdict after all retries."""
 
 
-class JudgeOutage(RunFailure):
+class JudgeOutage(ServiceOutage):
     """The endpoint has given no verdict for so long that the run must stop."""
 
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 
 from dv2_jax.agent.tools.base import LocalCall, LocalOutput
+from dv2_jax.rollout.tools_outage import OutageMonitor
 from tools_service.client import Request, Status, ToolResult, ToolsClient
 
 THREADS = 16
@@ -22,7 +23,7 @@ class LocalCallRunner:
     and does not keep the process from ending.
     """
 
-    def __init__(self, client: ToolsClient):
+    def __init__(self, client: ToolsClient | OutageMonitor):
         self.client = client
         self._calls: queue.SimpleQueue[LocalCall] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[ToolResult] = queue.SimpleQueue()

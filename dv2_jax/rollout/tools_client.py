@@ -16,6 +16,7 @@ from typing import Literal
 from dv2_jax.config import Config, ConfigError, RunFailure, ToolsConfig
 from dv2_jax.parallel import distributed
 from dv2_jax.rollout.local_calls import LocalCallRunner
+from dv2_jax.rollout.tools_outage import OutageMonitor
 from dv2_jax.toy import tasks
 from tools_service.client import TEXT_INDEX_SCHEMA, Tls, ToolsClient, start_local_service
 
@@ -30,13 +31,14 @@ def open_tools(config: Config, run_dir: str | Path) -> Iterator[LocalCallRunner]
     images of the toy tasks.
 
     Raises:
-        ConfigError: if the address, the token file or a TLS file cannot be used.
+        ConfigError: if the address, the token file or a TLS file cannot be used, or no service answers at the address.
     """
     tools = config.tools
     if tools.address:
         client = _connect(tools)
         try:
-            yield LocalCallRunner(client)
+            _probe(client, tools)
+            yield LocalCallRunner(OutageMonitor(client, tools.outage_s))
         finally:
             client.close()
         return
@@ -49,7 +51,7 @@ def open_tools(config: Config, run_dir: str | Path) -> Iterator[LocalCallRunner]
     try:
         client = ToolsClient(service.address, request_timeout_s=tools.request_timeout_s)
         try:
-            yield LocalCallRunner(client)
+            yield LocalCallRunner(OutageMonitor(client, tools.outage_s))
         finally:
             client.close()
     finally:
@@ -68,6 +70,15 @@ def _connect(tools: ToolsConfig) -> ToolsClient:
         raise ConfigError(f"tools.address = {tools.address!r}: {error}") from None
     except OSError as error:
         raise ConfigError(f"tools.tls_ca, tls_cert or tls_key: {error}") from None
+
+
+def _probe(client: ToolsClient, tools: ToolsConfig) -> None:
+    """Asks the service for its state. Raises ConfigError if it does not answer, or rejects the token."""
+    try:
+        client.info()
+    except ConnectionError as error:
+        fix = "tools.token_file" if "UNAUTHENTICATED" in str(error) else "address, network and service"
+        raise ConfigError(f"tools.address = {tools.address!r}: no answer ({error}); check {fix}") from None
 
 
 def _token(path: str) -> str | None:

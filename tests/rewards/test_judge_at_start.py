@@ -48,8 +48,8 @@ def test_an_outage_on_one_host_ends_all_of_them(two_processes):
 import json
 from dv2_jax.parallel import distributed
 distributed.initialize()
+from dv2_jax.parallel.outage import ServiceOutage, raise_outage_together
 from dv2_jax.rewards import JudgeOutage
-from dv2_jax.rewards.outage import raise_outage_together
 seen = []
 for failing in (None, 1):
     try:
@@ -57,10 +57,10 @@ for failing in (None, 1):
             if distributed.process_index() == failing:
                 raise JudgeOutage("my judge is silent")
         seen.append("")
-    except JudgeOutage as error:
+    except ServiceOutage as error:
         seen.append(str(error))
 print(json.dumps(seen))
 """
     first, second = two_processes(program)
-    assert first == ["", "another host of the run gets no verdicts from the judge"]
+    assert first == ["", "another host of the run has an outage of the judge or of the tools service"]
     assert second == ["", "my judge is silent"]

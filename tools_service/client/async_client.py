@@ -104,8 +104,18 @@ class AsyncToolsClient:
         return replica is not None and await replica.interrupt(self._wire_ids[session])
 
     async def info(self) -> dict:
-        """Returns tier, limits, providers, packages and counters of the first replica. Raises AioRpcError."""
-        return await (await self.replicas())[0].info()
+        """Returns tier, limits, providers, packages and counters of the first replica that answers.
+
+        Raises:
+            AioRpcError: none answers.
+        """
+        *others, last = await self.replicas()
+        for replica in others:
+            try:
+                return await replica.info(wait=False)
+            except grpc.aio.AioRpcError:
+                continue
+        return await last.info()
 
     async def close(self) -> None:
         for replica in self._replicas:

@@ -1,0 +1,25 @@
+"""Agreement of all hosts on an outage of a service, so that none waits in a collective for one that has stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dv2_jax.config import RunFailure
+from dv2_jax.parallel import distributed
+
+
+class ServiceOutage(RunFailure):
+    """A service that the run needs has given no result for so long that the run must stop."""
+
+
+@contextmanager
+def raise_outage_together() -> Iterator[None]:
+    """If the block raises ServiceOutage on one host, all hosts raise it at its end. Every host must enter the block."""
+    outage = None
+    try:
+        yield
+    except ServiceOutage as error:
+        outage = error
+    if distributed.any_process(outage is not None):
+        raise outage or ServiceOutage("another host of the run has an outage of the judge or of the tools service")
