@@ -182,14 +182,34 @@ def _requirements(lines: list[str]) -> dict[str, str]:
     return found
 
 
-def test_the_image_installs_what_the_service_imports_in_the_ranges_of_the_project():
-    """Catches: an import that works in the trainer's environment but not in the image."""
-    lines = [line for line in (DEPLOY / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
-    installs = _requirements(lines)
+STANDALONE = tomllib.loads((ROOT / "packaging" / "tools_service" / "pyproject.toml").read_text())["project"]
+# Optional library → the extra of the standalone distribution that brings it.
+_OPTIONAL = {
+    "opencv-python-headless": "images",
+    "pyarrow": "parquet",
+    "opentelemetry-sdk": "traces",
+    "opentelemetry-api": "traces",
+    "opentelemetry-exporter-otlp-proto-http": "traces",
+    "usearch": "vectors",
+}
+
+
+def test_the_standalone_distribution_has_the_version_ranges_of_the_project():
+    """Catches: a range that is raised in one of the two distributions alone."""
+    extras = STANDALONE["optional-dependencies"]
+    installs = _requirements(
+        [*STANDALONE["dependencies"], *(line for name in extras if name != "all" for line in extras[name])]
+    )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     declared = _requirements([*project["dependencies"], *extras["vectors"], *extras["traces"]])
     assert {name: declared.get(name) for name in installs} == installs
+
+
+def test_the_standalone_distribution_installs_what_the_service_imports():
+    """Catches: an import that works in the trainer's environment but not where the service is installed alone."""
+    core, extras = _requirements(STANDALONE["dependencies"]), STANDALONE["optional-dependencies"]
+    assert re.findall(r"\w+", extras["all"][0].partition("[")[2]) == sorted(extras.keys() - {"all"})
     owners, missing = packages_distributions(), set()
     for path in (ROOT / "tools_service").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -198,7 +218,10 @@ def test_the_image_installs_what_the_service_imports_in_the_ranges_of_the_projec
                 modules = [node.module]
             for top in {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"tools_service"}:
                 names = {re.sub(r"[-_.]+", "-", owner).lower() for owner in owners.get(top, [top])}
-                if not names & installs.keys():
+                extra = next((_OPTIONAL[name] for name in names if name in _OPTIONAL), "")
+                if not names & core.keys() and not (
+                    extra and names & (_requirements(extras[extra]).keys() | {"opentelemetry-api"})
+                ):
                     missing.add(f"{top} in {path.relative_to(ROOT)}")
     assert missing == set()
 
@@ -210,3 +233,4 @@ def test_the_dockerfile_copies_what_is_there_and_runs_as_the_pods_user():
     security = POD["spec"]["securityContext"]
     assert re.search(r"^USER (.+)$", text, re.MULTILINE)[1] == f"{security['runAsUser']}:{security['runAsGroup']}"
     assert 'ENTRYPOINT ["python", "-m", "tools_service"]' in text and "command" not in CONTAINER
+    assert "'/build/packaging/tools_service[all]'" in text

@@ -17,6 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tools_service.common.extras import needs_extra
+
 _PARTIAL = ".partial"  # suffix of a folder that is being written
 _DESCRIPTION = "tools_index.json"  # the file by which readers recognize an index
 _FIELDS = ("title", "text", "url", "date")
@@ -101,8 +103,9 @@ def _text(options: argparse.Namespace, folder: str) -> int:
 
 
 def _image(options: argparse.Namespace, folder: str) -> int:
-    from tools_service.search.indexing import embedding
-    from tools_service.search.providers import image_index
+    with needs_extra("images", "an image index"):
+        from tools_service.search.indexing import embedding
+        from tools_service.search.providers import image_index
 
     provider = embedding.load_embedding(options.embedding) if options.embedding else None
     table, rows = image_index.build_table(image_index.read_images(options.source))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
+from tools_service.common.extras import needs_extra
 from tools_service.proto import tools_pb2 as pb
 from tools_service.search.chain import ProviderChain
 from tools_service.search.http.request import RetryPolicy
@@ -34,7 +35,6 @@ class SearchProviders:
     @classmethod
     def open(cls, options: SearchOptions) -> SearchProviders:
         """Opens the chains for the options: live providers first, the index last. Raises ValueError."""
-        from tools_service.search.providers.image_index import ImageIndex
         from tools_service.search.providers.text_index import TextIndex
 
         builder = _ProviderBuilder(options)
@@ -43,6 +43,8 @@ class SearchProviders:
             text.append(TextIndex.open(options.text_index))
         image = [builder.image(name, where) for name, where in options.image]
         if options.image_index:
+            with needs_extra("images", "an image index"):
+                from tools_service.search.providers.image_index import ImageIndex
             image.append(ImageIndex.open(options.image_index, options.embedding))
         return cls(
             ProviderChain(text) if text else None, ProviderChain(image) if image else None,
@@ -122,8 +124,9 @@ class _ProviderBuilder:
         self.cassettes = CassetteStore(options.cache, read_only=self._replays) if options.cache else None
         self.thumbnails, self._public_urls = None, None
         if not self._replays and any(name in lens.APIS for name, _ in options.image):
-            from tools_service.search.http.public_urls import PublishFolder, UrlTable
-            from tools_service.search.http.thumbnails import ThumbnailFetcher
+            with needs_extra("images", "image search"):
+                from tools_service.search.http.public_urls import PublishFolder, UrlTable
+                from tools_service.search.http.thumbnails import ThumbnailFetcher
 
             self.thumbnails = ThumbnailFetcher()
             self._public_urls = (
@@ -146,7 +149,8 @@ class _ProviderBuilder:
     def image(self, name: str, where: str):
         """Builds a live image provider, recorded if there is a cassette, or opens the MMSearch-R1 cache."""
         if name == "mmsearch-r1":
-            from tools_service.search.providers.mmsearch_r1 import MMSearchR1Cache
+            with needs_extra("images", "image search"):
+                from tools_service.search.providers.mmsearch_r1 import MMSearchR1Cache
 
             return MMSearchR1Cache.open(where, self._options.mmsearch_rows)
         if self._replays:

@@ -65,6 +65,7 @@ async def start_service(options: ServiceOptions) -> RunningService:
     except BaseException:
         if manager is not None:
             await manager.close()
+            await asyncio.gather(starting, return_exceptions=True)  # retrieved: this error is the one to report
         raise
     server = grpc.aio.server(
         interceptors=[

@@ -8,7 +8,7 @@ Keys of a case:
   session's original process; `next_prints` must be in its output.
 - `then` lists further cells with the same keys; `elsewhere` is a cell in another session that existed before.
 - `differs_elsewhere`: the same code must print something else in another session.
-- `spoils`: the session may be unusable afterwards, as long as it answers.
+- `spoils`: the session may be unusable afterwards, as long as it answers, and works again once its process has ended.
 - `limit` names the field of `Limits` that the cell tries to exceed; such cases run under every isolation.
 - `watched` maps a limit to keys that hold where the watchdog enforces it: it ends the session.
 

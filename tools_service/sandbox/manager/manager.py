@@ -3,7 +3,8 @@
 One thread, standard library only. It talks to the server over a socket (SEQPACKET, JSON):
 
 - from the server: `{"op": "acquire", "id"}`, `{"op": "interrupt"|"kill"|"mark_active"|"mark_idle", "worker"}`,
-  `{"op": "kill_descendants", "worker", "since"}`, answered by `{"op": "descendants_killed", "worker"}`;
+  `{"op": "kill_descendants", "worker", "since"}`, answered by `{"op": "descendants_killed", "worker"}` once the
+  killed processes have ended;
 - to the server: `{"op": "ready", ...}`, `{"op": "granted", "id", "worker", "pid"}` with the session's
   three descriptors, `{"op": "exited", "worker", "cause"}`, `{"op": "failed", "message"}`.
 
@@ -28,14 +29,13 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from tools_service.sandbox.confinement import linux
-from tools_service.sandbox.manager import cgroups, folders, isolation, watchdog
+from tools_service.sandbox.manager import cgroups, descendant_kills, folders, isolation, watchdog
 from tools_service.sandbox.protocol import enforcement, frames
 from tools_service.sandbox.protocol.isolation_config import IsolationConfig, Limits
 from tools_service.sandbox.protocol.manager_messages import receive_message, send_message
 
 _FOLDER_PREFIX = "tools-sandbox-"
 _MAX_CONCURRENT_FORKS = 4  # requests that the zygote has not answered yet
-_MAX_KILL_ROUNDS = 100  # passes of SIGSTOP over the process list; a fork bomb needs at most one per allowed process
 _MAX_FAILURES = 5  # consecutive failures after which the manager gives up
 _FORK_TIMEOUT_S = 20.0  # after which the zygote is killed; shorter than the wait of `SandboxManagerClient.acquire`
 _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from tools_service.sandbox.worker.zygote import main; main()"
@@ -85,6 +85,7 @@ class Manager:
             _remove(folder)
             raise
         self._watchdog = watchdog.Watchdog(self.config)
+        self._descendant_kills = descendant_kills.DescendantKills(self._watchdog.session_pids)
         self._free_slots = deque(range(slots))
         self._workers: dict[int, WorkerProcess] = {}  # by pid
         self._pid_by_number: dict[int, int] = {}  # worker number → pid
@@ -130,8 +131,11 @@ class Manager:
 
     def run(self) -> None:
         while True:
-            for key, _ in self._events.select(timeout=watchdog.PERIOD_S):
+            pending = self._descendant_kills.pending()
+            for key, _ in self._events.select(timeout=descendant_kills.POLL_S if pending else watchdog.PERIOD_S):
                 key.data()
+            for number in self._descendant_kills.take_finished():
+                self._notify({"op": "descendants_killed", "worker": number})
             self._reap()
             self._enforce_limits()
             self._kill_stuck_zygote()
@@ -173,8 +177,7 @@ class Manager:
         elif message["op"] == "kill":
             self._kill(pid)
         elif message["op"] == "kill_descendants":
-            self._kill_descendants(pid, message["since"])
-            self._notify({"op": "descendants_killed", "worker": message["worker"]})
+            self._descendant_kills.start(message["worker"], pid, message["since"])
 
     def _notify(self, message: dict, fds: list[int] | None = None) -> None:
         send_message(self._server, message, fds or [])
@@ -319,20 +322,6 @@ class Manager:
         if worker.stopped:
             worker.stopped = False
             self._signal(self._watchdog.session_pids(worker.pid), signal.SIGCONT)
-
-    def _kill_descendants(self, pid: int, since: float) -> None:
-        """Kills the processes that a session started since `since` (CLOCK_BOOTTIME, seconds), except its first one.
-
-        All of them are stopped before any is killed: a fork bomb cannot reuse the process slots of those that ended.
-        """
-        stopped: list[int] = []
-        for _ in range(_MAX_KILL_ROUNDS):
-            found = [p for p in self._watchdog.session_pids(pid, since) if p != pid and p not in stopped]
-            if not found:
-                break
-            self._signal(found, signal.SIGSTOP)
-            stopped += found
-        self._signal(stopped, signal.SIGKILL)
 
     def _signal(self, pids: list[int], number: int) -> None:
         for pid in pids:

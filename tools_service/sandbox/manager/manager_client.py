@@ -238,7 +238,7 @@ class SandboxManagerClient:
     def interrupt(self, worker: WorkerHandle) -> None:
         self._send({"op": "interrupt", "worker": worker.number})
 
-    async def kill_descendants(self, worker: WorkerHandle, since: float, timeout_s: float = 5.0) -> None:
+    async def kill_descendants(self, worker: WorkerHandle, since: float, timeout_s: float = 12.0) -> None:
         """Kills the processes that the session started since `since` (CLOCK_BOOTTIME, seconds) and waits for the reply."""
         killed = self._pending_kills[worker.number] = asyncio.get_running_loop().create_future()
         self._send({"op": "kill_descendants", "worker": worker.number, "since": since})

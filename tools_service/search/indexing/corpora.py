@@ -8,6 +8,8 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from tools_service.common.extras import needs_extra
+
 PACKAGE = "package:"  # prefix of a source that names an installed package
 _BATCH_ROWS = 256
 
@@ -70,8 +72,9 @@ def _jsonl_rows(path: str | Path) -> Iterator[dict]:
 
 
 def _parquet_rows(path: str | Path) -> Iterator[dict]:
-    import pyarrow
-    import pyarrow.parquet
+    with needs_extra("parquet", "a Parquet file"):
+        import pyarrow
+        import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
