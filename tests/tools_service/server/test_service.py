@@ -72,7 +72,7 @@ def served(tmp_path_factory, indexes):
 
 def test_the_start_says_where_it_listens_how_it_confines_and_what_it_searches(served):
     banner = "\n".join(served.service.banner)
-    assert "isolation: " in banner and "limits: 1024 MB memory" in banner and "tantivy, 2 documents" in banner
+    assert "isolation: " in banner and "limits: memory 1024 MB (" in banner and "tantivy, 2 documents" in banner
     info = served.client.info()
     assert info["limits"]["processes"] == 48 and "numpy" in info["packages"] and info["max_sessions"] == 12
 
