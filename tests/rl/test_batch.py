@@ -121,3 +121,10 @@ def test_mismatch_estimates_the_divergence_of_sampler_and_trainer():
     assert means["ratio"] == pytest.approx(1.0, rel=0.02)
     assert means["logprob_gap_max"] == pytest.approx(np.abs(gap[used]).max(), rel=1e-5)
     assert means["logprob_gap_abs"] == pytest.approx(np.abs(gap[used]).mean(), rel=1e-3)
+
+
+def test_masks_of_any_loss_become_shares_of_the_loss_tokens():
+    """Catches: a fixed list of token metrics, which logs the sums of a loss from outside the package."""
+    sums = {"cut": 3.0, "kl_reference": 0.5, "loss_tokens": 6.0, "loss": 1.5, "grad_norm": 2.0, "logprob_gap_max": 0.1}
+    assert token_metric_means(sums) == sums | {"cut": 0.5, "kl_reference": 0.5 / 6}
+    assert token_metric_means({"cut": 0.0, "loss_tokens": 0.0}) == {"cut": 0.0, "loss_tokens": 0.0}
