@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from runpy import run_path
 
-from dv2_jax.config import Config, SamplingConfig
+from dv2_jax.config import Config, EvalConfig, SamplingConfig
 
 RL_PRESETS = run_path(str(Path(__file__).with_name("rl.py")))["PRESETS"]
 
@@ -24,6 +24,7 @@ def evaluate_rl_preset(preset: str, name: str) -> Config:
         recipe="evaluate",
         run=replace(config.run, name=name, resume=False),
         sampling=SamplingConfig(temperature=0.0),
+        eval=EvalConfig(),
     )
 
 

@@ -36,6 +36,7 @@ def laptop() -> Config:
         mesh=MeshConfig(data=-1, fsdp=1, cpu_devices=2),  # one data shard per core, weights replicated
         optim=OptimConfig(learning_rate=3e-4, warmup_ratio=0.05, schedule="cosine", b2=0.99, weight_decay=0.0),
         rl=RLConfig(steps=50, prompts_per_step=16, group_size=8, microbatch_rows=8, row_tokens=1_024),
+        eval=EvalConfig(compare=("package:base",)),
     )
 
 
@@ -53,7 +54,6 @@ def smol() -> Config:
         rl=RLConfig(
             steps=10, prompts_per_step=4, group_size=4, microbatch_rows=1, row_tokens=1_024, checkpoint_every=5
         ),
-        eval=EvalConfig(stages=("cold_start", "rl")),
     )
 
 
@@ -107,7 +107,6 @@ def accelerator(size: str) -> Config:
             row_tokens=24_576,
             checkpoint_every=4,
         ),
-        eval=EvalConfig(stages=("cold_start", "rl")),
     )
 
 

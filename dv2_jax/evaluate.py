@@ -3,7 +3,8 @@
 Answers the held-out questions with greedy decoding and tools, and prints accuracy and tool use per skill. Writes
 `results.json`, `trajectories/` and `report/index.html` into the run directory. On several hosts, start the same command
 on every host: questions are sharded over hosts; process 0 writes the results of all and the trajectories of its shard.
-`--config.eval.baselines=guessing,no_tools` adds baselines.
+`--config.eval.baselines=guessing,no_tools` adds baselines; `--config.eval.compare=package:base,checkpoint:runs/sft` evaluates
+further policies on the same questions, for one table: `--config=configs/paper_stages.py` does so for the paper's stages.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def run(config: Config) -> dict:
     from rich.console import Console
 
     from dv2_jax.evaluation.baselines import RefusingTools
+    from dv2_jax.evaluation.stage_plan import Stage, check_comparable, evaluation_stages
     from dv2_jax.evaluation.table import print_comparison
     from dv2_jax.parallel import distributed
     from dv2_jax.policy import load_policy
@@ -57,26 +59,39 @@ def run(config: Config) -> dict:
     run_dir = Path(config.run.root) / config.run.name
     if (run_dir / "checkpoints").exists():  # its config.json would no longer be that of the checkpoints
         raise ConfigError(f"{run_dir} is a training run: choose another folder with --config.run.name=NAME")
+    policy, stages = load_policy(config), evaluation_stages(config)
+    check_comparable(policy, stages)
     run_dir.mkdir(parents=True, exist_ok=True)
-    policy = load_policy(config)
     data = CheckedData(config, policy.tokenizer, run_dir, Display(enabled=main), is_training=False)
     questions = benchmark_questions(config.task, data.read)
     if main:
         write_json(run_dir / "config.json", config.to_dict())
-        for stage in ("evaluate", "no_tools"):  # written by an earlier evaluation of the same name
-            (run_dir / "trajectories" / f"{stage}.jsonl").unlink(missing_ok=True)
-    results: dict = {"model": config.model.init, "questions": len(questions), "rows_left_out": data.rows_left_out}
-    with open_session(policy, config, run_dir) as session:
-        with console.status("loading the policy and compiling"):
-            session.load_params()
-        with TrajectoryWriter(run_dir / "trajectories", session.tokenizer, enabled=main) as writer:
-            result = _answer(session, questions, "answering", console)
-            results["evaluate"] = result.summary()
-            writer.write(result.trajectories, stage="evaluate")
-            if "no_tools" in config.eval.baselines:
-                result = _answer(session, questions, "answering without tools", console, tools=RefusingTools())
-                results["no_tools"] = result.summary()
-                writer.write(result.trajectories, stage="no_tools")
+        # Files that an earlier evaluation of the same name wrote.
+        for name in (*(stage.name for stage in stages), "no_tools"):
+            (run_dir / "trajectories" / f"{name}.jsonl").unlink(missing_ok=True)
+    described = [stage.to_dict() for stage in stages]
+    if "no_tools" in config.eval.baselines:
+        described.append(Stage("no_tools", "no tools", config.model.init).to_dict())
+    results: dict = {
+        "model": config.model.init,
+        "questions": len(questions),
+        "rows_left_out": data.rows_left_out,
+        "stages": described,
+    }
+    with (
+        open_session(policy, config, run_dir) as session,
+        TrajectoryWriter(run_dir / "trajectories", session.tokenizer, enabled=main) as writer,
+    ):
+        for stage in stages:
+            with console.status(f"loading {stage.init} and compiling"):
+                session.load_params(stage.init)
+            result = _answer(session, questions, f"answering: {stage.title}", console)
+            results[stage.name] = result.summary()
+            writer.write(result.trajectories, stage=stage.name)
+        if "no_tools" in config.eval.baselines:
+            result = _answer(session, questions, "answering without tools", console, tools=RefusingTools())
+            results["no_tools"] = result.summary()
+            writer.write(result.trajectories, stage="no_tools")
         results["recompilations"] = session.recompilations()
     if "guessing" in config.eval.baselines:
         with console.status("reading training answers"):
@@ -85,8 +100,7 @@ def run(config: Config) -> dict:
     if not main:
         return results
     write_json(run_dir / "results.json", results)
-    stages = {name: results[name] for name in ("evaluate", "no_tools") if name in results}
-    print_comparison(stages, f"{config.model.init}, {len(questions)} held-out questions", console)
+    print_comparison(results, f"{config.model.init}, {len(questions)} held-out questions", console)
     if "guessing" in results:
         shares = ", ".join(f"{skill} {share:.1%}" for skill, share in results["guessing"].items())
         console.print(f"always the commonest training answer: {shares}")

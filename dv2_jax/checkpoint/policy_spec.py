@@ -129,6 +129,18 @@ def _restore(path: Path, config: ModelConfig, shardings: Mapping[str, Sharding] 
         return store.restore_params(targets, int(path.name) if path.name.isdigit() else None)
 
 
+def init_name(init: str) -> str:
+    """Return a short title for a form of `model.init`: `package:cold_start` → `cold start`, `hf:/models/a` → `a`.
+
+    A step of a run directory is named after both: `checkpoint:runs/rl/checkpoints/50` → `rl-50`.
+    """
+    kind, _, where = init.partition(":")
+    if kind not in ("hf", "checkpoint"):
+        return (where or kind).replace("_", " ")
+    parts = [part for part in Path(where).parts if part not in ("/", CHECKPOINTS)] or [kind]
+    return "-".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
+
+
 def run_directory(path: str | Path) -> Path:
     """Return the run directory of `path`, which is the run directory, its checkpoint folder or one of its steps.
 

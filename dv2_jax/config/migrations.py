@@ -23,6 +23,7 @@ REPLACED_FIELDS: dict[str, tuple[str, dict[Any, Any]]] = {
 }
 # Dotted key → value in a stored config.json → value today.
 RENAMED_VALUES = {"rl.algorithm": {"released": "deepeyesv2"}}
+STAGES_BEFORE_0_2 = frozenset({"base", "cold_start", "rl"})
 
 
 def migrate(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def migrate(data: Mapping[str, Any]) -> dict[str, Any]:
     for old in REMOVED_FIELDS:
         section, name = old.split(".")
         migrated.get(section, {}).pop(name, None)
+    _migrate_stages(migrated.get("eval", {}))
     return migrated
 
 
@@ -60,6 +62,16 @@ def _move(migrated: dict[str, Any], old: str, new: str, values: Mapping[Any, Any
     if values is not None and value not in values:
         raise ConfigError(f"{old} = {value!r}: expected {' or '.join(map(repr, values))}")
     target[new_name] = value if values is None else values[value]
+
+
+def _migrate_stages(evaluation: Any) -> None:
+    """Replaces the names of `eval.stages` before 0.2, the paper's base, cold_start and rl, in place."""
+    stages = evaluation.get("stages") if isinstance(evaluation, dict) else None
+    if not isinstance(stages, (list, tuple)) or not STAGES_BEFORE_0_2.intersection(stages):
+        return
+    evaluation["stages"] = [new for old, new in (("cold_start", "initial"), ("rl", "final")) if old in stages]
+    if "base" in stages:
+        evaluation.setdefault("compare", ["package:base"])
 
 
 def reject_old_key(key: str) -> None:

@@ -285,7 +285,12 @@ class RLConfig:
 class EvalConfig:
     """Evaluation."""
 
-    stages: tuple[str, ...] = setting(("base", "cold_start", "rl"), "Policies that the RL recipe evaluates.")
+    stages: tuple[str, ...] = setting(
+        ("initial", "final"), "Policies of an RL run to evaluate: initial (before training) | final."
+    )
+    compare: tuple[str, ...] = setting(
+        (), "Further policies to evaluate on the same questions, each written like model.init, e.g. package:base."
+    )
     baselines: tuple[str, ...] = setting(
         (), "Baselines that evaluate adds: guessing (commonest answer), no_tools (every tool call is refused)."
     )

@@ -7,6 +7,7 @@ Accuracies of a small model differ between seeds by several points, so that a si
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -17,9 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dv2_jax.evaluation.table import STAGE_TITLES
+from dv2_jax.telemetry.stage_titles import NAMES_BEFORE_0_2, stage_titles
 
-STAGES = ("base", "cold_start", "rl")
 Summary = Mapping[str, Any]
 
 
@@ -42,30 +42,45 @@ def read_summaries(folders: Sequence[str | Path]) -> list[Summary]:
         if summary.get("interrupted"):
             raise SeedsError(f"{folder}: stopped after step {summary.get('steps')}; run its command again to finish it")
         summaries.append(summary)
-    if len({tuple(stages_of(summary)) for summary in summaries}) != 1:
+    if len({tuple(NAMES_BEFORE_0_2.get(name, name) for name in stages_of(summary)) for summary in summaries}) != 1:
         found = "; ".join(f"{f}: {', '.join(stages_of(s)) or 'none'}" for f, s in zip(folders, summaries, strict=True))
         raise SeedsError(f"the runs evaluated different stages ({found})")
     return summaries
 
 
 def stages_of(summary: Summary) -> list[str]:
-    """Returns the stages that a run has evaluated, in order."""
-    return [stage for stage in STAGES if stage in summary]
+    """Returns the names of the policies that a run has evaluated, in order."""
+    return list(stage_titles(summary))
+
+
+def titled_stages(summaries: Sequence[Summary]) -> dict[str, list[Mapping[str, Any]]]:
+    """Returns the title of each stage and its results in every run.
+
+    A stage whose title differs between runs, because each run starts from its own checkpoint, has its name as title.
+    """
+    rows = {}
+    for stages in zip(*(stage_titles(summary).items() for summary in summaries), strict=True):
+        titles = {title for _, title in stages}
+        name = NAMES_BEFORE_0_2.get(stages[0][0], stages[0][0])
+        results = [summary[stored] for summary, (stored, _) in zip(summaries, stages, strict=True)]
+        rows[titles.pop() if len(titles) == 1 else name] = results
+    return rows
 
 
 def seeds_table(summaries: Sequence[Summary]) -> Table:
     """Returns a table of skills by stages with accuracy and tool rate in percent, as median (lowest to highest)."""
-    stages = stages_of(summaries[0])
+    stages = titled_stages(summaries)
     runs = f"{len(summaries)} run{'s' if len(summaries) > 1 else ''}"
     table = Table(title=f"{runs}: median (lowest to highest), %", title_justify="left")
     table.add_column("skill")
-    for stage in stages:
+    for title in stages:
         for heading in ("accuracy", "uses tools"):
-            table.add_column(f"{STAGE_TITLES[stage]}\n{heading}", justify="right", no_wrap=True)
-    for skill in [*(name for name in summaries[0][stages[0]] if name != "overall"), "overall"]:
+            table.add_column(f"{title}\n{heading}", justify="right", no_wrap=True)
+    first = next(iter(stages.values()))[0]
+    for skill in [*(name for name in first if name != "overall"), "overall"]:
         cells = [
-            spread([100 * summary[stage][skill][key] for summary in summaries])
-            for stage in stages
+            spread([100 * result[skill][key] for result in results])
+            for results in stages.values()
             for key in ("accuracy", "tool_rate")
         ]
         if skill == "overall":
@@ -76,13 +91,13 @@ def seeds_table(summaries: Sequence[Summary]) -> Table:
 
 def gains(summaries: Sequence[Summary]) -> list[str]:
     """Returns one line per stage transition: the gain in overall accuracy within each run, in points, as spread."""
-    stages = stages_of(summaries[0])
-    return [
-        f"{STAGE_TITLES[before]} → {STAGE_TITLES[after]}: "
-        + spread([100 * (s[after]["overall"]["accuracy"] - s[before]["overall"]["accuracy"]) for s in summaries], "+")
-        + " points"
-        for before, after in zip(stages, stages[1:], strict=False)
-    ]
+    lines = []
+    for (before, earlier), (after, later) in itertools.pairwise(titled_stages(summaries).items()):
+        differences = [
+            100 * (b["overall"]["accuracy"] - a["overall"]["accuracy"]) for a, b in zip(earlier, later, strict=True)
+        ]
+        lines.append(f"{before} → {after}: {spread(differences, '+')} points")
+    return lines
 
 
 def spread(values: Sequence[float], sign: str = "") -> str:

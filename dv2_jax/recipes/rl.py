@@ -3,7 +3,8 @@
     prompts (by index in the run's order) -> group_size trajectories each, through engine and tools -> rewards
     -> group advantages -> packed microbatches -> clipped policy gradient -> weight sync to the engine
 
-The policy is evaluated on held-out questions before and after training.
+The policy is evaluated on held-out questions before and after training (`eval.stages`), and so are those that it is
+compared with (`eval.compare`).
 
 Invariants: each step depends only on the last checkpoint, so after a crash no trajectory is trained on twice and
 training stays on-policy. Trajectories lost to infrastructure errors are masked. Nothing compiles after the first step.
@@ -23,12 +24,13 @@ from typing import Any
 
 from dv2_jax.checkpoint.hf_export import export_hf
 from dv2_jax.config import Config, ConfigError
+from dv2_jax.evaluation.stage_plan import check_comparable, rl_stages
 from dv2_jax.evaluation.table import print_comparison
 from dv2_jax.parallel import distributed
 from dv2_jax.parallel.outage import ServiceOutage
 from dv2_jax.policy import Policy, load_policy
 from dv2_jax.recipes.checked_data import CheckedData
-from dv2_jax.recipes.rl_eval import STAGES, StageEvaluator
+from dv2_jax.recipes.rl_eval import StageEvaluator
 from dv2_jax.recipes.rl_rollout import RewardFn
 from dv2_jax.recipes.rl_training import Training
 from dv2_jax.recipes.run import Interrupted, Run, open_run, write_json
@@ -58,6 +60,7 @@ def run_rl(config: Config, reward_fn: RewardFn = compute_rewards, policy: Policy
     config = complete_config(config)
     check_config(config)
     policy = load_policy(config) if policy is None else policy
+    check_comparable(policy, rl_stages(config))
     with ExitStack() as stack:
         run = stack.enter_context(open_run(config, complete_config))
         if run.finished is not None and (run.directory / "export").is_dir():
@@ -77,23 +80,22 @@ def run_rl(config: Config, reward_fn: RewardFn = compute_rewards, policy: Policy
         )
         training = Training(run, policy, session, writer, reward_fn)
         stages = StageEvaluator(run, policy, session, writer)
-        summary: dict[str, Any] = {}
         try:
             with run.spans.span("compile"):
                 session.set_params(training.state.params, training.version)
             run.display.line(f"engine: {session.engine.compiled_programs()} programs")
-            summary |= stages.evaluate_initial(training.state.params, at_start=run.start == 0)
+            stages.evaluate_initial(training.state.params, at_start=run.start == 0)
             session.set_params(training.state.params, training.version)
             training.run_steps()
             if training.done == config.rl.steps:
-                summary |= stages.evaluate_final(training.state.params)
+                stages.evaluate_final(training.state.params)
         except Interrupted:
             training.save()
         except ServiceOutage as error:
             training.save()
             message = f"{error}. Stopped after step {training.done} with a checkpoint; the same command continues"
             raise type(error)(message) from error
-        summary |= {
+        summary = stages.summary() | {
             "logprob_gap_max": training.max_logprob_gap,
             "recompilations": training.recompilations(),
             "seconds": time.monotonic() - started + training.seconds_before,
@@ -104,7 +106,7 @@ def run_rl(config: Config, reward_fn: RewardFn = compute_rewards, policy: Policy
             write_json(run.directory / "summary.json", summary)
         exported = "" if summary["interrupted"] else export(run.directory / "export", policy, training.state, config)
         if distributed.is_main():
-            report_run(run, stages, summary, exported)
+            report_run(run, summary, exported)
     return summary
 
 
@@ -120,8 +122,7 @@ def check_config(config: Config) -> None:
         ConfigError: a combination of values cannot work.
     """
     rl = config.rl
-    if unknown := sorted(set(config.eval.stages) - set(STAGES)):
-        raise ConfigError(f"eval.stages = {unknown}: there are {', '.join(STAGES)}")
+    rl_stages(config)
     if rl.group_size < 2:
         raise ConfigError(
             f"rl.group_size = {rl.group_size}: an advantage compares the members of a group; use at least 2"
@@ -150,20 +151,19 @@ def report_finished(run: Run) -> dict[str, Any]:
     summary = run.finished or {}
     if distributed.is_main():
         report = write_report(run.directory)
-        stages = {name: part for name, part in summary.items() if isinstance(part, dict) and "overall" in part}
-        print_comparison(stages, f"{run.config.run.name}, held-out questions")
+        print_comparison(summary, f"{run.config.run.name}, held-out questions")
         run.display.line(f"already finished: {run.directory} after step {summary['steps']}\n{report}")
     return summary
 
 
-def report_run(run: Run, stages: StageEvaluator, summary: dict[str, Any], exported: str | Path) -> None:
+def report_run(run: Run, summary: dict[str, Any], exported: str | Path) -> None:
     """Write the report and print the results table of a finished run, or how to resume an interrupted one."""
     run.metrics.close()
     report = write_report(run.directory)
     if summary["interrupted"]:
         run.display.line(f"stopped after step {summary['steps']} with a checkpoint; the same command resumes")
         return
-    print_comparison({name: summary[name] for name in stages.names}, f"{run.config.run.name}, held-out questions")
+    print_comparison(summary, f"{run.config.run.name}, held-out questions")
     run.display.line(f"{run.directory / 'summary.json'}\n{report}\n{exported}")
 
 

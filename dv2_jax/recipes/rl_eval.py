@@ -1,12 +1,12 @@
-"""Evaluation of the stages of a run: the base policy, the cold-start policy and the RL policy."""
+"""Evaluation of an RL run's policies: its initial and final one, and those that it is compared with."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 from dv2_jax.evaluation.answering import answer_questions
+from dv2_jax.evaluation.stage_plan import Stage, rl_stages
 from dv2_jax.evaluation.summary import summarize
 from dv2_jax.model.params import Params
 from dv2_jax.parallel import distributed
@@ -14,67 +14,62 @@ from dv2_jax.policy import Policy
 from dv2_jax.recipes.run import Run, stop_together, write_json
 from dv2_jax.rollout.question_sources import eval_questions
 from dv2_jax.rollout.session import RolloutSession
+from dv2_jax.telemetry.stage_titles import FINAL, INITIAL, NAMES_BEFORE_0_2
 from dv2_jax.telemetry.trajectories import TrajectoryWriter
-
-STAGES = ("base", "cold_start", "rl")
 
 
 class StageEvaluator:
-    """Evaluates the stages of `eval.stages`, each once per run directory (cached in `evaluations/<stage>.json`)."""
+    """Evaluates the policies of `rl_stages`, each once per run directory (cached in `evaluations/<name>.json`)."""
 
     def __init__(self, run: Run, policy: Policy, session: RolloutSession, writer: TrajectoryWriter):
         self.run, self.policy, self.session, self.writer = run, policy, session, writer
-        config = run.config
-        # A run that starts from the base model has no cold-start stage: its initial policy is the base.
-        self.initial = "base" if config.model.init == "package:base" else "cold_start"
-        self.names = [
-            n for n in STAGES if n in config.eval.stages and not (n == "cold_start" and self.initial == "base")
-        ]
+        self.stages = rl_stages(run.config)
         self._results: dict[str, dict[str, Any]] = {}
 
     @property
     def complete(self) -> bool:
-        """True once every stage has a result."""
-        return all(name in self._results for name in self.names)
+        """True once every policy has a result."""
+        return all(stage.name in self._results for stage in self.stages)
 
-    def evaluate_initial(self, params: Params, *, at_start: bool) -> dict[str, dict]:
-        """Evaluate the stages before RL; `params` are the current weights, which are the initial ones if `at_start`."""
-        config = self.run.config
-        for name in self.names:
-            if name == "rl" or self._load_cached(name):
+    def evaluate_initial(self, params: Params, *, at_start: bool) -> None:
+        """Evaluate the policies before RL; `params` are the current weights, which are the initial ones if `at_start`."""
+        for stage in self.stages:
+            if stage.name == FINAL or self._load_cached(stage.name):
                 continue
-            if name == self.initial:
-                source = config.model
-            else:
-                source = replace(config.model, init="package:base")
-            same = name == self.initial and at_start
-            weights = params if same else self.policy.load_weights(config.run.seed, source.init)
-            self._evaluate(name, weights, version=0)
-        return dict(self._results)
+            current = stage.name == INITIAL and at_start
+            weights = params if current else self.policy.load_weights(self.run.config.run.seed, stage.init)
+            self._evaluate(stage, weights, version=0)
 
-    def evaluate_final(self, params: Params) -> dict[str, dict]:
-        """Evaluate the trained policy; returns the results of all stages."""
-        if "rl" in self.names and not self._load_cached("rl"):
-            self._evaluate("rl", params, version=self.run.config.rl.steps)
-        return dict(self._results)
+    def evaluate_final(self, params: Params) -> None:
+        """Evaluate the trained policy."""
+        for stage in self.stages:
+            if stage.name == FINAL and not self._load_cached(FINAL):
+                self._evaluate(stage, params, version=self.run.config.rl.steps)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the results by name and the list `stages` that describes them, in display order."""
+        done = [stage for stage in self.stages if stage.name in self._results]
+        results = {stage.name: self._results[stage.name] for stage in done}
+        return results | {"stages": [stage.to_dict() for stage in done]}
 
     def _load_cached(self, name: str) -> bool:
-        """Load the result of a stage from the run directory; returns False if there is none. Collective."""
+        """Load a result from the run directory; returns False if there is none. Collective."""
         if name not in self._results:
-            path = self.run.directory / "evaluations" / f"{name}.json"
-            written = distributed.is_main() and path.exists()
-            if found := distributed.broadcast_from_main(json.loads(path.read_text()) if written else None):
+            names = [name, *(old for old, new in NAMES_BEFORE_0_2.items() if new == name)]
+            paths = [self.run.directory / "evaluations" / f"{stored}.json" for stored in names]
+            path = next((path for path in paths if distributed.is_main() and path.exists()), None)
+            if found := distributed.broadcast_from_main(None if path is None else json.loads(path.read_text())):
                 self._results[name] = found
         return name in self._results
 
-    def _evaluate(self, name: str, params: Params, version: int) -> None:
-        config = self.run.config
+    def _evaluate(self, stage: Stage, params: Params, version: int) -> None:
+        config, name = self.run.config, stage.name
         questions = eval_questions(config.task, self.run.read_rows)
         self.session.set_params(params, version)
         own = len(distributed.shard_for_process(range(len(questions))))
         with (
             stop_together(),
-            self.run.display.track(f"evaluation: {name}", own) as bar,
+            self.run.display.track(f"evaluation: {stage.title}", own) as bar,
             self.run.spans.span("evaluation"),
         ):
             scheduler, advance = self.session.scheduler(temperature=0.0), self.run.progress_callback(bar)
@@ -88,6 +83,6 @@ class StageEvaluator:
             write_json(self.run.directory / "evaluations" / f"{name}.json", self._results[name])
         overall = result.overall
         self.run.display.line(
-            f"{name}: accuracy {overall.accuracy:.1%}, reward {overall.reward:.3f},"
+            f"{stage.title}: accuracy {overall.accuracy:.1%}, reward {overall.reward:.3f},"
             f" {overall.tool_calls:.2f} tool calls, {overall.n} questions"
         )

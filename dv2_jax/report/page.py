@@ -27,7 +27,8 @@ from dv2_jax.config import AgentConfig, ConfigError, one_line_errors
 from dv2_jax.files import atomic_write
 from dv2_jax.report import sections
 from dv2_jax.report.selection import select
-from dv2_jax.report.trajectory_html import card, stage_title, tools_of
+from dv2_jax.report.trajectory_html import card, record_title, tools_of
+from dv2_jax.telemetry.stage_titles import stage_titles
 from dv2_jax.telemetry.trajectories import IMAGE_FOLDER
 
 LONG_SIDE = 640  # pixels; larger images are scaled down
@@ -50,12 +51,12 @@ def write_report(run_dir: str | Path) -> Path:
 def render(run_dir: Path) -> str:
     """Returns the page as HTML."""
     config, summary = _json(run_dir / "config.json"), load_summary(run_dir)
-    parts = {name: part for name, part in summary.items() if isinstance(part, Mapping)}
-    stages = {name: part for name, part in parts.items() if isinstance(part.get("overall"), Mapping)}
+    titles = stage_titles(summary)
+    stages = {title: summary[name] for name, title in titles.items()}
     images = EmbeddedImages(run_dir / "trajectories" / IMAGE_FOLDER)
     tools = tools_of_run(config)
     cards = select(run_dir / "trajectories")
-    shown = [card(record, images.figure_html) for record in cards]
+    shown = [card(record, images.figure_html, titles) for record in cards]
     assets = files("dv2_jax.report") / "assets"
     return Template((assets / "page.html").read_text()).substitute(
         title=escape(config.get("run", {}).get("name") or run_dir.resolve().name),
@@ -66,7 +67,7 @@ def render(run_dir: Path) -> str:
         results=sections.results(stages),
         curves=sections.curves(run_dir / "metrics.jsonl", stages, use_titles(tools)),
         mix=sections.mix(stages, use_titles(tools)),
-        trajectories=_filters(cards, [tool.name for tool in tools]) + "\n".join(shown)
+        trajectories=_filters(cards, titles, [tool.name for tool in tools]) + "\n".join(shown)
         if cards
         else '<p class="hint">None were stored.</p>',
         images=images.as_json(),
@@ -147,14 +148,14 @@ def tools_of_run(config: Mapping) -> tuple[Tool, ...]:
     return tuple(tools)
 
 
-def _filters(records: list[dict], names: Sequence[str]) -> str:
-    """Renders the selection of cards; `names` are the tools of the run."""
+def _filters(records: list[dict], titles: Mapping[str, str], names: Sequence[str]) -> str:
+    """Renders the selection of cards; `titles` are those of stages, `names` the tools of the run."""
 
     def choice(name: str, label: str, values: list[str]) -> str:
         options = "".join(f'<option value="{escape(v)}">{escape(v.replace("_", " "))}</option>' for v in values)
         return f'<label>{label}<select name="{name}"><option value="">all</option>{options}</select></label>'
 
-    found = list(dict.fromkeys(stage_title(record) for record in records))
+    found = list(dict.fromkeys(record_title(record, titles) for record in records))
     skills = list(dict.fromkeys(record["question"]["skill"] for record in records))
     called = [tool for record in records for tool in tools_of(record)]
     tools = [*dict.fromkeys([*names, *(tool for tool in called if tool != "none")]), "none"]

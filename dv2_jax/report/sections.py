@@ -8,7 +8,6 @@ from html import escape
 from pathlib import Path
 
 from dv2_jax.report.charts import NUM_COLORS, Series, line_chart
-from dv2_jax.report.trajectory_html import STAGE_TITLES
 
 COLUMNS = (
     # key, heading, percent
@@ -40,7 +39,7 @@ def tiles(summary: Mapping, stages: Mapping[str, Mapping]) -> str:
     accuracies = [(name, part["overall"]["accuracy"]) for name, part in stages.items()]
     if accuracies:
         arrow = " → ".join(f"{value:.0%}" for _, value in accuracies)
-        names = " → ".join(STAGE_TITLES.get(name, name).replace("after ", "") for name, _ in accuracies)
+        names = " → ".join(name for name, _ in accuracies)
         tiles.append((arrow, f"accuracy, {names}"))
     last = list(stages.values())[-1]["overall"] if stages else {}
     if "n" in last:
@@ -62,9 +61,7 @@ def results(stages: Mapping[str, Mapping]) -> str:
     if not stages:
         return ""
     skills = list(dict.fromkeys(skill for part in stages.values() for skill in part if skill != "overall"))
-    groups = "".join(
-        f'<th class="first" colspan="{len(COLUMNS)}">{escape(STAGE_TITLES.get(s, s))}</th>' for s in stages
-    )
+    groups = "".join(f'<th class="first" colspan="{len(COLUMNS)}">{escape(title)}</th>' for title in stages)
     heads = "".join(f"<th{_first(i)}>{title}</th>" for _ in stages for i, (_, title, _) in enumerate(COLUMNS))
     rows = []
     for skill in [*skills, "overall"]:
@@ -150,22 +147,20 @@ def mix(stages: Mapping[str, Mapping], use_titles: Mapping[str, str]) -> str:
     """Renders the distribution of tool uses, one bar per stage; a class without a title is shown by its name."""
     rows = []
     used = {kind: kind for part in stages.values() for kind in part["overall"].get("tool_kinds") or {}}
-    titles = {**use_titles, **{kind: name for kind, name in used.items() if kind not in use_titles}}
-    for name, part in stages.items():
+    kind_titles = {**use_titles, **{kind: name for kind, name in used.items() if kind not in use_titles}}
+    for title, part in stages.items():
         kinds = part["overall"].get("tool_kinds")
         if kinds and sum(kinds.values()):
             stack = "".join(
-                f'<span class="s{i % NUM_COLORS}" style="flex:{kinds[kind]:.4f}" title="{escape(title)}: {kinds[kind]:.1%}"></span>'
-                for i, (kind, title) in enumerate(titles.items())
+                f'<span class="s{i % NUM_COLORS}" style="flex:{kinds[kind]:.4f}" title="{escape(label)}: {kinds[kind]:.1%}"></span>'
+                for i, (kind, label) in enumerate(kind_titles.items())
                 if kinds.get(kind)
             )
-            rows.append(
-                f'<div class="row"><span>{escape(STAGE_TITLES.get(name, name))}</span><div class="stack">{stack}</div></div>'
-            )
+            rows.append(f'<div class="row"><span>{escape(title)}</span><div class="stack">{stack}</div></div>')
     if not rows:
         return ""
     legend = "".join(
-        f'<span class="key s{i % NUM_COLORS}">{escape(title)}</span>' for i, title in enumerate(titles.values())
+        f'<span class="key s{i % NUM_COLORS}">{escape(label)}</span>' for i, label in enumerate(kind_titles.values())
     )
     return (
         f'<h2>What the tools were used for</h2><div class="mix"><div class="legend">{legend}</div>{"".join(rows)}</div>'

@@ -8,7 +8,7 @@ from pathlib import Path
 from dv2_jax.report.trajectory_html import outcome, tools_of
 from dv2_jax.telemetry.trajectories import read_trajectories, stages
 
-STAGE_ORDER = ("evaluate", "rl", "train", "cold_start", "base")
+STAGE_ORDER = ("evaluate", "final", "rl", "train", "initial", "cold_start")  # compared policies follow
 PER_KIND = 2  # trajectories per skill and outcome of an evaluation
 GROUPS_PER_STEP = 2  # groups (all samples of one question) per shown training step
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from html import escape
 
 from pygments.lexers import PythonLexer
@@ -13,6 +13,7 @@ from pygments.token import Comment, Keyword, Name, Number, Operator, String, _To
 
 from dv2_jax.agent.tools.base import NOT_TOOLS, RESPONSE_TAG
 from dv2_jax.agent.tools.tool_registry import default_tools, find_tool, protocol_tags
+from dv2_jax.telemetry.stage_titles import trajectory_title
 from dv2_jax.telemetry.trajectories import IMAGE_MARK
 
 _CODE = re.compile(r"(?<=```python\n)(.*?)(?=\n?```|\Z)", re.DOTALL)
@@ -23,12 +24,11 @@ _COLORS: tuple[tuple[_TokenType, str], ...] = (
     (Comment, "c"), (String, "s"), (Number, "m"), (Keyword, "k"), (Operator.Word, "k"),
     (Name.Builtin, "b"), (Name.Function, "f"), (Name.Class, "f"),
 )  # fmt: skip
-STAGE_TITLES = {"base": "base", "cold_start": "cold start", "rl": "after RL", "train": "RL", "evaluate": "evaluation"}
 
 
-def stage_title(record: dict) -> str:
-    """Returns the title of a record's stage, with the step of training records."""
-    title = STAGE_TITLES.get(record["stage"], record["stage"].replace("_", " "))
+def record_title(record: dict, titles: Mapping[str, str]) -> str:
+    """Returns the title of a record's stage, with the step of training records. `titles` are those of the summary."""
+    title = trajectory_title(record["stage"], titles)
     return title if record.get("step") is None else f"{title}, step {record['step']}"
 
 
@@ -57,15 +57,16 @@ def _tags(record: dict) -> tuple[str, ...]:
     return protocol_tags([*default_tools(), *(tool for tool in found.values() if tool is not None)])
 
 
-def card(record: dict, image: Callable[[str, str], str]) -> str:
+def card(record: dict, image: Callable[[str, str], str], titles: Mapping[str, str]) -> str:
     """Renders a record as a collapsed `<details>` element.
 
     `image(file name, caption)` returns the HTML of a stored image; `{size}` in a caption is replaced by its size.
     """
     question, result = record["question"], outcome(record)
+    stage = escape(record_title(record, titles))
     sign = _sign(record.get("advantage"))
     calls = record["tool_calls"]
-    facts = [f'<span class="chip">{escape(stage_title(record))}</span>']
+    facts = [f'<span class="chip">{stage}</span>']
     facts.append(f"<span>{calls} tool call{'s' * (calls != 1)}</span>" if calls else "<span>no tools</span>")
     if record["reward"] is not None:
         facts.append(f"<span>reward {record['reward']:.2f}</span>")
@@ -73,7 +74,7 @@ def card(record: dict, image: Callable[[str, str], str]) -> str:
         facts.append(f'<span class="adv {sign}">advantage {record["advantage"]:+.2f}</span>')
     mark = {"right": "✓", "wrong": "✗", "lost": "–"}[result]
     return (
-        f'<details class="card {sign}" data-stage="{escape(stage_title(record))}" data-outcome="{result}"'
+        f'<details class="card {sign}" data-stage="{stage}" data-outcome="{result}"'
         f' data-skill="{escape(question["skill"])}" data-tools="{" ".join(tools_of(record))}">'
         f'<summary><span class="mark {result}">{mark}</span><span class="skill">{escape(question["skill"])}</span>'
         f'<span class="ask">{escape(_one_line(question["text"]))}</span><span class="facts">{"".join(facts)}</span>'

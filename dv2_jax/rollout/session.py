@@ -61,9 +61,12 @@ class RolloutSession:
         if self.weight_sync is not None:
             self.engine.set_params(None, self.engine.version)
 
-    def load_params(self, *, warmup: bool = True) -> None:
-        """Loads the weights of `model.init` as version 0. Without `warmup`, programs are compiled on first use."""
-        params = self.policy.load_weights(self.config.run.seed)
+    def load_params(self, init: str = "", *, warmup: bool = True) -> None:
+        """Loads the weights of `init`, or of `model.init`, as version 0.
+
+        Without `warmup`, programs are compiled on first use.
+        """
+        params = self.policy.load_weights(self.config.run.seed, init)
         if warmup:
             self.set_params(params, 0)
         else:

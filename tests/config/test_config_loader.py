@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dv2_jax.config import Config, ConfigError, load
+from dv2_jax.config import Config, ConfigError, EvalConfig, load
 from dv2_jax.config.migrations import REMOVED_FIELDS, RENAMED_FIELDS, RENAMED_VALUES, REPLACED_FIELDS
 from dv2_jax.config.overrides import check_types, field_help, flatten, replace_value
 from dv2_jax.config.schema import setting
@@ -202,6 +202,17 @@ def test_old_and_present_name_of_a_field_together_are_refused():
         Config.from_dict({"rl": {"normalise_std": True, "advantage": "grpo"}})
     with pytest.raises(ConfigError, match="rl.normalize_std = 'maybe': expected True or False"):
         Config.from_dict({"rl": {"normalize_std": "maybe"}})
+
+
+def test_the_paper_stages_stored_before_0_2_are_read_as_policies_to_evaluate():
+    """Catches: an older run that no longer loads, or is resumed without one of its evaluations."""
+    data = Config().to_dict()
+    del data["eval"]["compare"]
+    data["eval"]["stages"] = ["base", "cold_start", "rl"]
+    assert Config.from_dict(data).eval == EvalConfig(stages=("initial", "final"), compare=("package:base",))
+    data["eval"]["stages"] = ["rl"]
+    assert Config.from_dict(data).eval == EvalConfig(stages=("final",), compare=())
+    assert Config.from_dict(Config().to_dict()) == Config()
 
 
 def test_renamed_fields_lead_to_existing_ones():

@@ -22,6 +22,7 @@ SMALL = [
     "--config.engine.pages=12",
     "--config.engine.prefill_rows=4",
     "--config.eval.baselines=guessing,no_tools",
+    "--config.eval.compare=package:base",
 ]
 
 
@@ -35,7 +36,12 @@ def run_dir(tmp_path_factory):
 
 def test_results_trajectories_and_report_agree(run_dir):
     results = json.loads((run_dir / "results.json").read_text())
-    for stage in ("evaluate", "no_tools"):
+    assert [(s["name"], s["title"]) for s in results["stages"]] == [
+        ("base", "base"),
+        ("evaluate", "random"),
+        ("no_tools", "no tools"),
+    ]
+    for stage in ("base", "evaluate", "no_tools"):
         records = list(read_trajectories(run_dir / "trajectories", stage))
         assert results[stage]["overall"]["n"] == len(records) == 10
         rewards = [record["reward"] for record in records]

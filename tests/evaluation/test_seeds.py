@@ -36,6 +36,28 @@ def test_medians_and_gains_are_of_each_run(tmp_path, capsys, monkeypatch):
     assert "3.0e-05" in shown and "minutes 10.0" in shown
 
 
+def test_runs_of_any_checkpoints_compare_also_with_runs_before_0_2(tmp_path, capsys, monkeypatch):
+    """Catches: runs refused or mislabeled because each starts from its own checkpoint, or was stored by an older version."""
+    monkeypatch.setenv("COLUMNS", "160")
+    old = run(tmp_path / "old", 0.20, 0.50, 0.75)
+    new = []
+    for seed in range(2):
+        path = tmp_path / f"new-{seed}"
+        run(path, 0.20, 0.40, 0.60)
+        summary = json.loads((path / "summary.json").read_text())
+        summary["final"], summary["initial"] = summary.pop("rl"), summary.pop("cold_start")
+        titles = {"base": "base", "initial": f"sft-{seed}", "final": "RL"}
+        summary["stages"] = [{"name": name, "title": title, "init": ""} for name, title in titles.items()]
+        (path / "summary.json").write_text(json.dumps(summary))
+        new.append(str(path))
+    seeds.main([old, *new])
+    shown = capsys.readouterr().out
+    assert "base → initial: +20.0 (+20.0 to +30.0) points" in shown
+    assert "initial → RL: +20.0 (+20.0 to +25.0) points" in shown
+    seeds.main(new[:1])
+    assert "sft-0 → RL: +20.0 points" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"interrupted": True, "steps": 3}, "stopped after step 3"), ({"rl": None}, "different stages")],

@@ -17,6 +17,8 @@ def test_the_table_shows_every_number_at_any_width(width):
         "base": {"overall": _row(0.011), "plain": _row(0.022)},
         "cold_start": {"overall": _row(0.333), "plain": _row(0.444), "search": _row(0.555)},
         "rl": {"overall": _row(0.666), "plain": _row(0.777), "search": _row(0.888)},
+        "guessing": {"overall": 0.5},
+        "seconds": 12.0,
     }
     out = io.StringIO()
     print_comparison(stages, console=Console(file=out, width=width))
@@ -26,3 +28,15 @@ def test_the_table_shows_every_number_at_any_width(width):
     assert "…" not in text
     lines = [line for line in text.splitlines() if "search" in line]
     assert ("–" in lines[0]) == (width == 160)
+
+
+def test_the_table_is_titled_and_ordered_as_the_summary_lists():
+    """Catches: a policy shown under its name in files, in another order, or without a result."""
+    listed = [("m_7b", "m 7b"), ("initial", "cold start"), ("final", "RL"), ("later", "later")]
+    summary = {"final": {"overall": _row(0.3)}, "initial": {"overall": _row(0.2)}, "m_7b": {"overall": _row(0.1)}}
+    summary["stages"] = [{"name": name, "title": title, "init": ""} for name, title in listed]
+    out = io.StringIO()
+    print_comparison(summary, console=Console(file=out, width=160))
+    text = out.getvalue()
+    assert text.index("m 7b") < text.index("cold start") < text.index("RL") and "later" not in text
+    assert text.index("10.0%") < text.index("20.0%") < text.index("30.0%")

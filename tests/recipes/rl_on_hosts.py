@@ -24,7 +24,7 @@ def config_of(root):
         engine=replace(config.engine, prefill_rows=4, page_size=256),  # one page-table bucket, so fewer programs
         task=replace(config.task, skills=("plain", "perception")),
         rl=replace(config.rl, steps=2, prompts_per_step=4, minibatches=2, microbatch_rows=4, keep_trajectories=16),
-        eval=EvalConfig(stages=("rl",)),
+        eval=EvalConfig(stages=("final",)),
     )
 
 

@@ -10,7 +10,6 @@ from dv2_jax.config import (
     AgentConfig,
     Config,
     EngineConfig,
-    EvalConfig,
     ImageConfig,
     ModelSource,
     OptimConfig,
@@ -54,7 +53,6 @@ def small_config(root) -> Config:
             steps=3, prompts_per_step=2, group_size=4, microbatch_rows=2, row_tokens=256, checkpoint_every=1,
             keep_trajectories=8,
         ),
-        eval=EvalConfig(stages=("cold_start", "rl")),
     )  # fmt: skip
 
 

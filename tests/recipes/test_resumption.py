@@ -66,7 +66,7 @@ def test_open_run__settings_that_change_no_step_may_differ(config):
         config,
         tools=ToolsConfig(address="host:1"),
         rl=replace(config.rl, steps=20, checkpoint_every=3),
-        eval=EvalConfig(stages=("rl",)),
+        eval=EvalConfig(stages=("final",)),
     )
     run = reopen(other)
     assert run.start == 5 and run.finished is None
@@ -109,7 +109,7 @@ def test_open_run__generated_data_and_evaluations_count_as_state(config, left):
     [
         ({"interrupted": False, "steps": 5}, {}, True),
         ({"interrupted": True, "steps": 5}, {}, False),
-        ({"interrupted": False, "steps": 5}, {"eval": EvalConfig(stages=("rl",))}, False),
+        ({"interrupted": False, "steps": 5}, {"eval": EvalConfig(stages=("final",))}, False),
         ({"interrupted": False, "steps": 5}, {"rl": RLConfig(steps=6)}, False),
         (None, {}, False),
     ],

@@ -35,7 +35,8 @@ def test_a_run_writes_its_outputs_and_a_killed_run_resumes(config):
     summary = run_rl(config)
     directory = Path(config.run.root) / "rl"
     assert json.loads((directory / "summary.json").read_text()) == json.loads(json.dumps(summary))
-    for stage in ("cold_start", "rl"):
+    assert [(s["title"], s["init"]) for s in summary["stages"]] == [("random", "random"), ("RL", "random")]
+    for stage in ("initial", "final"):
         assert {"accuracy", "tool_calls", "tool_rate", "reward"} <= set(summary[stage]["overall"])
         assert len(list(read_trajectories(directory / "trajectories", stage))) == 3
     assert summary["recompilations"] == 0 and summary["logprob_gap_max"] <= 1e-4 and not summary["interrupted"]
@@ -88,11 +89,11 @@ def test_an_interrupt_leaves_a_checkpoint_and_no_process(config):
 
         patch.setattr(run_module.MetricsWriter, "write", write_and_interrupt)
         summary = run_rl(config)
-    assert summary["interrupted"] and summary["steps"] == 1 and "rl" not in summary
+    assert summary["interrupted"] and summary["steps"] == 1 and "final" not in summary
     assert children() <= before
     assert weights(config)[0] == 1
     summary = run_rl(config)
-    assert not summary["interrupted"] and {"cold_start", "rl"} <= set(summary)
+    assert not summary["interrupted"] and {"initial", "final"} <= set(summary)
     assert [row["step"] for row in read_metrics(Path(config.run.root) / "rl")] == [1, 2, 3]
 
 

@@ -68,7 +68,7 @@ def test_two_hosts_train_like_one_and_stop_and_resume_together(tmp_path):
         assert found["logprob_gap_max"] <= 1e-4
         for name in same:
             assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
-    assert (two / "evaluations" / "rl.json").read_text() == (one / "evaluations" / "rl.json").read_text()
+    assert (two / "evaluations" / "final.json").read_text() == (one / "evaluations" / "final.json").read_text()
 
     trained = {t["id"]: t for t in read_trajectories(one / "trajectories", "train")}
     kept = list(read_trajectories(two / "trajectories", "train"))

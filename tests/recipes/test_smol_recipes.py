@@ -74,7 +74,7 @@ def runs(conversations, tmp_path_factory):
             rl__row_tokens=256, rl__checkpoint_every=1, agent__max_turns=1, agent__max_turn_tokens=8,
             agent__max_total_tokens=256, agent__max_images=1, engine__slots=4, engine__pages=8, engine__page_size=128,
             engine__prefill_rows=1, engine__decode_tokens=4, task__skills="plain", task__train_size=8, task__eval_size=2,
-            eval__stages="rl",
+            eval__stages="final",
         )
     )  # fmt: skip
     return root

@@ -148,6 +148,22 @@ def test_cards_say_outcome_tools_and_the_sign_of_the_advantage(run_dir):
     assert [card["class"] for card in train if card["data-skill"] == "perception"] == ["card up", "card down"]
 
 
+def test_stages_have_the_titles_of_the_summary(run_dir, tokenizer, trajectories):
+    """Catches: a policy shown under its name in files, and RL from another policy that is titled as a cold start."""
+    for trajectory in trajectories:
+        trajectory.reward, trajectory.reward_parts = 0.0, {"accuracy": 0.0, "format": 1.0, "penalty": 0.0}
+    with TrajectoryWriter(run_dir / "trajectories", tokenizer) as writer:
+        writer.write(trajectories, stage="initial")
+        writer.write(trajectories, stage="final")
+    listed = [("initial", "sft-smol"), ("final", "RL")]
+    summary = {name: _summary() for name, _ in listed}
+    summary["stages"] = [{"name": name, "title": title, "init": ""} for name, title in listed]
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    text = render(run_dir)
+    assert "accuracy, sft-smol → RL" in text and "cold start" not in text
+    assert {"sft-smol", "after RL", "RL, step 1"} <= {card["data-stage"] for card in Page(text).cards}
+
+
 def test_text_of_others_stays_text(tmp_path, tokenizer, make, parts):
     """Catches markup in a question, in what the policy wrote, in a search result and in its address."""
     bad = '</pre><script>alert(1)</script><img src=x onerror="alert(1)">'
