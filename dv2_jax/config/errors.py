@@ -35,7 +35,8 @@ def format_error(error: BaseException) -> str:
         message = error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
     else:
         message = str(error) or type(error).__name__
-    return message if isinstance(error, UserError) else f"{message} ({TRACEBACK_VARIABLE}=1 shows where)"
+    written_for_users = isinstance(error, (UserError, OSError, ImportError)) and not getattr(error, "strerror", None)
+    return message if written_for_users else f"{message} ({TRACEBACK_VARIABLE}=1 shows where)"
 
 
 @contextmanager

@@ -42,8 +42,9 @@ class StageEvaluator:
 
     def evaluate_final(self, params: Params) -> None:
         """Evaluate the trained policy."""
+        trained = self.run.start < self.run.config.rl.steps  # a cached result is that of the weights before
         for stage in self.stages:
-            if stage.name == FINAL and not self._load_cached(FINAL):
+            if stage.name == FINAL and (trained or not self._load_cached(FINAL)):
                 self._evaluate(stage, params, version=self.run.config.rl.steps)
 
     def summary(self) -> dict[str, Any]:
