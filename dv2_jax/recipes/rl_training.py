@@ -135,7 +135,7 @@ class Training:
             tokens = mask_truncated(tokens, [s.finish for s in stats])
         self.session.drop_engine_weights()
         with spans.span("update", step=number):
-            train_metrics = self.train_on(make_minibatches(trajectories, advantages, self.rl, tokens.tolist()))
+            train_metrics = self.train_on(make_minibatches(trajectories, advantages, self.rl, tokens))
         self.done = number
         self.session.set_params(self.state.params, self.version)
         with spans.span("write", step=number):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 
 from dv2_jax.agent.trajectory import Finish, Trajectory
 from dv2_jax.config import RLConfig
@@ -30,7 +31,7 @@ def loss_tokens(trajectory: Trajectory) -> int:
     return 0 if trajectory.dropped else trajectory.sampled_tokens
 
 
-def mask_truncated(tokens: Sequence[int], finishes: Sequence[str]) -> np.ndarray:
+def mask_truncated(tokens: Int[np.ndarray, " N"], finishes: Sequence[str]) -> Int[np.ndarray, " N"]:
     """Return the numbers of loss tokens with 0 for trajectories that a token limit ended (overlong filtering).
 
     They stay in the baseline of their group and in means over sequences (TRL's `mask_truncated_completions`).
@@ -43,7 +44,7 @@ def make_minibatches(
     trajectories: Sequence[Trajectory | None],
     advantages: Sequence[float],
     config: RLConfig,
-    tokens: Sequence[int] | None = None,
+    tokens: Int[np.ndarray, " N"] | None = None,
 ) -> list[Minibatch]:
     """Split the trajectories of one step, in order, into `config.minibatches` minibatches with equally many groups.
 
@@ -61,7 +62,7 @@ def make_minibatches(
     """
     config = resolve_algorithm(config)
     aggregate, keep_zeros = AGGREGATIONS.get(config.aggregation), needs_zero_advantages(config)
-    tokens = [loss_tokens(t) for t in trajectories] if tokens is None else tokens
+    tokens = np.array([loss_tokens(t) for t in trajectories]) if tokens is None else tokens
     if len(trajectories) != len(advantages):
         raise ValueError(f"{len(trajectories)} trajectories but {len(advantages)} advantages")
     if len(trajectories) % config.minibatches:
@@ -72,7 +73,7 @@ def make_minibatches(
     parts = []
     for start in range(0, len(trajectories), size):
         part = range(start, start + size)
-        weights, denominator = aggregate(np.array([tokens[i] for i in part]), config)
+        weights, denominator = aggregate(tokens[start : start + size], config)
         examples = [
             to_example(trajectories[i], float(advantages[i]), float(weight))
             for i, weight in zip(part, weights, strict=True)

@@ -52,10 +52,10 @@ def test_lost_trajectories_count_in_means_over_sequences():
 
 def test_truncated_trajectories_leave_the_loss():
     """Catches: overlong filtering that keeps the tokens in the denominator or masks trajectories that answered."""
-    tokens = mask_truncated([4, 6, 5, 7], ["answer", "turn_limit", "max_turns", "max_tokens"])
+    tokens = mask_truncated(np.array([4, 6, 5, 7]), ["answer", "turn_limit", "max_turns", "max_tokens"])
     assert tokens.tolist() == [4, 0, 5, 0]
     rollouts = [trajectory(n) for n in (4, 6, 5, 7)]
-    (part,) = make_minibatches(rollouts, [1.0, 1.0, -1.0, -1.0], RLConfig(), tokens.tolist())
+    (part,) = make_minibatches(rollouts, [1.0, 1.0, -1.0, -1.0], RLConfig(), tokens)
     assert part.denominator == 9 and [e.weight for e in part.examples] == [4, 5]
 
 
@@ -69,7 +69,7 @@ def test_a_kl_term_keeps_trajectories_without_advantage():
 def test_hosts_use_the_denominator_of_all_hosts():
     """Catches: a denominator of one host's trajectories only, and trajectories that two hosts compute."""
     rollouts = [trajectory(4), trajectory(6), trajectory(5, dropped=True), trajectory(7)]
-    advantages, tokens = [1.0, 0.5, 0.5, -1.0], [4, 6, 0, 7]
+    advantages, tokens = [1.0, 0.5, 0.5, -1.0], np.array([4, 6, 0, 7])
     for aggregation in ("token_mean", "sequence_mean", "sequence_sum"):
         config = RLConfig(aggregation=aggregation)
         (alone,) = make_minibatches(rollouts, advantages, config)
