@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dv2_jax.config import Config, load, one_line_errors
+from dv2_jax.config import Config, ConfigError, load, one_line_errors
 
 if TYPE_CHECKING:
     from dv2_jax.evaluation.chat_printer import ChatPrinter
@@ -58,6 +58,30 @@ def configuration(model: str | None, rest: list[str]) -> Config:
     return dataclasses.replace(config, engine=engine, run=run)
 
 
+def read_images(paths: Sequence[Path], config: Config) -> tuple[bytes, ...]:
+    """Reads the images of `--image` and checks that the model can see them.
+
+    Raises:
+        ConfigError: an image is missing, broken or too narrow, or there are too many; the message names the path.
+    """
+    from dv2_jax.data.images import ImageError, ImageFile, load_image, smart_resize
+
+    if len(paths) > config.agent.max_images:
+        raise ConfigError(f"{len(paths)} times --image, but agent.max_images = {config.agent.max_images}: give fewer")
+    images = []
+    for path in paths:
+        try:
+            images.append(ImageFile.read(path))
+            image = load_image(images[-1])
+            bounds = {"min_pixels": config.image.min_pixels, "max_pixels": config.image.max_pixels}
+            smart_resize(image.height, image.width, **bounds)
+        except OSError as error:
+            raise ConfigError(f"--image={path}: {error.strerror}; give the path of an image file") from None
+        except ImageError as error:
+            raise ConfigError(f"--image={path} cannot be used: {error}") from None
+    return tuple(images)
+
+
 def questions(given: str | None, console: Console) -> Iterator[str]:
     """Yields the given question, or else typed ones until an empty line or the end of the input."""
     if given is not None:
@@ -91,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     console = Console()
     with one_line_errors():
         config = configuration(arguments.model, rest)
-        images = tuple(path.read_bytes() for path in arguments.image)
+        images = read_images(arguments.image, config)
     from dv2_jax.evaluation.chat_printer import ChatPrinter
     from dv2_jax.policy import load_policy
     from dv2_jax.rollout.session import open_session

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dv2_jax.config import Config, ConfigError, RunFailure, load
+from dv2_jax.config import Config, ConfigError, load, one_line_errors
 
 if TYPE_CHECKING:
     from dv2_jax.data.faults import DataReport
@@ -81,17 +81,12 @@ def check_file(arguments: argparse.Namespace, config: Config, kind: str) -> Data
 def main(argv: list[str] | None = None) -> None:
     """Runs the command; raises SystemExit with its exit code."""
     arguments, rest = parser().parse_known_args(argv)
-    try:
+    with one_line_errors():
         if not Path(arguments.file).exists():
             raise ConfigError(f"{arguments.file}: no such file or folder")
         kind = arguments.kind or detect_kind(arguments.file)
         config = load(rest, command="data.check", default_config=f"configs/{kind}.py")
         report = check_file(arguments, config, kind)
-    except (ConfigError, RunFailure, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
     if arguments.json:
         print(json.dumps(report.to_dict() | {"usable": report.usable}, indent=2))
     else:

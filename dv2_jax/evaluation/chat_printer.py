@@ -61,7 +61,10 @@ class ChatPrinter:
 
     def end(self, trajectory: Trajectory) -> None:
         """Prints the reason if the trajectory ended without an answer."""
-        if trajectory.finish in _ENDINGS:
+        if trajectory.row_error:
+            reason = escape(trajectory.row_error.translate(_VISIBLE))
+            self.console.print(f"[yellow]No answer: the question cannot be used: {reason}.[/]")
+        elif trajectory.finish in _ENDINGS:
             self.console.print(f"[yellow]No answer: {_ENDINGS[trajectory.finish]}.[/]")
 
     def _observation(self, record: TurnRecord) -> None:

@@ -16,7 +16,7 @@ from dv2_jax.recipes.run import Run
 from dv2_jax.rollout.outcome import TrajectoryStats
 from dv2_jax.rollout.session import RolloutSession
 
-# Sets `reward` and `reward_parts` of trajectories in place, like `rewards.compute_rewards`.
+# Sets `reward` and `reward_parts` of the trajectories that were not dropped, in place, like `rewards.compute_rewards`.
 RewardFn = Callable[[Sequence[Trajectory], Tokenizer, RewardConfig], None]
 
 
@@ -75,7 +75,8 @@ class RolloutCollector:
         with raise_outage_together():
             with self.run.display.track(f"step {number}: trajectories", len(requests)) as bar:
                 sampled = self.session.scheduler().run(requests, on_finish=lambda _: bar.advance())
-            self.reward_fn(sampled, self.session.tokenizer, self.run.config.reward)
+            kept = [trajectory for trajectory in sampled if not trajectory.dropped]
+            self.reward_fn(kept, self.session.tokenizer, self.run.config.reward)
         return sampled
 
 

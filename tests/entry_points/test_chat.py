@@ -4,6 +4,7 @@ import contextlib
 import io
 
 import pytest
+from PIL import Image
 
 from dv2_jax import chat
 from dv2_jax.config import ConfigError
@@ -27,6 +28,46 @@ def test_a_model_is_named_like_everywhere_or_by_its_run_directory(model, init):
 def test_a_misspelled_field_is_refused_before_anything_loads():
     with pytest.raises(ConfigError, match="temperature"):
         chat.configuration(None, ["--config.sampling.temprature=1"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("gone.png", None, "No such file"),
+        ("folder.png", "folder", "Is a directory"),
+        ("text.png", b"hello", "cannot identify image file"),
+        ("cut.png", "cut", "truncated"),
+        ("narrow.png", "narrow", "as long as wide"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_one_sentence_with_its_path(tmp_path, capsys, name, content, words):
+    """Catches a traceback without the path, after the policy was loaded."""
+    path = tmp_path / name
+    if content == "folder":
+        path.mkdir()
+    elif content in ("cut", "narrow"):
+        Image.effect_noise((900, 2) if content == "narrow" else (60, 60), 90).save(path)
+        path.write_bytes(path.read_bytes()[: None if content == "narrow" else 900])
+    elif content:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as ended:
+        chat.main([f"--image={path}", "--question=What?"])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count("\n") == 1 and f"--image={path}" in error and words in error
+
+
+@pytest.mark.parametrize("model", ["runs/none", "hf:/none", "checkpoint:none", "package:none", "none:none"])
+def test_a_model_that_does_not_exist_is_one_sentence_with_its_name(capsys, model):
+    with pytest.raises(SystemExit) as ended:
+        chat.main([f"--model={model}", "--question=What?"])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count("\n") == 1 and model.rpartition(":")[2] in error
+
+
+def test_too_many_images_are_refused(tmp_path):
+    config = chat.configuration(None, ["--config.agent.max_images=1"])
+    with pytest.raises(ConfigError, match="2 times --image, but agent.max_images = 1"):
+        chat.read_images([tmp_path, tmp_path], config)
 
 
 def test_an_image_and_a_question_become_a_conversation_with_tools(tmp_path, monkeypatch):

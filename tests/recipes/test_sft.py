@@ -19,6 +19,7 @@ from dv2_jax.checkpoint.policy_spec import load_policy_spec
 from dv2_jax.checkpoint.store import CheckpointStore
 from dv2_jax.config import Config, ConfigError, ImageConfig, ModelSource, OptimConfig, RunConfig, SFTConfig
 from dv2_jax.data.chat_encoder import ChatEncoder
+from dv2_jax.data.faults import RowError
 from dv2_jax.data.question import Question
 from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.policy import load_policy
@@ -121,6 +122,24 @@ def test_a_killed_run_continues_bit_for_bit(config, capsys):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     again = read_metrics(f"{config.run.root}/killed")
     assert [row["loss"] for row in again] == [row["loss"] for row in rows]
+
+
+def test_a_row_that_fails_at_run_time_is_skipped_and_counted(config, monkeypatch, capsys):
+    """Catches a row that passes the check, fails in the background thread and ends the run; a loop over such rows."""
+    original = sft_data.encode_conversation
+
+    def encode(messages, images, encoder, *, example_id):
+        if example_id == "rows:5":
+            raise ValueError("its image is gone")
+        return original(messages, images, encoder, example_id=example_id)
+
+    monkeypatch.setattr(sft_data, "encode_conversation", encode)
+    summary = run_sft(replace(config, sft=replace(config.sft, steps=3)))
+    assert summary["steps"] == 3 and summary["rows_failed"] == 1
+    assert capsys.readouterr().out.count("skipped: rows:5: its image is gone") == 1
+    monkeypatch.setattr(sft_data, "encode_conversation", lambda *a, **k: encode(*a, example_id="rows:5"))
+    with pytest.raises(RowError, match="nothing to train on"):
+        run_sft(replace(config, run=replace(config.run, name="none")))
 
 
 def test_an_interrupt_saves_after_the_step_and_the_same_command_resumes(config):

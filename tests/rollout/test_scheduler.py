@@ -13,6 +13,7 @@ import pytest
 
 from dv2_jax.agent.trajectory import Finish
 from dv2_jax.rollout import scheduler as rollout_scheduler
+from dv2_jax.rollout.outcome import TrajectoryStats
 from dv2_jax.rollout.scheduler import RolloutRequest
 from tests.rollout.rollout_cases import AGENT, ANSWER, IMAGE_SEARCH, TOOLS, code, question, requests, scheduler, search
 from tests.rollout.scripted_engine import Doubling, Failing, Passing, Swallowing, replaced
@@ -103,6 +104,22 @@ def test_a_trajectory_that_keeps_failing_is_dropped_and_the_others_are_not(token
     assert (kept.finish, kept.dropped) == (Finish.ANSWER, False)
     assert rollout.stats["dropped"] == 1
     assert not rollout.engine.ids, "all sequences were released"
+
+
+def test_a_question_that_cannot_be_encoded_costs_no_other_trajectory(tokenizer, client):
+    """Catches one bad image that ends the rollout of a batch."""
+    rollout = scheduler(tokenizer, client, script)
+    good, bad = requests("calculates", "crops"), requests("searches", "looks")
+    bad = [replaced(request, question=replaced(request.question, images=(b"no image",))) for request in bad]
+    finished = []
+    trajectories = rollout.run([bad[0], good[0], bad[1], good[1]], on_finish=lambda t: finished.append(t.id))
+    assert [t.id for t in trajectories] == ["searches", "calculates", "looks", "crops"]
+    assert [t.dropped for t in trajectories] == [True, False, True, False] and len(finished) == 4
+    assert "cannot read an image" in trajectories[0].row_error and not trajectories[1].row_error
+    assert rollout.stats["dropped"] == 2 and not rollout.engine.ids
+    stats = [TrajectoryStats.from_trajectory(t) for t in (trajectories[0], trajectories[2])]
+    assert all(s.row_failed and s.loss_tokens == 0 for s in stats)
+    assert [t.dropped for t in rollout.run(bad)] == [True, True], "nothing is left to run"
 
 
 def test_a_request_that_times_out_ends_and_its_late_result_is_ignored(tokenizer, client):
