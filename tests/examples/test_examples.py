@@ -17,6 +17,9 @@ TIMEOUT_S = 900  # a hang, on any machine
 
 # Script → text that its output contains.
 SCRIPTS = {
+    "02_own_tool.py": ("SFT 40/40", "overall", "results.json"),
+    "03_own_loss.py": ("[-1.0, -0.0, -0.2", "ranks: [-1.5, 1.0, 1.0, -0.5]", "% of the tokens are masked"),
+    "04_own_data.py": ("12 rows, 12 usable", "results.json"),
     "05_sandbox_client.py": ("OK drawn: (64, 48) 1 image", "NameError", "PermissionError", "TIMEOUT", "['Oslo']"),
 }
 NOTEBOOKS = ("01_quickstart.ipynb",)
