@@ -172,15 +172,16 @@ visible = printable.filter(lambda text: text.strip())
 
 
 @given(
-    st.lists(visible, min_size=1, max_size=3), st.lists(visible, max_size=2), st.booleans(), st.integers(0, 2), visible
-)
-def test_a_valid_row_has_no_fault(tmp_path_factory, turns, system, mixed, images, answer):
+    st.lists(visible, min_size=1, max_size=3), st.lists(visible, max_size=2), st.booleans(), st.integers(0, 2), visible,
+    st.sampled_from(("perception", "reason", "search", "vstar-test")),
+)  # fmt: skip
+def test_a_valid_row_has_no_fault(tmp_path_factory, turns, system, mixed, images, answer, source):
     """Catches a rule that refuses what the format allows: texts of any script, rows with and without images."""
     path = tmp_path_factory.mktemp("valid") / "a.jsonl"
     prompt = [user(text, "system") for text in system[:1]] + [user("<image>" * images + turns[0])]
     encoded = [{"bytes": BASE64}] * images
     row = rl_row(prompt=prompt, images=encoded if images or mixed else ..., reward_model={"ground_truth": answer})
-    row["data_source"] = "reason"  # any text is a reference in mathematics
+    row["data_source"] = source
     assert check_source(write_jsonl(path, [row]), question_check(max_total_tokens=4000), threads=1).faults == []
     dialogue = prompt + [user(turns[0], "assistant")]
     for text in turns[1:]:
