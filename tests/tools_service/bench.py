@@ -100,7 +100,7 @@ def wait_until_gone(pids: list[int], within_s: float = 20.0) -> list[int]:
 
 
 def start_as_nobody(log_path: Path, *arguments: str) -> LocalService:
-    """Starts a service as the user nobody. Needs root."""
+    """Starts a service as an unprivileged user that only this test process uses. Needs root."""
     base = sysconfig.get_path("stdlib", vars={"installed_base": sys.base_prefix})
     paths = {sys.prefix, sys.base_prefix, base, str(_ROOT)}
     command = [sys.executable, str(Path(__file__).parent / "unprivileged.py"), ":".join(sorted(paths))]

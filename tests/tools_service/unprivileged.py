@@ -1,4 +1,4 @@
-"""Runs a command as the user nobody, in a mount namespace in which that user can reach the interpreter.
+"""Runs a command as an unprivileged user of its own, in a mount namespace in which that user can reach the interpreter.
 
     python unprivileged.py PATH[:PATH...] COMMAND...
 
@@ -15,7 +15,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 
 from tools_service.sandbox.confinement import linux
 
-_NOBODY = 65534
+# Not the user nobody: RLIMIT_NPROC counts per user id, so a fork bomb in one service would fail the forks of another.
+_FIRST_UID, _UIDS = 620_000, 30_000
 
 
 def main() -> None:
@@ -35,8 +36,9 @@ def main() -> None:
             linux.mount(f"/proc/self/fd/{handle}", path, None, linux.MS_BIND | linux.MS_REC)
     linux.drop_bounding_set()
     os.setgroups([])
-    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    uid = _FIRST_UID + os.getppid() % _UIDS  # one per test process, which then builds one font cache
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
     os.execv(command[0], command)
 
 
