@@ -132,7 +132,7 @@ class Manager:
     def run(self) -> None:
         while True:
             pending = self._descendant_kills.pending()
-            for key, _ in self._events.select(timeout=descendant_kills.POLL_S if pending else watchdog.PERIOD_S):
+            for key, _ in self._events.select(timeout=descendant_kills.POLL_S if pending else self._watchdog.period_s):
                 key.data()
             for number in self._descendant_kills.take_finished():
                 self._notify({"op": "descendants_killed", "worker": number})

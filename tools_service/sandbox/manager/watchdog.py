@@ -20,6 +20,7 @@ from tools_service.sandbox.protocol import enforcement
 from tools_service.sandbox.protocol.isolation_config import IsolationConfig
 
 PERIOD_S = 0.25
+BURST_PERIOD_S = 0.05  # between looks at the number of tasks on the machine, where the watchdog limits processes
 _CPU_PERIOD_S = 2.0
 _IDLE_CPU_SHARE = (
     0.03  # of a core, between cells; low, since a spinning thread gets little more on an overloaded machine
@@ -83,6 +84,9 @@ class Watchdog:
         self._enforced = enforcement.watchdog_limits(config)
         self._reads_memory = "memory_mb" in self._enforced
         self._reads_files = enforcement.watchdog_reads_files(config)
+        self._limits_processes = "processes" in self._enforced
+        self.period_s = BURST_PERIOD_S if self._limits_processes else PERIOD_S  # between calls of `due`
+        self._tasks_at_poll = 0  # tasks on the machine at the last poll
         self._next_poll = self._next_cpu = time.monotonic()
         self._idle_cpu_s: dict[int, float] = {}  # CPU time of idle sessions at the last poll
         self._baseline_bytes = 0  # anonymous memory that every fork inherits from the zygote
@@ -94,13 +98,20 @@ class Watchdog:
         self._baseline_bytes = _rss_bytes(pid, "Anon")
 
     def due(self) -> bool:
-        """Returns True when the next poll is due."""
-        return time.monotonic() >= self._next_poll
+        """Returns True when the next poll is due: after `PERIOD_S`, or at once if a session may have forked a lot.
+
+        A fork bomb doubles in milliseconds, and each of its processes delays the poll that would find it.
+        """
+        if time.monotonic() >= self._next_poll:
+            return True
+        return self._limits_processes and _machine_tasks() > self._tasks_at_poll + self._config.limits.processes
 
     def poll(self, sessions: dict[int, SessionInfo]) -> list[Action]:
         """Returns the actions to take. `sessions` is keyed by the pid of each session's first process."""
         now = time.monotonic()
         self._next_poll = now + PERIOD_S
+        if self._limits_processes:
+            self._tasks_at_poll = _machine_tasks()
         check_limits = bool(self._enforced)
         check_cpu = now >= self._next_cpu and any(session.idle for session in sessions.values())
         if not sessions or not (check_limits or check_cpu):
@@ -123,11 +134,11 @@ class Watchdog:
         return actions
 
     def _check_session(self, pid: int, usage: SessionUsage, session: SessionInfo) -> Action | None:
-        limits, reason = self._config.limits, ""
-        if self._reads_memory and self._exceeds_memory(usage, session):
+        reason = ""
+        if self._exceeds_processes(usage):
+            reason = f"more than {self._config.limits.processes} processes"
+        elif self._reads_memory and self._exceeds_memory(usage, session):
             reason = "oom"
-        elif "processes" in self._enforced and usage.tasks > limits.processes + 8:
-            reason = f"more than {limits.processes} processes"
         elif "disk_mb" in self._enforced and self._checked_at_cpu_s.get(pid) != usage.cpu_s:
             reason = self._disk_violation(session.folder, usage)
             self._checked_at_cpu_s[pid] = usage.cpu_s
@@ -188,23 +199,28 @@ class Watchdog:
         seen, current = self._process_usage, {}
         for pid, row in rows.items():
             owner = _owning_session(pid, rows, sessions) if self._config.namespaces else int(row[2])
-            if owner not in found:
-                continue
-            usage = found[owner]
-            usage.pids.append(pid)
-            usage.tasks += int(row[17])
-            ticks = int(row[11]) + int(row[12])
-            usage.cpu_s += ticks / _TICKS
-            if not pids_only and (self._reads_memory or self._reads_files):
-                known = seen.get(pid)
+            if owner in found:
+                usage = found[owner]
+                usage.pids.append(pid)
+                usage.tasks += int(row[17])
+                usage.cpu_s += _cpu_ticks(row) / _TICKS
+        if pids_only or not (self._reads_memory or self._reads_files):
+            return found
+        for owner, usage in found.items():
+            if self._exceeds_processes(usage):
+                continue  # it is killed anyway, and reading the files of a thousand processes takes seconds
+            for pid in usage.pids:
+                known, ticks = seen.get(pid), _cpu_ticks(rows[pid])
                 fresh = known is not None and known.ticks == ticks
                 process = current[pid] = known if fresh else self._process(pid, ticks, sessions[owner])
                 usage.private_bytes += process.private_bytes
                 usage.shared_bytes += process.shared_bytes
                 usage.unlinked |= process.unlinked
-        if not pids_only:
-            self._process_usage = current
+        self._process_usage = current
         return found
+
+    def _exceeds_processes(self, usage: SessionUsage) -> bool:
+        return self._limits_processes and usage.tasks > self._config.limits.processes + 8
 
     def _process(self, pid: int, ticks: int, uid: int | None) -> _ProcessUsage:
         private = max(0, _rss_bytes(pid, "Anon") - self._baseline_bytes)
@@ -239,6 +255,17 @@ def _memfd_device() -> int:
         return os.fstat(fd).st_dev
     finally:
         os.close(fd)
+
+
+def _machine_tasks() -> int:
+    """Returns the number of processes and threads on the machine; one read of a file of 30 bytes."""
+    with open("/proc/loadavg") as file:
+        return int(file.read().split()[3].partition("/")[2])
+
+
+def _cpu_ticks(row: list[bytes]) -> int:
+    """Returns the CPU time of a process in clock ticks, from its split `/proc/PID/stat` without pid and name."""
+    return int(row[11]) + int(row[12])
 
 
 def _start_ticks(pid: int) -> int:
