@@ -19,7 +19,7 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     elif os.geteuid() != 0:
         pytest.skip("becoming an unprivileged user needs root")
     else:
-        service = start_as_nobody(log, "--tier", "landlock")
+        service = start_as_nobody(log, "--tier", "landlock", "--max-sessions", "40")
     bench = Bench(service)
     yield bench
     bench.close()

@@ -25,7 +25,7 @@ _ATTACKS = [
     for isolation in ISOLATIONS
     for case in (CASES if isolation in _EVERY_CASE else LIMIT_CASES)
 ]
-_LIMITS = ["--grace-s", "0.5", "--memory-mb", "512"]
+_LIMITS = ["--grace-s", "0.5", "--memory-mb", "512", "--max-sessions", "40"]
 _AFTER = "import os\nprint('after')\nprint('next', os.getpid() == OWN)"
 
 

@@ -76,7 +76,7 @@ class Manager:
         self._cgroups = cgroups.SlotCgroups(limits, use_cgroups)
         unconfined = IsolationConfig(
             tier="insecure", namespaces=False, user_namespace=False, uid_base=0, cgroups=self._cgroups.version, landlock=0,
-            seccomp=False, limits=limits, packages=packages, runtime_dir=folder, max_tasks=2 * slots + 16 * limits.processes + 256,
+            seccomp=False, limits=limits, packages=packages, runtime_dir=folder, max_tasks=_max_tasks(slots, limits),
         )  # fmt: skip
         try:
             self.config = isolation.probe_isolation(unconfined, best_tier, insecure)
@@ -373,6 +373,15 @@ class Manager:
         if folder := self._folder(worker):
             _remove(folder)
         self._free_slots.append(worker.slot)
+
+
+def _max_tasks(slots: int, limits: Limits) -> int:
+    """Returns RLIMIT_NPROC of a user id that all sessions share: the size that a fork bomb reaches before it is found.
+
+    Every session has one process; as many as the machine can run at once may have all of theirs. The rest is for the
+    threads of the service. A higher ceiling is no use: a thousand forks of one process take minutes to exit.
+    """
+    return slots + limits.processes * max(8, 2 * (os.cpu_count() or 1)) + 128
 
 
 def _remove_stale_folders() -> None:
