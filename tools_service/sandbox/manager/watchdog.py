@@ -26,6 +26,7 @@ _IDLE_CPU_SHARE = (
     0.03  # of a core, between cells; low, since a spinning thread gets little more on an overloaded machine
 )
 _TICKS = os.sysconf("SC_CLK_TCK")
+_MAPPED_BYTES = 4 << 20  # address space beyond the zygote's from which mappings are listed, which takes milliseconds
 
 
 @dataclass
@@ -90,12 +91,14 @@ class Watchdog:
         self._next_poll = self._next_cpu = time.monotonic()
         self._idle_cpu_s: dict[int, float] = {}  # CPU time of idle sessions at the last poll
         self._baseline_bytes = 0  # anonymous memory that every fork inherits from the zygote
+        self._baseline_mapped_bytes = 0  # its address space
         self._process_usage: dict[int, _ProcessUsage] = {}
         self._checked_at_cpu_s: dict[int, float] = {}  # CPU time of a session when its folder was last measured
 
     def set_baseline(self, pid: int) -> None:
-        """Records the anonymous memory of the zygote, which is not charged to its forks."""
+        """Records the memory and the address space of the zygote, which are not charged to its forks."""
         self._baseline_bytes = _rss_bytes(pid, "Anon")
+        self._baseline_mapped_bytes = _read_kb(f"/proc/{pid}/status", "VmSize:") << 10
 
     def due(self) -> bool:
         """Returns True when the next poll is due: after `PERIOD_S`, or at once if a session may have forked a lot.
@@ -212,7 +215,7 @@ class Watchdog:
             for pid in usage.pids:
                 known, ticks = seen.get(pid), _cpu_ticks(rows[pid])
                 fresh = known is not None and known.ticks == ticks
-                process = current[pid] = known if fresh else self._process(pid, ticks, sessions[owner])
+                process = current[pid] = known if fresh else self._process(pid, rows[pid], sessions[owner])
                 usage.private_bytes += process.private_bytes
                 usage.shared_bytes += process.shared_bytes
                 usage.unlinked |= process.unlinked
@@ -222,13 +225,14 @@ class Watchdog:
     def _exceeds_processes(self, usage: SessionUsage) -> bool:
         return self._limits_processes and usage.tasks > self._config.limits.processes + 8
 
-    def _process(self, pid: int, ticks: int, uid: int | None) -> _ProcessUsage:
+    def _process(self, pid: int, row: list[bytes], uid: int | None) -> _ProcessUsage:
+        mapped_bytes = int(row[20]) - self._baseline_mapped_bytes
         private = max(0, _rss_bytes(pid, "Anon") - self._baseline_bytes)
         with _inspecting(uid):
             unlinked = _unlinked_files(pid)
-            if "disk_mb" in self._enforced:
+            if "disk_mb" in self._enforced and mapped_bytes > _MAPPED_BYTES:
                 unlinked = _unlinked_mappings(pid, self._config.runtime_dir) | unlinked
-            return _ProcessUsage(ticks, private, _rss_bytes(pid, "Shmem"), unlinked)
+            return _ProcessUsage(_cpu_ticks(row), private, _rss_bytes(pid, "Shmem"), unlinked)
 
 
 def _excess(sizes: dict[int, int], limit: int) -> list[int]:
