@@ -15,9 +15,9 @@ from dv2_jax.engine.engine_sharding import EngineSharding
 from dv2_jax.engine.sampling import sample, token_uniforms
 from dv2_jax.engine.stop_strings import FINAL_STATES
 from dv2_jax.model.params import GraphDef, Params, merge
-from dv2_jax.model.text import UNROLL_LAYERS
 from dv2_jax.model.vision_inputs import VisionBatch
 from dv2_jax.ops.paged_attention import Pages, Prefix, copy_pages, paged_attention, read_pages, write_pages
+from dv2_jax.ops.scan_layers import unrolls
 from dv2_jax.parallel.mesh import constrain_batch
 
 
@@ -139,7 +139,7 @@ def decode(
 def _prefix(pages: Pages, page_table: Int[Array, "B n"]) -> Prefix | list[Prefix]:
     """Reads the cached prefix of each row: a list over layers if the model unrolls its layers, stacked if it scans."""
     layers = pages.k.shape[0]
-    if layers > UNROLL_LAYERS:
+    if not unrolls(layers):
         return read_pages(pages, page_table)
     return [read_pages(pages, page_table, layer) for layer in range(layers)]
 

@@ -28,12 +28,12 @@ class Qwen2_5_VL(nnx.Module):
         compute_dtype: jnp.dtype = jnp.float32,
         remat: bool = False,
     ):
-        init = Init(rngs, jnp.dtype(param_dtype))
+        init = Init(rngs, jnp.dtype(param_dtype), layer_remat=remat)
         self.config = config
         self.compute_dtype = jnp.dtype(compute_dtype)
-        self.vision = VisionTower(init, config.vision, remat=remat)
-        self.projector = PatchMerger(init, config.vision, remat=remat)
-        self.text = TextTower(init, config.text, remat=remat)
+        self.vision = VisionTower(init, config.vision)
+        self.projector = PatchMerger(init, config.vision)
+        self.text = TextTower(init, config.text)
 
     def encode_images(self, vision: VisionBatch) -> Float[Array, "M D"]:
         """Returns image embeddings in placeholder order, image after image; rows beyond the last image are zero."""

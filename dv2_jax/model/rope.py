@@ -1,29 +1,16 @@
-"""Rotary position embeddings (RoPE, M-RoPE). Angles, sines and the rotation are fp32 for every compute dtype:
-a bf16 angle is off by a quarter of a radian at column 128."""
+"""Angles of rotary position embeddings: M-RoPE of the text tower, rows and columns of the vision tower."""
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-RotaryEmbedding = tuple[Float[Array, "... half"], Float[Array, "... half"]]  # (cos, sin), half = head_dim / 2
+from dv2_jax.ops.rotary import RotaryEmbedding, cos_sin
 
 
 def _frequencies(theta: float, dim: int) -> Float[np.ndarray, "half"]:
     return (1.0 / theta ** (np.arange(0, dim, 2, dtype=np.float32) / dim)).astype(np.float32)
-
-
-def _cos_sin(angles: Float[Array, "... half"]) -> RotaryEmbedding:
-    return jax.lax.platform_dependent(angles, cpu=_cos_sin_no_fusion, default=lambda x: (jnp.cos(x), jnp.sin(x)))
-
-
-def _cos_sin_no_fusion(angles: Float[Array, "... half"]) -> RotaryEmbedding:
-    """Computes cos and sin inside a `lax.map`, so that XLA:CPU cannot fuse and recompute them in every consumer
-    (each layer, head and use)."""
-    cos, sin = jax.lax.map(lambda index: jax.lax.switch(index, (jnp.cos, jnp.sin), angles), jnp.arange(2))
-    return cos, sin
 
 
 def mrope_cos_sin(
@@ -37,18 +24,11 @@ def mrope_cos_sin(
     frequencies = _frequencies(theta, head_dim)
     # [B T half]: each frequency uses one of the three position components.
     angles = jnp.moveaxis(positions, 0, -1)[..., component].astype(jnp.float32) * frequencies
-    return _cos_sin(angles)
+    return cos_sin(angles)
 
 
 def vision_cos_sin(coordinates: Int[Array, "... 2"], *, head_dim: int, theta: float = 1e4) -> RotaryEmbedding:
     """Returns the vision tower's cos and sin [... head_dim/2]: half of the frequencies use the row, half the column."""
     frequencies = _frequencies(theta, head_dim // 2)
     angles = (coordinates[..., None].astype(jnp.float32) * frequencies).reshape(*coordinates.shape[:-1], -1)
-    return _cos_sin(angles)
-
-
-def apply_rope(x: Float[Array, "... T H hd"], rope: RotaryEmbedding) -> Float[Array, "... T H hd"]:
-    """Applies RoPE: rotates the pairs (i, i + hd/2) of every head."""
-    cos, sin = rope[0][..., None, :], rope[1][..., None, :]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return cos_sin(angles)

@@ -20,8 +20,8 @@ from dv2_jax.aot.roofline import Chip
 from dv2_jax.checkpoint.policy_spec import load_policy_spec
 from dv2_jax.config import Config, ConfigError, ImageConfig, MeshConfig, ModelSource, RLConfig, SFTConfig, load
 from dv2_jax.engine.buckets import Buckets, per_host
-from dv2_jax.model import text
 from dv2_jax.model.params import abstract_params, logical_axes
+from dv2_jax.ops import scan_layers
 from dv2_jax.parallel.mesh import AXES, make_mesh, max_tensor_parallelism, num_data_shards
 from dv2_jax.parallel.weight_sync import local_mesh
 
@@ -35,7 +35,7 @@ SOURCE = ModelSource(init="random", preset="tiny", compute_dtype="bfloat16", rem
 @pytest.fixture(autouse=True)
 def rolled(monkeypatch, no_compilation_cache):
     """Scans the layers in a loop, as for the real sizes; the tiny model's few layers would be unrolled."""
-    monkeypatch.setattr(text, "UNROLL_LAYERS", 1)
+    monkeypatch.setattr(scan_layers, "UNROLL_LAYERS", 1)
 
 
 def recipe(name, *, rows, **fields):

@@ -11,9 +11,10 @@ from dv2_jax.model.image_grid import num_image_tokens
 from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.params import abstract_params, build, init_params, logical_axes, merge, split
 from dv2_jax.model.positions import mrope_positions
-from dv2_jax.model.rope import apply_rope, mrope_cos_sin, vision_cos_sin
+from dv2_jax.model.rope import mrope_cos_sin, vision_cos_sin
 from dv2_jax.model.vision_inputs import VisionBucket, vision_batch
 from dv2_jax.ops.attention import causal_segment_attention
+from dv2_jax.ops.rotary import apply_rope
 from dv2_jax.parallel.mesh import AXIS_RULES
 from tests.model.samples import images_of, tiny_config
 

@@ -48,17 +48,17 @@ def test_remat_matmul_has_the_gradient_of_the_plain_matmuls():
 
 
 class NormedMLP(nnx.Module):
-    def __init__(self, init, *, remat):
-        self.norm = RMSNorm(init, 64, 1e-6, remat=remat)
-        self.mlp = GatedMLP(init, 64, 128, ("a", "b"), bias=True, residual_scale=1, remat=remat)
+    def __init__(self, init):
+        self.norm = RMSNorm(init, 64, 1e-6)
+        self.mlp = GatedMLP(init, 64, 128, ("a", "b"), bias=True, residual_scale=1)
 
     def __call__(self, x):
         return self.mlp(x, self.norm)
 
 
-def stack(make):
+def stack(make, *, layer_remat):
     """Returns the gradient of a stack of LAYERS modules, and the temporary bytes of its program on CPU."""
-    layers = [make(Init(nnx.Rngs(number), jnp.float32)) for number in range(LAYERS)]
+    layers = [make(Init(nnx.Rngs(number), jnp.float32, layer_remat)) for number in range(LAYERS)]
     graphs, params = zip(*(nnx.split(layer) for layer in layers), strict=True)
     x = jax.random.normal(jax.random.key(0), (2048, 64))
 
@@ -76,17 +76,17 @@ def stack(make):
     [
         # Saved per layer, in multiples of 64: input (1), gate and up (2 each); without remat also the normalized input (1),
         # the gated product (2) and its sigmoid (2).
-        (lambda remat: lambda init: NormedMLP(init, remat=remat), 0.6),
+        (NormedMLP, 0.6),
         # Saved per layer: the input; without remat also the normalized input.
-        (lambda remat: lambda init: RMSNorm(init, 64, 1e-6, remat=remat), 0.75),
+        (lambda init: RMSNorm(init, 64, 1e-6), 0.75),
     ],
     ids=["normed mlp", "norm"],
 )
 def test_a_layer_keeps_less_for_its_backward_pass_and_has_the_same_gradient(make, share):
-    """Catches: recomputation that XLA schedules early, or CSEs with the forward pass. With `remat=True` the layer itself
+    """Catches: recomputation that XLA schedules early, or CSEs with the forward pass. With `layer_remat=True` the layer itself
     saves everything, because the caller rematerializes the entire layer."""
-    ours, small = stack(make(remat=False))
-    plain, large = stack(make(remat=True))
+    ours, small = stack(make, layer_remat=False)
+    plain, large = stack(make, layer_remat=True)
     assert small <= share * large
     for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(mine, other, rtol=2e-5, atol=2e-5 * np.abs(other).max())
