@@ -109,6 +109,14 @@ def test_every_configuration_field_exists(path):
     assert sorted(named - fields) == []
 
 
+def test_the_fast_target_leaves_out_files_that_exist():
+    """Catches a slow test file that was renamed, so that `make fast` runs it again."""
+    variables = re.findall(r"^SLOW_\w+ = ((?:.*\\\n)*.*)$", text(ROOT / "Makefile"), flags=re.MULTILINE)
+    paths = " ".join(variables).replace("\\\n", " ").split()
+    assert len(paths) > 10
+    assert [path for path in paths if not (ROOT / "tests" / path).exists()] == []
+
+
 def test_the_readme_is_short():
     """Catches a README that grows back into a manual; details belong in docs/."""
     assert len((ROOT / "README.md").read_bytes()) <= 8_000
