@@ -1,8 +1,9 @@
-"""Evaluation on held-out questions with greedy decoding: accuracy and tool use per skill.
+"""Evaluation on one or more benchmarks with greedy decoding: accuracy and tool use per skill.
 
     python -m dv2_jax.evaluate --config=configs/evaluate.py             two CPU cores, the shipped cold start
     python -m dv2_jax.evaluate --config=configs/evaluate.py:7b \\
-        --config.model.init=hf:/models/deepeyesv2-7b --config.task.source=/data/questions.jsonl
+        --config.model.init=hf:/models/deepeyesv2-7b --config.eval.benchmarks=embedded,/data/questions.jsonl
+    python -m dv2_jax.evaluate --list                                    the benchmarks that there are
 
 Limits, prompts and image sizes equal those of the RL preset of the same name.
 """

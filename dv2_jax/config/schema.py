@@ -291,6 +291,11 @@ class EvalConfig:
     compare: tuple[str, ...] = setting(
         (), "Further policies to evaluate on the same questions, each written like model.init, e.g. package:base."
     )
+    benchmarks: tuple[str, ...] = setting(
+        (),
+        "Benchmarks of the command evaluate: registered names (--list shows them), package.module:ClassName, or paths of"
+        " parquet, jsonl or json files; empty: the held-out questions of `task`.",
+    )
     baselines: tuple[str, ...] = setting(
         (), "Baselines that evaluate adds: guessing (commonest answer), no_tools (every tool call is refused)."
     )

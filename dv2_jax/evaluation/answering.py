@@ -17,7 +17,7 @@ from dv2_jax.parallel.outage import raise_outage_together
 from dv2_jax.rewards import compute_rewards
 from dv2_jax.rollout.scheduler import RolloutRequest, RolloutScheduler
 
-__all__ = ["EvalResult", "SkillResult", "answer_questions", "evaluate"]
+__all__ = ["EvalResult", "SkillResult", "answer_questions", "evaluate", "roll_out"]
 
 
 def evaluate(
@@ -38,7 +38,19 @@ def answer_questions(
     reward_config: RewardConfig,
     on_progress: Callable[[Trajectory], None] | None = None,
 ) -> list[Trajectory]:
-    """Returns one scored trajectory for each question of this host's shard.
+    """Returns one scored trajectory for each question of this host's shard; arguments as in `roll_out`."""
+    with raise_outage_together():
+        trajectories = roll_out(questions, scheduler, on_progress)
+        compute_rewards(trajectories, tokenizer, reward_config)
+    return trajectories
+
+
+def roll_out(
+    questions: Sequence[Question],
+    scheduler: RolloutScheduler,
+    on_progress: Callable[[Trajectory], None] | None = None,
+) -> list[Trajectory]:
+    """Returns one trajectory for each question of this host's shard, without rewards.
 
     Args:
         scheduler: greedy (temperature 0), so that the result depends on neither seeds nor the order of the questions.
@@ -53,7 +65,4 @@ def answer_questions(
             f"sampling.temperature is {temperature}: evaluation is greedy, use a scheduler with temperature 0"
         )
     requests = [RolloutRequest(question, f"eval-{i:06d}", i) for i, question in enumerate(questions)]
-    with raise_outage_together():
-        trajectories = scheduler.run(distributed.shard_for_process(requests), on_finish=on_progress)
-        compute_rewards(trajectories, tokenizer, reward_config)
-    return trajectories
+    return scheduler.run(distributed.shard_for_process(requests), on_finish=on_progress)

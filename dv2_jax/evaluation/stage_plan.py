@@ -13,7 +13,7 @@ from dv2_jax.policy import Policy
 from dv2_jax.telemetry.stage_titles import FINAL, INITIAL, TITLES
 
 EVALUATE = "evaluate"  # the policy that the command evaluate was given
-_RESERVED = {INITIAL, FINAL, EVALUATE, *TITLES, "train", "guessing", "stages", "model", "questions"}
+_RESERVED = {INITIAL, FINAL, EVALUATE, *TITLES, "train", "guessing", "stages", "model", "questions", "benchmarks"}
 
 
 @dataclass(frozen=True)

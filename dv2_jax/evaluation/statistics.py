@@ -20,6 +20,16 @@ def wilson_interval(successes: float, n: int, z: float = 1.959963984540054) -> t
     return max(0.0, center - half), min(1.0, center + half)
 
 
+def mean_interval(values: list[float], z: float = 1.959963984540054) -> tuple[float, float]:
+    """Computes the normal interval of the mean of scores in [0, 1] (95 % by default); (0, 1) for fewer than two."""
+    if len(values) < 2:
+        return 0.0, 1.0
+    center = mean(values)
+    variance = math.fsum((value - center) ** 2 for value in values) / (len(values) - 1)
+    half = z * math.sqrt(variance / len(values))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
 def mean(values: list[float]) -> float:
     """Computes the arithmetic mean with exact summation; 0 for an empty list."""
     return math.fsum(values) / len(values) if values else 0.0

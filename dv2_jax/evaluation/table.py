@@ -1,13 +1,15 @@
-"""Prints the results of stages (base, cold start, RL) per skill on a terminal."""
+"""Prints the results of stages (base, cold start, RL) per skill, and those of benchmarks, on a terminal."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from dv2_jax.report.scores import SCORE_HEADINGS, score_cells, score_rows
 from dv2_jax.telemetry.stage_titles import stage_titles
 
 COLUMNS = (
@@ -40,6 +42,39 @@ def comparison_table(stages: Mapping[str, Mapping[str, Mapping[str, float]]], ti
             table.add_section()
         table.add_row(skill, *cells, style="bold" if skill == "overall" else None)
     return table
+
+
+def score_table(benchmark: Mapping[str, Any], titles: Mapping[str, str], title: str = "") -> Table:
+    """Returns the rows of a benchmark with the columns `SCORE_HEADINGS` for every stage.
+
+    `benchmark` is an entry of `benchmarks` in `results.json`; `titles` maps the names of stages to their titles.
+    """
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table.add_column("row")
+    stages = {title: benchmark["rows"][name] for name, title in titles.items() if name in benchmark["rows"]}
+    for name in stages:
+        for position, heading in enumerate(SCORE_HEADINGS):
+            table.add_column(f"{name if position == 0 else ''}\n{heading}", justify="right", no_wrap=True)
+    for name, rows in score_rows(stages).items():
+        is_overall = name == "overall"
+        if is_overall:
+            table.add_section()
+        cells = itertools.chain.from_iterable(map(score_cells, rows))
+        table.add_row(name, *cells, style="bold" if is_overall else None)
+    return table
+
+
+def print_scores(results: Mapping[str, Any], console: Console) -> None:
+    """Prints one table per benchmark of a `results.json`, or one per benchmark and stage on a narrow terminal."""
+    titles = stage_titles(results)
+    for name, benchmark in results["benchmarks"].items():
+        heading = f"{name}: {benchmark['questions']:,} questions"
+        table = score_table(benchmark, titles, heading)
+        if console.measure(table, options=console.options.update(width=1000)).maximum <= console.width:
+            console.print(table)
+            continue
+        for stage, title in titles.items():
+            console.print(score_table(benchmark, {stage: title}, heading))
 
 
 def print_comparison(summary: Mapping[str, Any], title: str = "", console: Console | None = None) -> None:

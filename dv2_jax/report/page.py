@@ -26,6 +26,7 @@ from dv2_jax.agent.tools.tool_registry import run_tools, use_titles
 from dv2_jax.config import AgentConfig, ConfigError, one_line_errors
 from dv2_jax.files import atomic_write
 from dv2_jax.report import sections
+from dv2_jax.report.scores import benchmark_scores
 from dv2_jax.report.selection import select
 from dv2_jax.report.trajectory_html import card, record_title, tools_of
 from dv2_jax.telemetry.stage_titles import stage_titles
@@ -64,7 +65,7 @@ def render(run_dir: Path) -> str:
         style=(assets / "style.css").read_text(),
         script=(assets / "script.js").read_text(),
         tiles=sections.tiles(summary, stages),
-        results=sections.results(stages),
+        results=sections.results(stages) + benchmark_scores(summary, titles),
         curves=sections.curves(run_dir / "metrics.jsonl", stages, use_titles(tools)),
         mix=sections.mix(stages, use_titles(tools)),
         trajectories=_filters(cards, titles, [tool.name for tool in tools]) + "\n".join(shown)

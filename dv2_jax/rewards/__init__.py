@@ -7,7 +7,7 @@ infrastructure out of the loss.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from dv2_jax.agent.trajectory import Finish, Trajectory
@@ -54,11 +54,20 @@ def trajectory_reward(trajectory: Trajectory, tokenizer: Tokenizer, config: Rewa
     return score_response(text, correct, trajectory.question.data_source, config, trajectory)
 
 
-def compute_rewards(trajectories: Iterable[Trajectory], tokenizer: Tokenizer, config: RewardConfig) -> None:
+def compute_rewards(
+    trajectories: Iterable[Trajectory],
+    tokenizer: Tokenizer,
+    config: RewardConfig,
+    verdict: Callable[[Trajectory, str], bool] | None = None,
+) -> None:
     """Sets `reward` and `reward_parts` of every trajectory that was not lost, judging them in parallel.
 
     A trajectory without a verdict (the judge failed, or the question's reference is unusable) is `dropped` with a
     warning: no verdict is not a wrong answer.
+
+    Args:
+        verdict: decides on a trajectory and its response text, by default with `config.verdicts`. It raises
+            JudgeUnavailable or ValueError where it cannot decide.
 
     Raises:
         JudgeOutage: the judge has given no verdict for `config.judge_outage_s`.
@@ -70,7 +79,7 @@ def compute_rewards(trajectories: Iterable[Trajectory], tokenizer: Tokenizer, co
         text = trajectory.response_text(tokenizer)
         question = trajectory.question
         try:
-            correct = is_correct(question, text, config)
+            correct = is_correct(question, text, config) if verdict is None else verdict(trajectory, text)
         except (JudgeUnavailable, ValueError) as error:
             _log.warning("trajectory %s of question %s dropped: %s", trajectory.id, question.id, error)
             trajectory.dropped = True

@@ -1,4 +1,4 @@
-"""Loads the questions of training and evaluation: the built-in toy task or files in the released format."""
+"""Loads the questions of RL and its evaluation: the built-in toy task or files in the released format."""
 
 from __future__ import annotations
 
@@ -60,16 +60,6 @@ def eval_questions(task: TaskConfig, read: ReadRows = read_rows) -> Sequence[Que
     if task.eval_size < 1:
         raise ConfigError(f"task.eval_size = {task.eval_size}: evaluate at least one question")
     return make_questions("eval", task.eval_size, task.seed, task.skills)
-
-
-def benchmark_questions(task: TaskConfig, read: ReadRows = read_rows) -> Sequence[Question]:
-    """Returns the questions of an evaluation without training.
-
-    Like `eval_questions`, but takes the first `task.eval_size` rows of a file `task.source` (0: all rows).
-    """
-    if task.source != BUILTIN and not task.eval_source:
-        return read("task.source", task.source, task.eval_size)
-    return eval_questions(task, read)
 
 
 def _split(task: TaskConfig, questions: list[Question]) -> tuple[list[Question], list[Question]]:

@@ -28,8 +28,15 @@ def stage_title(name: str, titles: Mapping[str, str] | None = None) -> str:
 
 
 def trajectory_title(name: str, titles: Mapping[str, str] | None = None) -> str:
-    """Returns the title of a trajectory's stage; RL is both a stage of training and the policy after it."""
-    return TRAJECTORY_TITLES.get(name) or stage_title(name, titles)
+    """Returns the title of a trajectory's stage, with its benchmark; RL is a stage of training and the policy after it."""
+    stage, _, benchmark = name.partition("@")
+    title = TRAJECTORY_TITLES.get(stage) or stage_title(stage, titles)
+    return f"{title}, {benchmark}" if benchmark else title
+
+
+def benchmark_stage(stage: str, benchmark: str, *, is_first: bool) -> str:
+    """Returns the name of the trajectory file of a policy on a benchmark; that of the run's first has no suffix."""
+    return stage if is_first else f"{stage}@{benchmark}"
 
 
 def is_result(part: Any) -> bool:

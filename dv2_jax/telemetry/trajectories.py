@@ -1,8 +1,8 @@
 """Writes and reads trajectory records: rollouts as JSON lines, readable without this code.
 
-A directory `trajectories/` holds one `<stage>.jsonl` per stage (`train`, `base`, `cold_start`, `rl`,
-`evaluate`), a line per trajectory, and the folder `IMAGE_FOLDER` with every image once, named by the digest of its
-bytes. A line contains the complete trajectory: token ids, loss mask, behavior log-probs and policy versions, and the
+A directory `trajectories/` holds one `<stage>.jsonl` per stage (`train`, `initial`, `final`,
+`evaluate`; with a further benchmark `evaluate@NAME`), a line per trajectory, and the folder `IMAGE_FOLDER` with every
+image once, named by the digest of its bytes. A line contains the complete trajectory: token ids, loss mask, behavior log-probs and policy versions, and the
 decoded text.
 
 Files are append-only, one complete line per write. A writer killed mid-line leaves an incomplete last line: the next
@@ -15,6 +15,7 @@ import codecs
 import hashlib
 import json
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -194,8 +195,8 @@ class TrajectoryWriter:
 
     def _open(self, stage: str) -> Any:
         if stage not in self._files:
-            if not stage.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(f"stage {stage!r}: use letters, digits, '-' and '_', it names a file")
+            if not re.fullmatch(r"\w[\w.@-]*", stage):
+                raise ValueError(f"stage {stage!r}: use letters, digits and '._@-', it names a file")
             self.directory.mkdir(parents=True, exist_ok=True)
             path = self.directory / f"{stage}.jsonl"
             file = open(path, "ab")

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from dv2_jax.config import ConfigError, TaskConfig
-from dv2_jax.rollout.question_sources import benchmark_questions, eval_questions, train_questions
+from dv2_jax.rollout.question_sources import eval_questions, train_questions
 
 
 @pytest.fixture
@@ -46,12 +46,6 @@ def test_with_a_separate_eval_file_the_first_is_used_entirely_for_training(rows)
 def test_embedded_questions_may_be_evaluated_on_a_file(rows):
     task = TaskConfig(eval_source=rows("b.jsonl", 2), train_size=5)
     assert len(train_questions(task)) == 5 and len(eval_questions(task)) == 2
-
-
-def test_where_nothing_is_trained_a_file_is_read_from_its_first_row(rows):
-    task = TaskConfig(source=rows("a.jsonl", 10), eval_size=3)
-    assert [q.answer for q in benchmark_questions(task)] == ["0", "1", "2"]
-    assert len(benchmark_questions(dataclasses.replace(task, eval_size=0))) == 10
 
 
 @pytest.mark.parametrize("size", (0, 10, 500))

@@ -1,0 +1,56 @@
+"""Renders the result tables of benchmarks: value, 95 % interval, scored and failed answers per policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+SCORE_HEADINGS = ("score", "95 % interval", "n", "failed")
+
+
+def score_cells(row: Mapping[str, Any] | None) -> tuple[str, str, str, str]:
+    """Formats a row of a benchmark under `SCORE_HEADINGS`; dashes for what a policy does not have."""
+    if row is None:
+        return "–", "–", "–", "–"
+    value = "–" if row["value"] is None else f"{row['value']:.1%}"
+    interval = "–" if row["interval"] is None else "{:.1%} to {:.1%}".format(*row["interval"])
+    return value, interval, f"{row['n']:,}", f"{row['failed']:,}"
+
+
+def score_rows(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Mapping[str, Any] | None]]:
+    """Returns each row of a benchmark's table by name, as one element per policy of `rows`; None where it has none."""
+    names = dict.fromkeys(row["name"] for stage in rows.values() for row in stage)
+    return {name: [_find(stage, name) for stage in rows.values()] for name in names}
+
+
+def _find(rows: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
+    return next((row for row in rows if row["name"] == name), None)
+
+
+def benchmark_scores(summary: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    """Renders one table per benchmark of a `results.json`; nothing for runs without benchmarks."""
+    benchmarks: Mapping[str, Mapping[str, Any]] = summary.get("benchmarks", {})
+    return "".join(_table(name, benchmark, titles) for name, benchmark in benchmarks.items())
+
+
+def _table(name: str, benchmark: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    rows = {titles.get(stage, stage): stage_rows for stage, stage_rows in benchmark["rows"].items()}
+    first = [' class="first"', *[""] * (len(SCORE_HEADINGS) - 1)]
+    groups = "".join(f'<th class="first" colspan="{len(SCORE_HEADINGS)}">{escape(title)}</th>' for title in rows)
+    heads = "".join(f"<th{mark}>{text}</th>" for _ in rows for mark, text in zip(first, SCORE_HEADINGS, strict=True))
+    body = []
+    for row_name, found in score_rows(rows).items():
+        cells = "".join(
+            f"<td{mark}>{cell}</td>" for row in found for mark, cell in zip(first, score_cells(row), strict=True)
+        )
+        mark = "overall" * (row_name == "overall")
+        body.append(f'<tr class="{mark}"><td>{escape(row_name)}</td>{cells}</tr>')
+    source = f" from {escape(benchmark['source'])}" if benchmark.get("source") else ""
+    error = f'<p class="hint">{escape(benchmark["error"])}</p>' if benchmark.get("error") else ""
+    return (
+        f'<h2>Benchmark {escape(name)}</h2><p class="hint">{benchmark["questions"]:,} questions{source}. Failed answers,'
+        f" which had no verdict, do not count in the score.</p>{error}"
+        f'<div class="scroll"><table class="results"><thead><tr><th></th>{groups}</tr><tr><th>row</th>{heads}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
