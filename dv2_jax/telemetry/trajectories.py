@@ -1,9 +1,9 @@
 """Writes and reads trajectory records: rollouts as JSON lines, readable without this code.
 
-A directory `trajectories/` holds one `<stage>.jsonl` per stage (`train`, `initial`, `final`,
-`evaluate`; with a further benchmark `evaluate@NAME`), a line per trajectory, and the folder `IMAGE_FOLDER` with every
-image once, named by the digest of its bytes. A line contains the complete trajectory: token ids, loss mask, behavior log-probs and policy versions, and the
-decoded text.
+A directory `trajectories/` holds one `<stage>.jsonl` per stage (`train`, `initial`, `final`, `evaluate` or a compared
+policy; with a further benchmark `evaluate@NAME`), a line per trajectory, and the folder `IMAGE_FOLDER` with every image
+once, named by the digest of its bytes. A line contains the complete trajectory: token ids, loss mask, behavior log-probs
+and policy versions, and the decoded text.
 
 Files are append-only, one complete line per write. A writer killed mid-line leaves an incomplete last line: the next
 writer starts on a new line, and the reader skips incomplete lines with a warning that counts them.
