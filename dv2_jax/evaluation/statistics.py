@@ -9,7 +9,8 @@ def wilson_interval(successes: float, n: int, z: float = 1.959963984540054) -> t
     """Computes the Wilson score interval of a proportion (95 % by default); (0, 1) without observations.
 
     Source: E. B. Wilson, JASA 22 (1927), 209-212. Unlike the normal approximation it stays inside [0, 1] and
-    has a positive width at 0 of n and n of n, which are common in small evaluations.
+    has a positive width at 0 of n and n of n, which are common in small evaluations. For partial credit, `successes` is
+    the sum of scores in [0, 1]: the interval is then conservative, since their variance is at most p(1 - p).
     """
     if n == 0:
         return 0.0, 1.0
@@ -17,16 +18,6 @@ def wilson_interval(successes: float, n: int, z: float = 1.959963984540054) -> t
     scale = 1.0 + z * z / n
     center = (p + z * z / (2 * n)) / scale
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / scale
-    return max(0.0, center - half), min(1.0, center + half)
-
-
-def mean_interval(values: list[float], z: float = 1.959963984540054) -> tuple[float, float]:
-    """Computes the normal interval of the mean of scores in [0, 1] (95 % by default); (0, 1) for fewer than two."""
-    if len(values) < 2:
-        return 0.0, 1.0
-    center = mean(values)
-    variance = math.fsum((value - center) ** 2 for value in values) / (len(values) - 1)
-    half = z * math.sqrt(variance / len(values))
     return max(0.0, center - half), min(1.0, center + half)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import statistics
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from dv2_jax.agent.trajectory import Finish
@@ -200,17 +200,26 @@ def test_a_score_is_a_fraction_or_a_failure_with_its_reason(value):
         Score(1.0, details={"image": b""})
 
 
-def test_rows_have_the_interval_that_suits_their_scores():
-    """Catches a Wilson interval of fractional scores, and failed answers among the n."""
+def test_rows_have_a_wilson_interval_of_the_scored_answers():
+    """Catches failed answers among the n, and an interval without width where all scores are equal."""
     proportion = ResultRow.from_scores("a", [Score(1.0), Score(0.0), Score(1.0), Score(None, "lost")])
     assert (proportion.value, proportion.interval) == (pytest.approx(2 / 3), wilson_interval(2, 3))
     assert (proportion.n, proportion.failed) == (3, 1)
-    values = [0.2, 0.5, 0.9, 1.0]
-    fractional = ResultRow.from_scores("b", [Score(value) for value in values])
-    half = statistics.NormalDist().inv_cdf(0.975) * statistics.stdev(values) / 2
-    low, high = statistics.mean(values) - half, statistics.mean(values) + half
-    assert fractional.interval == (pytest.approx(low), pytest.approx(min(1.0, high)))
-    assert ResultRow.from_scores("c", [Score(0.4)]).interval == (0.0, 1.0)
+    equal = ResultRow.from_scores("b", [Score(0.5), Score(0.5)])
+    assert (equal.value, equal.interval) == (0.5, wilson_interval(1, 2))
+
+
+def test_the_interval_of_partial_credit_covers_the_mean():
+    """Catches an interval that is too narrow for fractional scores: 95 % of the samples must cover their mean."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        low, high = ResultRow.from_scores("x", [Score(value) for value in rng.beta(0.4, 0.6, 25)]).interval
+        covered += low <= 0.4 <= high
+    assert covered >= 0.94 * 400
+
+
+def test_a_row_without_a_scored_answer_has_no_value():
     nothing = ResultRow.from_scores("d", [Score(None, "lost")])
     assert (nothing.value, nothing.interval, nothing.n, nothing.failed) == (None, None, 0, 1)
     assert json.loads(json.dumps(nothing.to_dict()))["value"] is None

@@ -24,7 +24,7 @@ from typing import Any
 from dv2_jax.agent.trajectory import Trajectory
 from dv2_jax.config import Config, RewardConfig
 from dv2_jax.data.question import Question
-from dv2_jax.evaluation.statistics import mean, mean_interval, wilson_interval
+from dv2_jax.evaluation.statistics import mean, wilson_interval
 from dv2_jax.rewards import is_correct
 from dv2_jax.rollout.question_sources import ReadRows
 
@@ -96,14 +96,12 @@ class ResultRow:
 
     @classmethod
     def from_scores(cls, name: str, scores: Sequence[Score]) -> ResultRow:
-        """Averages scores, with the Wilson interval if each is 0 or 1, else with that of a mean."""
+        """Averages scores, with the Wilson interval, which is conservative where answers have partial credit."""
         values = [float(score.value) for score in scores if score.value is not None]
         failed = len(scores) - len(values)
         if not values:
             return cls(name, None, None, 0, failed)
-        is_proportion = all(value in (0.0, 1.0) for value in values)
-        interval = wilson_interval(sum(values), len(values)) if is_proportion else mean_interval(values)
-        return cls(name, mean(values), interval, len(values), failed)
+        return cls(name, mean(values), wilson_interval(sum(values), len(values)), len(values), failed)
 
     def to_dict(self) -> dict[str, Any]:
         """Converts to the JSON types of `results.json`."""
