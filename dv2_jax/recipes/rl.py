@@ -19,6 +19,7 @@ import shutil
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,12 @@ def run_rl(config: Config, reward_fn: RewardFn = compute_rewards, policy: Policy
     policy = load_policy(config) if policy is None else policy
     check_comparable(policy, rl_stages(config))
     with ExitStack() as stack:
-        run = stack.enter_context(open_run(config, complete_config))
-        if run.finished is not None and (run.directory / "export").is_dir():
-            return report_finished(run)
-        prepare_rewards(config.reward)
+        prepare = partial(prepare_rewards, config.reward)
+        run = stack.enter_context(open_run(config, complete_config, prepare))
+        if run.finished is not None:
+            if (run.directory / "export").is_dir():
+                return report_finished(run)
+            prepare()
         run.display.line(describe_algorithm(config.rl))
         try:
             data = CheckedData.of_run(run, policy.tokenizer)

@@ -80,10 +80,15 @@ class Run:
 
 
 @contextmanager
-def open_run(config: Config, complete: Callable[[Config], Config] = lambda config: config) -> Iterator[Run]:
+def open_run(
+    config: Config,
+    complete: Callable[[Config], Config] = lambda config: config,
+    prepare: Callable[[], None] = lambda: None,
+) -> Iterator[Run]:
     """Open the run directory `root/name`: writes `config.json` and opens metrics, spans and the checkpoint store.
 
-    `complete` fills in derived values of a stored configuration, as the recipe did for `config`.
+    `complete` fills in derived values of a stored configuration, as the recipe did for `config`. `prepare` is called
+    before anything is written, unless the run is finished; what it raises leaves the directory unchanged.
 
     Raises:
         ConfigError: the directory holds a run with another configuration or other data, which is left unchanged, or
@@ -91,6 +96,8 @@ def open_run(config: Config, complete: Callable[[Config], Config] = lambda confi
     """
     directory = Path(config.run.root) / config.run.name
     resumption = check_resume(directory, config, complete)
+    if resumption.finished is None:
+        prepare()
     with ExitStack() as stack:
         store = stack.enter_context(CheckpointStore(directory / "checkpoints"))
         start = store.latest_step() or 0
