@@ -1,5 +1,5 @@
 # The commands of a developer, after `pip install -e '.[dev]'`.
-.PHONY: fast test lint format types docs
+.PHONY: fast test lint format docs
 
 # Parts with long runs: training recipes, commands, the tools service, programs for TPUs and for
 # several devices or processes, comparisons with other implementations.
@@ -19,6 +19,7 @@ test: # everything
 lint:
 	ruff check .
 	ruff format --check .
+	mypy
 	codespell *.md docs configs dv2_jax tools_service tpu $(wildcard examples)
 
 format:

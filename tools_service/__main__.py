@@ -58,7 +58,12 @@ def _banner_lines(options: command_line.ServiceOptions, info: dict) -> Iterator[
 def _stop_with_parent(parent: int, stop: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
     """Sets `stop` when the parent process ends. PR_SET_PDEATHSIG is unusable: it fires when the starting thread ends."""
     handle = os.pidfd_open(parent)
-    loop.add_reader(handle, lambda: (loop.remove_reader(handle), stop.set()))
+
+    def on_exit() -> None:
+        loop.remove_reader(handle)
+        stop.set()
+
+    loop.add_reader(handle, on_exit)
 
 
 def main() -> None:

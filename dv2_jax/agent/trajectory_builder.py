@@ -100,6 +100,7 @@ class TrajectoryBuilder:
     def append_tool_output(self, result: ToolOutput | None, *, wall_ms: float = 0.0) -> Segment | None:
         """Renders and appends the observation for the last turn; `result` is None if that turn calls no tool."""
         self._check_state(awaiting_observation=True)
+        assert self._turn is not None  # it awaits its observation
         observation = render_observation(
             self._turn,
             result,

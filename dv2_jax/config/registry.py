@@ -48,7 +48,7 @@ class Registry(Generic[FunctionT]):
         self._import_package()
         return list(self.entries)
 
-    def get(self, name: str) -> FunctionT:
+    def get(self, name: str | None) -> FunctionT:
         """Returns the function of that name or import path.
 
         Raises:

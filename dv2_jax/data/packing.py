@@ -38,9 +38,9 @@ class Example:
     """
 
     token_ids: Sequence[int]
-    loss_weight: Sequence[float]
+    loss_weight: Sequence[float] | np.ndarray
     images: tuple[ImageInput, ...] = ()  # in placeholder order
-    behavior_logprobs: Sequence[float] | None = None
+    behavior_logprobs: Sequence[float] | np.ndarray | None = None
     advantage: float = 0.0
 
     @property

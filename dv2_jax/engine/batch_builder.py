@@ -118,6 +118,7 @@ def build_decode_batch(
     for row, sequence in zip(row_indices(sequences, len(managers), rows), sequences, strict=True):
         manager = managers[sequence.shard]
         generation, cached = sequence.generation, sequence.cached
+        assert generation is not None  # the sequence is ready
         budget = generation.max_new_tokens - len(generation.token_ids)
         end = cached + min(steps, budget)
         manager.allocate_pages(sequence, end)
@@ -141,9 +142,11 @@ def append_sampled(sequences: Sequence[SequenceState], num_shards: int, decoded:
     for row, sequence in zip(row_indices(sequences, num_shards, len(tokens)), sequences, strict=True):
         count = int(counts[row])
         sampled = tokens[row, :count].tolist()
-        sequence.generation.state = int(states[row])
-        sequence.generation.token_ids.extend(sampled)
-        sequence.generation.logprobs.extend(logprobs[row, :count].tolist())
+        generation = sequence.generation
+        assert generation is not None  # the dispatch sampled it
+        generation.state = int(states[row])
+        generation.token_ids.extend(sampled)
+        generation.logprobs.extend(logprobs[row, :count].tolist())
         sequence.extend_text(sampled)
         sequence.cached += count
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,7 @@ class Engine:
             for _ in range(num_shards)
         ]
         self._image_cache = ImageEmbeddingCache(engine.image_cache_tokens)
-        self._sequences: dict[str, SequenceState] = {}
+        self._sequences: dict[Hashable, SequenceState] = {}
         self._inflight: tuple[list[SequenceState], model_runner.DecodeOutput] | None = None
         self._last_was_prefill = False
         self._idle = True
@@ -259,21 +259,26 @@ class Engine:
     def warmup(self) -> float:
         """Compiles the programs of every bucket and returns the seconds spent. Needs weights (`set_params`)."""
         size, pad_slot, buckets = self.config, self._kv_managers[0].pad_slot, self.buckets
-        examples = [(("copy", ()), (self._pages, *self._sharding.device_put_rows(*self._no_copies())))]
+        examples: list[tuple[Key, tuple[Any, ...]]] = [
+            (("copy", ()), (self._pages, *self._sharding.device_put_rows(*self._no_copies())))
+        ]
         for rows in buckets.decode_rows:
             for width in buckets.decode_widths:
                 example = batch_builder.empty_decode_batch(rows, size.decode_tokens, width, pad_slot)
                 examples.append((("decode", (rows, width)), self._decode_arguments(example)))
         for rows in buckets.prefill_rows:
             for width in buckets.prefill_widths:
-                example = batch_builder.empty_prefill_batch(rows, size.prefill_tokens, width, pad_slot)
-                arguments = self._params, self._pages, self._image_embeddings, self._sharding.device_put_batch(example)
+                prefill = batch_builder.empty_prefill_batch(rows, size.prefill_tokens, width, pad_slot)
+                arrays = self._sharding.device_put_batch(prefill)
+                arguments = self._params, self._pages, self._image_embeddings, arrays
                 examples.append((("prefill", (rows, width)), arguments))
         for bucket in self._image_buckets:
             vision = vision_batch([], [bucket], self.model_config.vision)
-            rows = np.full(bucket.num_merged_tokens, self._image_cache.num_rows, np.int32)
-            arguments = self._params, self._image_embeddings, *self._sharding.replicate((vision, rows))
-            examples.append((("encode", vision.patches.shape), arguments))
+            cache_rows = np.full(bucket.num_merged_tokens, self._image_cache.num_rows, np.int32)
+            vision, cache_rows = self._sharding.replicate((vision, cache_rows))
+            examples.append(
+                (("encode", vision.patches.shape), (self._params, self._image_embeddings, vision, cache_rows))
+            )
         self._executables.warmup(examples)
         return self._executables.seconds
 
@@ -300,6 +305,7 @@ class Engine:
             turn = sequence.generation
             if turn is None:
                 continue
+            finish: Literal["stop", "eos", "length"]
             if self.stop.is_final(turn.state):
                 finish = "eos" if turn.state == self.stop.eos else "stop"
             elif len(turn.token_ids) >= turn.max_new_tokens:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -38,8 +38,8 @@ class EngineSharding:
             replicated=NamedSharding(mesh, PartitionSpec()),
         )
 
-    def device_put_batch(self, batch: T) -> T:
-        """Puts the numpy arrays of a batch on their devices; a no-op on a single device, where jit transfers them."""
+    def device_put_batch(self, batch: Any) -> Any:
+        """Puts the numpy arrays of a batch (a dataclass) on their devices; a no-op on a single device, where jit transfers them."""
         if self.rows is None:
             return batch
         shardings = {f.name: self.batch_by_token if f.name == "positions" else self.rows for f in fields(batch)}

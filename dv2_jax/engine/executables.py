@@ -6,7 +6,7 @@ An executable raises an error on another shape instead of compiling again, as a 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,7 +31,7 @@ class ExecutableCache:
         seconds: time spent on compilation.
     """
 
-    def __init__(self, functions: dict[str, Callable], mesh: Mesh | None = None):
+    def __init__(self, functions: Mapping[str, Any], mesh: Mesh | None = None):
         self._functions, self._mesh = functions, mesh
         self._executables: dict[Key, Callable] = {}
         self._warmed_up = False

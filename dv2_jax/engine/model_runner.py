@@ -24,31 +24,37 @@ from dv2_jax.parallel.mesh import constrain_batch
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PrefillBatch:
-    """R rows of T tokens. Each row is the next prefill chunk of one sequence, after its prefix of n cached pages."""
+    """R rows of T tokens. Each row is the next prefill chunk of one sequence, after its prefix of n cached pages.
 
-    token_ids: Int[Array, "R T"]
-    positions: Int[Array, "3 R T"]
-    image_index: Int[Array, "R T"]  # row of the image-embedding cache; -1 for text
-    slots: Int[Array, "R T"]  # slots that keys and values are written to; out of range for padding
-    page_table: Int[Array, "R n"]
-    cached: Int[Array, "R"]  # number of prefix tokens
+    Arrays are numpy on the host and traced in a program.
+    """
+
+    token_ids: Int[Any, "R T"]
+    positions: Int[Any, "3 R T"]
+    image_index: Int[Any, "R T"]  # row of the image-embedding cache; -1 for text
+    slots: Int[Any, "R T"]  # slots that keys and values are written to; out of range for padding
+    page_table: Int[Any, "R n"]
+    cached: Int[Any, "R"]  # number of prefix tokens
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DecodeBatch:
-    """S rows. Each is a sequence whose last token is not in the KV cache yet; it is the first input."""
+    """S rows. Each is a sequence whose last token is not in the KV cache yet; it is the first input.
 
-    token: Int[Array, "S"]
-    position: Int[Array, "S"]  # M-RoPE position of that token, the same in all three components
-    index: Int[Array, "S"]  # index of the next token in the sequence; determines its random number
-    key: UInt32[Array, "S"]
-    temperature: Float[Array, "S"]
-    state: Int[Array, "S"]  # state of the stop automaton
-    budget: Int[Array, "S"]  # tokens that the row may still sample; 0 for padding
-    slots: Int[Array, "S K"]  # slots that this dispatch writes keys and values to
-    page_table: Int[Array, "S n"]
-    cached: Int[Array, "S"]
+    Arrays are numpy on the host and traced in a program.
+    """
+
+    token: Int[Any, "S"]
+    position: Int[Any, "S"]  # M-RoPE position of that token, the same in all three components
+    index: Int[Any, "S"]  # index of the next token in the sequence; determines its random number
+    key: UInt32[Any, "S"]
+    temperature: Float[Any, "S"]
+    state: Int[Any, "S"]  # state of the stop automaton
+    budget: Int[Any, "S"]  # tokens that the row may still sample; 0 for padding
+    slots: Int[Any, "S K"]  # slots that this dispatch writes keys and values to
+    page_table: Int[Any, "S n"]
+    cached: Int[Any, "S"]
 
 
 @jax.tree_util.register_dataclass
@@ -97,8 +103,8 @@ def decode(
     first_final = stop_table.shape[0] - FINAL_STATES
     prefix = _prefix(pages, rows.page_table)
     layers, _, page_size, heads, dim = pages.k.shape
-    fresh = jnp.zeros((count, steps, heads, dim), pages.k.dtype)
-    fresh = [(fresh, fresh)] * layers if isinstance(prefix, list) else (jnp.stack([fresh] * layers),) * 2
+    empty = jnp.zeros((count, steps, heads, dim), pages.k.dtype)
+    fresh: Any = [(empty, empty)] * layers if isinstance(prefix, list) else (jnp.stack([empty] * layers),) * 2
 
     def step(carry):
         j, token, fresh, state, left, tokens, logprobs = carry

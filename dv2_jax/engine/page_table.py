@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,7 +27,7 @@ class Page:
     number: int
     ref_count: int = 0
     filled: int = 0
-    owner: str = ""  # id of the sequence that fills it
+    owner: Hashable = ""  # id of the sequence that fills it
     keys: list[PrefixKey] = field(default_factory=list)
 
 
@@ -42,7 +42,7 @@ class PageTable:
         self.page_size = page_size
         self.pages = [Page(number) for number in range(pages)]
         self._free: OrderedDict[int, None] = OrderedDict((number, None) for number in range(pages))
-        self._reserved: dict[str, int] = {}  # pages that an admitted sequence may still allocate
+        self._reserved: dict[Hashable, int] = {}  # pages that an admitted sequence may still allocate
         self._registry: dict[PrefixKey, Page] = {}
 
     @property
@@ -56,7 +56,7 @@ class PageTable:
         return sum(self._reserved.values())
 
     def admit(
-        self, sequence: str, max_pages: int, prefix: Sequence[PrefixKey], partial_key: PrefixKey | None = None
+        self, sequence: Hashable, max_pages: int, prefix: Sequence[PrefixKey], partial_key: PrefixKey | None = None
     ) -> tuple[list[Page], Page | None] | None:
         """Reserves `max_pages` pages for a sequence whose full pages of prompt have the keys `prefix`.
 
@@ -84,7 +84,7 @@ class PageTable:
         self._reserved[sequence] = max_pages - len(shared)
         return shared, source
 
-    def allocate(self, sequence: str) -> Page:
+    def allocate(self, sequence: Hashable) -> Page:
         """Allocates an empty page from the sequence's reservation.
 
         Raises:
@@ -113,7 +113,7 @@ class PageTable:
         if page.ref_count == 0:
             self._free[page.number] = None
 
-    def free_sequence(self, sequence: str, pages: Sequence[Page]) -> None:
+    def free_sequence(self, sequence: Hashable, pages: Sequence[Page]) -> None:
         """Drops the references of an admitted sequence to `pages` and its reservation."""
         for page in pages:
             if page.owner == sequence:

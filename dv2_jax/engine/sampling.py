@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,14 @@ from dv2_jax.engine.stop_strings import ByteVocabulary
 from dv2_jax.ops.logprobs import masked_logits
 
 
-def forbidden_ids(tokenizer: ByteVocabulary, vocab_size: int, eos_ids: frozenset[int]) -> Bool[np.ndarray, "V"]:
+class ControlVocabulary(ByteVocabulary, Protocol):
+    """A vocabulary that knows its control tokens."""
+
+    @property
+    def control_ids(self) -> frozenset[int]: ...
+
+
+def forbidden_ids(tokenizer: ControlVocabulary, vocab_size: int, eos_ids: frozenset[int]) -> Bool[np.ndarray, "V"]:
     """Returns a mask of the ids that the policy may not sample: control tokens except `eos_ids`, and unused ids.
 
     A sampled image placeholder would have no image; a sampled `<|im_start|>` would forge a role.

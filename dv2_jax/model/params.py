@@ -7,6 +7,7 @@ arrays, and up to 58 ms with an NNX module.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import jax
@@ -17,7 +18,7 @@ from jaxtyping import Array
 from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.qwen2_5_vl import Qwen2_5_VL
 
-Params: TypeAlias = dict[str, Array | jax.ShapeDtypeStruct]  # abstract arrays where only shapes are needed
+Params: TypeAlias = Mapping[str, Array | jax.ShapeDtypeStruct]  # abstract arrays where only shapes are needed
 GraphDef: TypeAlias = nnx.GraphDef[Qwen2_5_VL]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from dv2_jax.config import ConfigError
 from dv2_jax.parallel.mesh import AXES, CONTEXT, num_data_shards, param_shardings
 
 # Copies the trainer's weights to the devices of this host's engine. Every host calls it.
-WeightSync = Callable[[dict[str, Array]], dict[str, Array]]
+WeightSync = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 def local_mesh(mesh: Mesh, max_tensor: int, process: int | None = None) -> Mesh:
@@ -82,7 +83,7 @@ def make_weight_sync(
             x.shape, sharding, [shard.data for shard in x.addressable_shards]
         )
 
-    def weight_sync(params: dict[str, Array]) -> dict[str, Array]:
+    def weight_sync(params: Mapping[str, Any]) -> Mapping[str, Any]:
         copies = jax.device_put(cast(params), global_shardings)
         return {name: addressable(x, local_shardings[name]) for name, x in copies.items()}
 

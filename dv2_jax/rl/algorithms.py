@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from dv2_jax.config import RLConfig
 from dv2_jax.rl.advantage_registry import ADVANTAGES
@@ -35,8 +36,9 @@ def resolve_algorithm(config: RLConfig) -> RLConfig:
     """
     name = ALIASES.get(config.algorithm, config.algorithm)
     preset = dict(zip(_FIELDS, _ALGORITHMS[name], strict=True))
-    unset = {field: value for field, value in preset.items() if getattr(config, field) is None}
-    resolved = dataclasses.replace(config, algorithm=name, **unset)
+    unset: dict[str, Any] = {"algorithm": name}
+    unset |= {field: value for field, value in preset.items() if getattr(config, field) is None}
+    resolved = dataclasses.replace(config, **unset)
     get_policy_loss(resolved)
     ADVANTAGES.get(resolved.advantage)
     AGGREGATIONS.get(resolved.aggregation)

@@ -62,9 +62,11 @@ def make_minibatches(
     """
     config = resolve_algorithm(config)
     aggregate, keep_zeros = AGGREGATIONS.get(config.aggregation), needs_zero_advantages(config)
-    tokens = np.array([loss_tokens(t) for t in trajectories]) if tokens is None else tokens
-    if len(trajectories) != len(advantages):
-        raise ValueError(f"{len(trajectories)} trajectories but {len(advantages)} advantages")
+    tokens = np.array([loss_tokens(t) for t in trajectories if t is not None]) if tokens is None else tokens
+    if not len(trajectories) == len(advantages) == len(tokens):
+        raise ValueError(
+            f"{len(trajectories)} trajectories but {len(advantages)} advantages and {len(tokens)} numbers of loss tokens"
+        )
     if len(trajectories) % config.minibatches:
         raise ValueError(
             f"{len(trajectories)} trajectories do not split into rl.minibatches={config.minibatches} equal parts"
@@ -75,9 +77,9 @@ def make_minibatches(
         part = range(start, start + size)
         weights, denominator = aggregate(tokens[start : start + size], config)
         examples = [
-            to_example(trajectories[i], float(advantages[i]), float(weight))
+            to_example(trajectory, float(advantages[i]), float(weight))
             for i, weight in zip(part, weights, strict=True)
-            if trajectories[i] is not None and tokens[i] and (advantages[i] != 0.0 or keep_zeros)
+            if (trajectory := trajectories[i]) is not None and tokens[i] and (advantages[i] != 0.0 or keep_zeros)
         ]
         parts.append(Minibatch(tuple(examples), denominator))
     return parts

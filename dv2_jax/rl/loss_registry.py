@@ -60,6 +60,19 @@ class LossTokens:
         return jax.vmap(row_means)(masked, self.response_mask.astype(masked.dtype), self.segment_ids)
 
 
+def clip_range(config: RLConfig) -> tuple[float, float]:
+    """Return (1 - clip_low, 1 + clip_high) of a resolved configuration.
+
+    Raises:
+        ValueError: a clip value is not set; see `rl.algorithms.resolve_algorithm`.
+    """
+    if config.clip_low is None or config.clip_high is None:
+        raise ValueError(
+            f"rl.clip_low = {config.clip_low}, rl.clip_high = {config.clip_high}: resolve the algorithm first"
+        )
+    return 1.0 - config.clip_low, 1.0 + config.clip_high
+
+
 PolicyLoss = Callable[..., tuple[Float[Array, "B T"], dict[str, Bool[Array, "B T"]]]]
 POLICY_LOSSES: Registry[PolicyLoss] = Registry("policy loss", "rl.loss", "dv2_jax.rl.losses")
 
@@ -72,7 +85,7 @@ def policy_loss(name: str, *, zero_at_zero_advantage: bool = False) -> Callable[
     """
 
     def register(function: PolicyLoss) -> PolicyLoss:
-        function.zero_at_zero_advantage = zero_at_zero_advantage
+        function.zero_at_zero_advantage = zero_at_zero_advantage  # type: ignore[attr-defined]
         return POLICY_LOSSES.register(name)(function)
 
     return register

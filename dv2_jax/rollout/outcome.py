@@ -42,7 +42,7 @@ class TrajectoryStats:
             reward=0.0 if trajectory.reward is None else float(trajectory.reward),
             correct=kept and parts["accuracy"] > 0.5,
             well_formed=kept and parts["format"] > 0,
-            finish=trajectory.finish.name.lower(),
+            finish="running" if trajectory.finish is None else trajectory.finish.name.lower(),
             tool_calls=trajectory.tool_calls,
             used=trajectory.used_categories(),
             tool_kinds=dict(tool_kinds(trajectory.turns, trajectory.tools)),

@@ -16,7 +16,7 @@ import time
 import uuid
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -89,7 +89,7 @@ class _RunState:
     done: list[Trajectory | None]
     on_finish: Callable[[Trajectory], None] | None
     on_turn: Callable[[Trajectory, TurnRecord], None] | None
-    running: dict[AttemptId, _Attempt] = field(default_factory=dict)
+    running: dict[Hashable, _Attempt] = field(default_factory=dict)
     waiting: dict[str, _Attempt] = field(default_factory=dict)  # by tool request id
     expired: set[str] = field(default_factory=set)  # ids of timed-out requests, whose late results are ignored
     outbox: list[Request | LocalCall] = field(default_factory=list)
@@ -155,7 +155,7 @@ class RolloutScheduler:
             used = [attempt.id.session_id for attempt in state.running.values() if attempt.used_session]
             self._close_sessions(state, used)
         self._stats.finish(self.engine.stats)
-        return state.done
+        return [trajectory for trajectory in state.done if trajectory is not None]
 
     def _step(self, state: _RunState) -> None:
         # Keep the engine's admission queue short: the remaining questions are tokenized while the device computes.
@@ -205,7 +205,7 @@ class RolloutScheduler:
 
     def _request_next_turn(self, state: _RunState, attempt: _Attempt, segment: Segment | None) -> None:
         """Appends `segment` (prompt or observation) and requests the next turn, unless the trajectory is over."""
-        if attempt.builder.finish is not None:
+        if attempt.builder.finish is not None or segment is None:
             self._finish(state, attempt)
             return
         self.engine.append(attempt.id, segment.token_ids, segment.images)

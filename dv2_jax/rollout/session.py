@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax.numpy as jnp
+
 from dv2_jax.agent.prompt_encoder import PromptEncoder
 from dv2_jax.config import Config, EngineConfig
 from dv2_jax.data.tokenizer import Tokenizer
@@ -43,7 +45,7 @@ class RolloutSession:
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the policy."""
-        return self.policy.tokenizer
+        return self.prompt_encoder.tokenizer
 
     def set_params(self, params: Params, version: int) -> None:
         """Sets the engine's weights and compiles its programs on the first call. Every host calls it."""
@@ -107,6 +109,8 @@ def open_session(policy: Policy, config: Config, run_dir: str | Path) -> Iterato
     """
     engine_config = policy.engine_config(config)
     engine = make_engine(policy, config, engine_config)
+    if policy.tokenizer is None:
+        raise ValueError("a policy of described devices has no tokenizer: it cannot roll out")
     prompt_encoder = PromptEncoder(policy.tokenizer, config.image, config.agent)
     weight_sync = policy.make_weight_sync()
     with open_tools(config, run_dir) as tools:
@@ -125,6 +129,6 @@ def make_engine(policy: Policy, config: Config, engine_config: EngineConfig) -> 
         max_tokens_per_sequence=max_tokens,
         seed=config.run.seed,
         forbidden=policy.forbidden,
-        compute_dtype=policy.source.compute_dtype,
+        compute_dtype=jnp.dtype(policy.source.compute_dtype),
         mesh=policy.engine_mesh,
     )

@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array, Bool, Float
 
 from dv2_jax.data.packing import PackedBatch
-from dv2_jax.model.params import GraphDef, merge
+from dv2_jax.model.params import GraphDef, Params, merge
 from dv2_jax.ops.attention import causal_segment_attention
 from dv2_jax.ops.logprobs import row_logprobs
 from dv2_jax.parallel.mesh import (
@@ -23,7 +23,7 @@ LOGIT_CHUNK = 512  # tokens per device whose logits are materialized at once: 0.
 
 def token_logprobs(
     graphdef: GraphDef,
-    params: dict[str, Array],
+    params: Params,
     batch: PackedBatch,
     *,
     temperature: float = 1.0,

@@ -21,9 +21,9 @@ from dv2_jax.model.params import Params
 class TrainState:
     """The pytree that a train step maps to its successor; its buffers are donated."""
 
-    params: Params
+    params: Mapping[str, Any]  # arrays; in descriptions of a state abstract arrays, or shardings
     opt_state: Any  # optimizer state of the trainable parameters only
-    step: Int[Array, ""]  # number of optimizer steps taken
+    step: Int[Any, ""]  # number of optimizer steps taken
 
 
 def split_params(params: Params, trainable: tuple[str, ...]) -> tuple[Params, Params]:
@@ -90,7 +90,7 @@ def opt_state_shardings(opt_state: Any, param_shardings: Mapping[str, Sharding])
     replicated = replicated_like(next(iter(param_shardings.values())))
 
     def leaf_sharding(path, _leaf):
-        return param_shardings.get(getattr(path[-1], "key", None), replicated)
+        return param_shardings.get(getattr(path[-1], "key", ""), replicated)
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, opt_state)
 

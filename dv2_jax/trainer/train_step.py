@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +49,12 @@ class TrainStep:
         param_shardings: Mapping[str, NamedSharding] | None = None,
     ):
         self.trainable = trainable
-        self._mesh = next(iter(param_shardings.values())).mesh if param_shardings else None
+        mesh = next(iter(param_shardings.values())).mesh if param_shardings else None
+        self._mesh = cast(Mesh | None, mesh)  # of devices, not abstract
         # Outputs are pinned to the input shardings; otherwise the second step would see different shardings and
         # recompile.
-        gradient_shardings = new_state_shardings = SingleDeviceSharding(jax.devices()[0])
+        gradient_shardings: Any = SingleDeviceSharding(jax.devices()[0])
+        new_state_shardings = gradient_shardings
         if param_shardings:
             gradient_shardings = {n: param_shardings[n] for n in trainable}
             abstract = {n: jax.ShapeDtypeStruct((1,), jnp.float32) for n in trainable}
@@ -120,7 +123,7 @@ class TrainStep:
             microbatch_metrics.append(metrics)
         return gradients, microbatch_metrics
 
-    def jit_functions(self) -> dict[str, Callable]:
+    def jit_functions(self) -> dict[str, Any]:
         """Return the jitted functions by name.
 
         They are `zero_gradients(params)`, `accumulate_gradients(params, gradients, batch)` and
@@ -181,7 +184,7 @@ def pack_local(examples: Sequence[Example], spec: PackSpec, denominator: float) 
 
 def to_global_array(batch: PackedBatch, mesh: Mesh | None) -> PackedBatch:
     """Build the global batch from process-local rows: every process passes the rows of its own devices, in mesh order."""
-    if distributed.process_count() == 1:
+    if mesh is None or distributed.process_count() == 1:
         return shard_batch(batch, mesh)
     return jax.tree.map(jax.make_array_from_process_local_data, batch_shardings(batch, mesh), batch)
 

@@ -191,10 +191,11 @@ def main(argv: list[str] | None = None) -> int:
         images = tuple(Path(path).read_bytes() for path in options.image)
         token = Path(options.token_file).read_text().strip() if options.token_file else None
         tls = Tls(options.tls_ca, options.tls_cert or None, options.tls_key or None) if options.tls_ca else None
-        if not options.address:
+        address = options.address
+        if not address:
             service = start_local_service(log_path=folder / "service.log", extra_args=options.service)
             print("\n".join(service.banner), file=sys.stderr)
-        address = options.address or service.address
+            address = service.address
         client = ToolsClient(address, token, tls, options.image_format)
     except (OSError, RuntimeError, ValueError) as error:
         if service is not None:

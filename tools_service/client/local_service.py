@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +31,9 @@ class LocalService:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        with contextlib.suppress(OSError):
-            self.process.stdout.close()
+        if self.process.stdout is not None:
+            with contextlib.suppress(OSError):
+                self.process.stdout.close()
 
 
 def start_local_service(
@@ -68,8 +69,9 @@ def start_local_service(
             env=environment,
             start_new_session=True,
         )
+    assert process.stdout is not None  # a pipe
     banner: list[str] = []
-    for line in _read_lines(process, time.monotonic() + _START_TIMEOUT_S):
+    for line in _read_lines(process.stdout.fileno(), time.monotonic() + _START_TIMEOUT_S):
         banner.append(line)
         if line.startswith("listening on "):
             return LocalService(line.removeprefix("listening on ").strip(), process, tuple(banner))
@@ -80,15 +82,15 @@ def start_local_service(
     raise RuntimeError(f"the tools service did not start (exit {process.returncode}); end of {log_path}:\n{tail}")
 
 
-def _read_lines(process: subprocess.Popen, deadline: float):
-    """Yields the lines of the process's output until it ends or the deadline passes."""
+def _read_lines(output: int, deadline: float) -> Iterator[str]:
+    """Yields the lines of a process's output pipe until it ends or the deadline passes."""
     pending = b""
     with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
+        selector.register(output, selectors.EVENT_READ)
         while time.monotonic() < deadline:
             if not selector.select(timeout=0.5):
                 continue
-            part = os.read(process.stdout.fileno(), 4096)
+            part = os.read(output, 4096)
             if not part:
                 return
             *lines, pending = (pending + part).split(b"\n")

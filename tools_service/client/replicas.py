@@ -44,7 +44,7 @@ class Replica:
     def __init__(self, address: str, server_name: str, token: str | None, tls: Tls | None):
         self.address = address
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        options = [
+        options: list[tuple[str, str | int]] = [
             ("grpc.max_receive_message_length", messages.MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", messages.MAX_MESSAGE_BYTES),
             ("grpc.keepalive_time_ms", 30_000),
@@ -113,14 +113,16 @@ class Replica:
         request_timeout_s: float,
     ) -> grpc.aio.UnaryStreamCall:
         """Starts the RPC of a batch. `wire_ids` maps a request id to (session id on the wire, expects_state)."""
-        if not isinstance(requests[0], ExecRequest):
-            message = messages.search_batch(requests)
+        if searches := [request for request in requests if not isinstance(request, ExecRequest)]:
             return self._stub.BatchSearch(
-                message, metadata=self._metadata, timeout=min(_DEADLINE_SLACK_S, request_timeout_s)
+                messages.search_batch(searches),
+                metadata=self._metadata,
+                timeout=min(_DEADLINE_SLACK_S, request_timeout_s),
             )
+        cells = [request for request in requests if isinstance(request, ExecRequest)]
         # Cells of one session run one after the other, so their times add up.
-        deadline = sum(min(r.timeout_s, _MAX_CELL_S) for r in requests if r.timeout_s > 0) + _DEADLINE_SLACK_S
-        message = self.exec_batch(requests, wire_ids, missing_digests, format)
+        deadline = sum(min(cell.timeout_s, _MAX_CELL_S) for cell in cells if cell.timeout_s > 0) + _DEADLINE_SLACK_S
+        message = self.exec_batch(cells, wire_ids, missing_digests, format)
         return self._stub.BatchExec(message, metadata=self._metadata, timeout=min(deadline, request_timeout_s))
 
     def exec_batch(
@@ -167,7 +169,7 @@ async def resolve_addresses(addresses: str | Sequence[str]) -> list[tuple[str, s
             rows = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
         except OSError:  # not resolvable yet: gRPC resolves the name when it connects
             rows = []
-        ips = list(dict.fromkeys(row[4][0] for row in rows))
+        ips = list(dict.fromkeys(str(row[4][0]) for row in rows))
         if len(ips) < 2 or host == "localhost":
             found.append((name, host))
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tools_service.search.provider import BadQuery, ImageProvider, SearchError, SearchHit, TextProvider
+from tools_service.search.provider import BadQuery, SearchError, SearchHit, SearchProvider
 from tools_service.search.recording_store import CachedProvider
 
 
@@ -23,7 +23,7 @@ class SearchAnswer:
 class ProviderChain:
     """Searches with one or more providers of one kind, in order of preference."""
 
-    def __init__(self, providers: Sequence[TextProvider | ImageProvider]):
+    def __init__(self, providers: Sequence[SearchProvider]):
         if not providers:
             raise ValueError("a chain needs a provider")
         self.providers = tuple(providers)

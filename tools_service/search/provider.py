@@ -6,7 +6,7 @@ Providers are asynchronous, so that remote providers (HTTP) and embedded ones (w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class SearchError(Exception):
@@ -31,6 +31,15 @@ class SearchHit:
     date: str = ""
     thumbnail: bytes = b""  # PNG
     score: float = 0.0
+
+
+class SearchProvider(Protocol):
+    """A provider of either kind: its queries are strings or encoded images."""
+
+    name: str
+
+    async def search(self, query: Any, k: int, /) -> list[SearchHit]:
+        """Returns the k best results, best first. Raises SearchError."""
 
 
 class TextProvider(Protocol):

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tools_service.search.provider import ImageProvider, SearchError, SearchHit, TextProvider
+from tools_service.search.provider import SearchError, SearchHit, SearchProvider
 
 Mode = Literal["record", "replay", "refresh"]
 MODES: tuple[Mode, ...] = ("record", "replay", "refresh")
@@ -105,7 +105,7 @@ class CassetteStore:
         """Stores the answer unless one with at least as large a k exists; returns the stored one."""
         self._insert("INSERT INTO answers", answer, "ON CONFLICT DO UPDATE SET k=excluded.k, items=excluded.items, "
                      "recorded_at=excluded.recorded_at WHERE excluded.k > answers.k")  # fmt: skip
-        return self.get(answer.provider, answer.variant, answer.query)
+        return self.get(answer.provider, answer.variant, answer.query) or answer
 
     def _insert(self, verb: str, answer: CassetteEntry, otherwise: str = "") -> None:
         with self._lock:
@@ -126,7 +126,7 @@ class CachedProvider:
     """Wraps a text or image provider and records its answers, or replays recorded answers without a provider."""
 
     def __init__(
-        self, name: str, provider: TextProvider | ImageProvider | None, cassettes: CassetteStore, mode: Mode, variant: str = "",
+        self, name: str, provider: SearchProvider | None, cassettes: CassetteStore, mode: Mode, variant: str = "",
     ):  # fmt: skip
         """Without a `provider` the mode must be "replay", with one it must not. Raises ValueError."""
         if (provider is None) != (mode == "replay"):
@@ -166,6 +166,7 @@ class CachedProvider:
         return await asyncio.shield(task)
 
     async def _search_and_record(self, key: str, query: str | bytes, k: int) -> list[SearchHit]:
+        assert self._provider is not None  # `search_or_replay` raised NotRecorded
         items = await self._provider.search(query, k)
         answer = CassetteEntry(self.name, self._variant, key, k, tuple(items), time.time())
         try:

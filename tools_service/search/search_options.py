@@ -18,9 +18,8 @@ from tools_service.search.providers import lens, web
 
 TEXT_PROVIDERS = tuple(web.APIS)
 IMAGE_PROVIDERS = (*lens.APIS, "mmsearch-r1")
-_ACCOUNT_OF_VARIABLE = {
-    api.key_variable: name.removesuffix("-lens") for name, api in {**web.APIS, **lens.APIS}.items() if api.key_variable
-}
+_APIS: dict[str, web.TextSearchApi | lens.LensApi] = {**web.APIS, **lens.APIS}
+_ACCOUNT_OF_VARIABLE = {api.key_variable: name.removesuffix("-lens") for name, api in _APIS.items() if api.key_variable}
 _CALLER_TIMEOUT_S = 50.0  # search time that callers tolerate; their own timeout is one minute
 
 
@@ -219,7 +218,7 @@ def _load_keys(live: dict, files: list[str]) -> dict[str, SecretStr]:
     by_variable = {
         by_account[name]: path for name, path in _parse_pairs("--search-key", files, tuple(by_account)).items()
     }
-    found = {}
+    found: dict[str, SecretStr] = {}
     for name, api in live.items():
         if api is None or not api.key_variable:
             continue
@@ -233,7 +232,7 @@ def _load_keys(live: dict, files: list[str]) -> dict[str, SecretStr]:
 
 
 def _retry_policies(text: tuple, image: tuple, given: dict) -> dict[str, RetryPolicy]:
-    apis = {name: web.APIS.get(name) or lens.APIS.get(name) for name, _ in (*text, *image) if name != "mmsearch-r1"}
+    apis = {name: _APIS[name] for name, _ in (*text, *image) if name != "mmsearch-r1"}
     rates = _parse_pairs("--search-rate", given.pop("search_rate"), (*web.APIS, *lens.APIS))
     base_policy = RetryPolicy(
         timeout_s=given.pop("search_timeout_s"), budget_s=given.pop("search_budget_s"),

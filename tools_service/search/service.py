@@ -155,6 +155,7 @@ class _ProviderBuilder:
             return MMSearchR1Cache.open(where, self._options.mmsearch_rows)
         if self._replays:
             return self._recorded(name, None)
+        assert self._public_urls is not None and self.thumbnails is not None  # as a live image provider is wanted
         search = lens.LensSearch(
             name, self._transport(name, lens.APIS[name].auth_error_hint), self._key(lens.APIS[name].key_variable), self._public_urls, self.thumbnails, where, self._options.locale,
         )  # fmt: skip
@@ -162,6 +163,7 @@ class _ProviderBuilder:
 
     def _recorded(self, name: str, provider) -> CachedProvider:
         locale = self._options.locale
+        assert self.cassettes is not None
         return CachedProvider(
             name, provider, self.cassettes, self._options.cache_mode, f"{locale.country}-{locale.language}"
         )

@@ -137,6 +137,7 @@ class CellExecutor:
         self, session: SandboxSession, request: pb.ExecRequest, images: list[SealedImage], timeout: float
     ) -> CellOutcome:
         worker, limits = session.worker, self._limits
+        assert worker is not None  # `_run_in_slot` is called with a live session
         reply = asyncio.ensure_future(cell_rpc.run_cell(worker, limits, request.code, images, request.image_format))
         # Retrieves the exception of a reply that is no longer awaited, which asyncio would otherwise log.
         reply.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -169,13 +170,13 @@ class CellExecutor:
         finally:
             if not reply.done():
                 reply.cancel()
-        return self._outcome_of_reply(session, answer, timeout if timed_out else 0.0)
+        return self._outcome_of_reply(session, worker, answer, timeout if timed_out else 0.0)
 
     def _outcome_of_reply(
-        self, session: SandboxSession, answer: cell_rpc.CellReply, timed_out_after: float
+        self, session: SandboxSession, worker: WorkerHandle, answer: cell_rpc.CellReply, timed_out_after: float
     ) -> CellOutcome:
         if answer.status == "refused":
-            self._manager.kill(session.worker)
+            self._manager.kill(worker)
             session.detach_worker("an input picture could not be opened")
             session.generation -= 1
             return CellOutcome(pb.REFUSED, answer.message)
@@ -188,7 +189,7 @@ class CellExecutor:
             error_line = f"TimeoutError: {message}\n"
         elif session.interrupts:
             message = "the cell was interrupted on request"
-        elif self._output_overflowed(session.worker):
+        elif self._output_overflowed(worker):
             status = pb.OUTPUT_LIMIT
             message = f"the cell wrote more than {self._limits.output_mb} MB to stdout or stderr"
             error_line = f"OutputLimitError: {message}\n"

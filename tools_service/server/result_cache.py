@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from tools_service.proto import tools_pb2 as pb
 
@@ -100,7 +101,7 @@ class IdempotencyCache:
             await asyncio.gather(*late, return_exceptions=True)
 
 
-def _replace(result: pb.Result, **fields: object) -> pb.Result:
+def _replace(result: pb.Result, **fields: Any) -> pb.Result:
     """Returns a copy with some fields changed; the size of a stored result must not change."""
     changed = pb.Result()
     changed.CopyFrom(result)

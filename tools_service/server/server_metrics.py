@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
@@ -54,8 +55,12 @@ class ServiceMetrics:
         """Registers one gauge per event whose value `read` returns at every scrape."""
         gauge = Gauge(name, text, ("event",), registry=self.registry)
         for event in events:
-            gauge.labels(event).set_function(lambda event=event: read().get(event, 0))
+            gauge.labels(event).set_function(partial(_read_event, read, event))
 
     def serve(self, host: str, port: int) -> None:
         """Serves scrapes over HTTP in a background thread. Raises OSError."""
         start_http_server(port, host, registry=self.registry)
+
+
+def _read_event(read: Callable[[], dict[str, int]], event: str) -> float:
+    return read().get(event, 0)

@@ -10,7 +10,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 
 import grpc
@@ -179,7 +179,9 @@ class ToolsService(tools_pb2_grpc.ToolsServicer):
             missing = [d for d, data in zip(request.image_digests, images, strict=True) if data is None]
             if missing:
                 return pb.Result(request_id=request.request_id, status=pb.MISSING_IMAGES, missing_digests=missing)
-            return await self._sandbox.executor.execute(request, images, call)
+            assert self._sandbox is not None  # or the request is invalid
+            present = [image for image in images if image is not None]
+            return await self._sandbox.executor.execute(request, present, call)
 
         return execute
 
@@ -238,13 +240,13 @@ class ToolsService(tools_pb2_grpc.ToolsServicer):
         make: Callable,
         call: CallContext,
         context: grpc.aio.ServicerContext,
-    ) -> AsyncIterator[pb.Result]:
+    ) -> AsyncGenerator[pb.Result, None]:
         """Yields results in order of completion. `faults` names the items that could not be decoded.
 
         If the caller goes away, cells in flight are stopped after `_ABANDON_GRACE_S`. The generator must be closed
         (`contextlib.aclosing`): that stops them, ends the span and writes the log line.
         """
-        started, statuses = time.monotonic(), collections.Counter()
+        started, statuses = time.monotonic(), collections.Counter[str]()
         with self.tracing.span(kind, context.invocation_metadata()) as attributes:
             tasks = [
                 asyncio.create_task(

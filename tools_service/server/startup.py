@@ -65,7 +65,8 @@ async def start_service(options: ServiceOptions) -> RunningService:
     except BaseException:
         if manager is not None:
             await manager.close()
-            await asyncio.gather(starting, return_exceptions=True)  # retrieved: this error is the one to report
+            if starting is not None:
+                await asyncio.gather(starting, return_exceptions=True)  # retrieved: this error is the one to report
         raise
     server = grpc.aio.server(
         interceptors=[

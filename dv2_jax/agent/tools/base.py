@@ -70,13 +70,20 @@ class Observation:
 class ToolOutput(Protocol):
     """The fields of a `tools_service.client.ToolResult` that an observation is rendered from."""
 
-    status: Status
-    stdout: str
-    stderr: str
-    images: tuple[bytes, ...]
-    items: Sequence
-    message: str
-    restarted: bool
+    @property
+    def status(self) -> Status: ...
+    @property
+    def stdout(self) -> str: ...
+    @property
+    def stderr(self) -> str: ...
+    @property
+    def images(self) -> tuple[bytes, ...]: ...
+    @property
+    def items(self) -> Sequence: ...
+    @property
+    def message(self) -> str: ...
+    @property
+    def restarted(self) -> bool: ...
 
 
 @dataclass(frozen=True)

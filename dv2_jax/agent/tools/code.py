@@ -47,7 +47,7 @@ class CodeTool(Tool):
 
     name = tag = "code"
     verb = "runs code"
-    uses = CELL_TITLES
+    uses = {str(category): title for category, title in CELL_TITLES.items()}
 
     def parse(self, text: str) -> ParsedTurn | None:
         if self.opening_tag not in text:

@@ -34,8 +34,8 @@ class JsonCallTool(Tool, abc.ABC):
     def reject(self, text: str) -> ParsedTurn | None:
         if self.opening_tag not in text:
             return None
-        raw, _ = _last_call(text)
-        return malformed(f"Error: Invalid tool call name: {raw}.")
+        call = _last_call(text)
+        return call if isinstance(call, ParsedTurn) else malformed(f"Error: Invalid tool call name: {call[0]}.")
 
     def is_called_in(self, text: str) -> bool:
         """Returns True for a call that names this tool, or that names no known tool: the format reward counts it."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dv2_jax.config import RLConfig
-from dv2_jax.rl.loss_registry import LossTokens, policy_loss
+from dv2_jax.rl.loss_registry import LossTokens, clip_range, policy_loss
 
 
 @policy_loss("cispo", zero_at_zero_advantage=True)
@@ -17,9 +17,10 @@ def cispo(tokens: LossTokens, config: RLConfig):
 
     The masks are the tokens whose weight is clipped: `clipped_high` and `clipped_low`.
     """
+    low, high = clip_range(config)
     ratio = jnp.exp(tokens.log_ratio())
-    weight = jax.lax.stop_gradient(jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high))
+    weight = jax.lax.stop_gradient(jnp.clip(ratio, low, high))
     return -weight * tokens.advantages * tokens.logprobs, {
-        "clipped_high": tokens.response_mask & (ratio > 1.0 + config.clip_high),
-        "clipped_low": tokens.response_mask & (ratio < 1.0 - config.clip_low),
+        "clipped_high": tokens.response_mask & (ratio > high),
+        "clipped_low": tokens.response_mask & (ratio < low),
     }

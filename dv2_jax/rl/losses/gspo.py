@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dv2_jax.config import RLConfig
-from dv2_jax.rl.loss_registry import LossTokens, policy_loss
+from dv2_jax.rl.loss_registry import LossTokens, clip_range, policy_loss
 
 
 @policy_loss("gspo", zero_at_zero_advantage=True)
@@ -20,12 +20,13 @@ def gspo(tokens: LossTokens, config: RLConfig):
     The masks are the tokens of sequences that are clipped: `clipped_high` and `clipped_low`.
     """
     advantages, response_mask = tokens.advantages, tokens.response_mask
+    low, high = clip_range(config)
     log_ratio = tokens.log_ratio()
     sequence_log_ratio = tokens.sequence_mean(jax.lax.stop_gradient(log_ratio))
     ratio = jnp.exp(sequence_log_ratio + log_ratio - jax.lax.stop_gradient(log_ratio))
-    clipped = jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high)
+    clipped = jnp.clip(ratio, low, high)
     loss = jnp.maximum(-advantages * ratio, -advantages * clipped)
     return loss, {
-        "clipped_high": response_mask & (advantages > 0) & (ratio > 1.0 + config.clip_high),
-        "clipped_low": response_mask & (advantages < 0) & (ratio < 1.0 - config.clip_low),
+        "clipped_high": response_mask & (advantages > 0) & (ratio > high),
+        "clipped_low": response_mask & (advantages < 0) & (ratio < low),
     }

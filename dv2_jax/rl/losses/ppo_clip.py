@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from dv2_jax.config import RLConfig
-from dv2_jax.rl.loss_registry import LossTokens, policy_loss
+from dv2_jax.rl.loss_registry import LossTokens, clip_range, policy_loss
 
 
 @policy_loss("ppo_clip", zero_at_zero_advantage=True)
@@ -18,15 +18,16 @@ def ppo_clip(tokens: LossTokens, config: RLConfig):
     `dual_clipped`.
     """
     advantages, response_mask = tokens.advantages, tokens.response_mask
+    low, high = clip_range(config)
     ratio = jnp.exp(tokens.log_ratio())
     unclipped_loss = -advantages * ratio
-    clipped_loss = -advantages * jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high)
+    clipped_loss = -advantages * jnp.clip(ratio, low, high)
     loss = jnp.maximum(unclipped_loss, clipped_loss)
     clip_masks = {
-        "clipped_high": response_mask & (advantages > 0) & (ratio > 1.0 + config.clip_high),
-        "clipped_low": response_mask & (advantages < 0) & (ratio < 1.0 - config.clip_low),
+        "clipped_high": response_mask & (advantages > 0) & (ratio > high),
+        "clipped_low": response_mask & (advantages < 0) & (ratio < low),
     }
-    if config.dual_clip > 0:
+    if config.dual_clip:
         max_loss = -config.dual_clip * advantages
         clip_masks["dual_clipped"] = response_mask & (advantages < 0) & (loss > max_loss)
         loss = jnp.where(advantages < 0, jnp.minimum(loss, max_loss), loss)

@@ -42,8 +42,9 @@ def installed_versions(names: tuple[str, ...]) -> dict[str, str]:
             continue
         found[name] = distribution.version
         for requirement in distribution.requires or ():
-            if "extra ==" not in requirement:
-                waiting.append(re.match(r"[A-Za-z0-9._-]+", requirement)[0])
+            required = re.match(r"[A-Za-z0-9._-]+", requirement)
+            if required and "extra ==" not in requirement:
+                waiting.append(required[0])
     return dict(sorted(found.items()))
 
 

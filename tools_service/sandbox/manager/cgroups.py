@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Callable
 from typing import Literal
 
 from tools_service.sandbox.protocol.isolation_config import Limits
@@ -31,7 +32,7 @@ def _own_cgroups() -> dict[str, str]:
 
 def _cgroup_mounts() -> dict[str, str]:
     """Returns the mount point by controller name ('' for v2)."""
-    found = {}
+    found: dict[str, str] = {}
     with open("/proc/self/mountinfo") as file:
         for line in file:
             head, _, tail = line.partition(" - ")
@@ -53,7 +54,8 @@ class SlotCgroups:
         self.version: Literal["v2", "v1", "none"] = "none"
         self._bases: dict[str, str] = {}
         name = f"{_PREFIX}{os.getpid()}"
-        for attempt, version in ((self._try_v2, "v2"), (self._try_v1, "v1")) if enabled else ():
+        attempts: list[tuple[Callable[[str], None], Literal["v2", "v1"]]] = [(self._try_v2, "v2"), (self._try_v1, "v1")]
+        for attempt, version in attempts if enabled else ():
             try:
                 attempt(name)
                 self._prepare(-1)

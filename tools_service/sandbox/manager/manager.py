@@ -56,6 +56,15 @@ class WorkerProcess:
     cause: str = ""  # why this manager killed it; empty if it did not
 
 
+@dataclass(eq=False)
+class _Zygote:
+    """The process that forks session processes, and the socket to it."""
+
+    process: subprocess.Popen
+    channel: socket.socket
+    ready: bool = False  # it loaded the libraries
+
+
 class Manager:
     def __init__(
         self,
@@ -93,9 +102,7 @@ class Manager:
         self._waiting: deque[int] = deque()
         self._worker_count = 0
         self._events = selectors.DefaultSelector()
-        self._zygote: subprocess.Popen | None = None
-        self._zygote_socket: socket.socket | None = None
-        self._zygote_ready = False
+        self._zygote: _Zygote | None = None
         self._failures = 0
         self._packages: dict[str, str] = {}
         self._ready_sent = False
@@ -121,13 +128,13 @@ class Manager:
             "MPLCONFIGDIR": _font_cache_dir(self.config.runtime_dir), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1", "NUMEXPR_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "PYTHONDONTWRITEBYTECODE": "1",
         }  # fmt: skip
-        self._zygote = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-I", "-c", _START, here, self.config.to_json(), str(theirs.fileno())],
             env=environment, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL,
         )  # fmt: skip
         theirs.close()
-        self._zygote_socket, self._zygote_ready = ours, False
-        self._events.register(ours, selectors.EVENT_READ, self._from_zygote)
+        self._zygote = zygote = _Zygote(process, ours)
+        self._events.register(ours, selectors.EVENT_READ, lambda: self._from_zygote(zygote))
 
     def run(self) -> None:
         while True:
@@ -145,7 +152,7 @@ class Manager:
         for worker in list(self._workers.values()):
             self._kill(worker.pid)
         if self._zygote is not None:
-            self._zygote.kill()
+            self._zygote.process.kill()
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
             try:
@@ -184,19 +191,19 @@ class Manager:
 
     # Zygote and sessions
 
-    def _from_zygote(self) -> None:
+    def _from_zygote(self, zygote: _Zygote) -> None:
         try:
-            message, fds = receive_message(self._zygote_socket)
+            message, fds = receive_message(zygote.channel)
         except ConnectionError:  # the zygote was killed with a request unread
             message = None
         if message is None:
-            self._restart_zygote()
+            self._restart_zygote(zygote)
             return
         if "failed" in message:
             self._record_failure(f"the zygote could not start: {message['failed']}")
         elif "zygote" in message:
-            self._zygote_ready = True
-            self._watchdog.set_baseline(self._zygote.pid)
+            zygote.ready = True
+            self._watchdog.set_baseline(zygote.process.pid)
             self._packages = message["packages"]
         else:
             self._forking.popleft()
@@ -254,16 +261,17 @@ class Manager:
             worker.fds = []
         pooled = len(self._forking) + sum(1 for w in self._workers.values() if w.fds)
         target = self._warm + len(self._waiting)
-        while (
-            self._zygote_ready and self._free_slots and pooled < target and len(self._forking) < _MAX_CONCURRENT_FORKS
-        ):
+        zygote = self._zygote
+        if zygote is None or not zygote.ready:
+            return
+        while self._free_slots and pooled < target and len(self._forking) < _MAX_CONCURRENT_FORKS:
             slot = self._free_slots.popleft()
             fds = self._cgroups.open_slot(slot)
             try:
-                send_message(self._zygote_socket, {"slot": slot, "folder": secrets.token_hex(12)}, fds)
+                send_message(zygote.channel, {"slot": slot, "folder": secrets.token_hex(12)}, fds)
             except OSError:
                 self._free_slots.append(slot)
-                self._restart_zygote()
+                self._restart_zygote(zygote)
                 return
             finally:
                 for fd in fds:
@@ -272,15 +280,15 @@ class Manager:
             pooled += 1
 
     def _kill_stuck_zygote(self) -> None:
-        if self._forking and time.monotonic() - self._forking[0][1] > _FORK_TIMEOUT_S:
-            self._zygote.kill()
+        if self._zygote is not None and self._forking and time.monotonic() - self._forking[0][1] > _FORK_TIMEOUT_S:
+            self._zygote.process.kill()
 
-    def _restart_zygote(self) -> None:
+    def _restart_zygote(self, zygote: _Zygote) -> None:
         """Starts another zygote. Sessions are children of this process (CLONE_PARENT) and survive it."""
-        self._events.unregister(self._zygote_socket)
-        self._zygote_socket.close()
-        self._zygote.kill()
-        self._zygote.wait()
+        self._events.unregister(zygote.channel)
+        zygote.channel.close()
+        zygote.process.kill()
+        zygote.process.wait()
         self._free_slots.extend(slot for slot, _ in self._forking)
         self._forking.clear()
         self._record_failure("the zygote ended")
@@ -345,8 +353,8 @@ class Manager:
                 return
             if found is None:
                 return
-            if self._zygote is not None and found.si_pid == self._zygote.pid:
-                self._zygote.poll()
+            if self._zygote is not None and found.si_pid == self._zygote.process.pid:
+                self._zygote.process.poll()
                 continue
             worker = self._workers.pop(found.si_pid, None)
             if worker is not None and not self.config.namespaces:

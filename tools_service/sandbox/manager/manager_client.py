@@ -86,8 +86,8 @@ class SandboxManagerClient:
             "insecure": insecure, "use_cgroups": use_cgroups,
         }  # fmt: skip
         self._process: subprocess.Popen | None = None
-        self._socket: socket.socket | None = None
-        self._ready: asyncio.Future | None = None
+        self._socket: socket.socket  # of the latest launch
+        self._ready: asyncio.Future  # of `start`, then of every restart
         self._waiting: dict[int, asyncio.Future] = {}
         self._workers: dict[int, asyncio.Future] = {}  # by worker number: resolves to the cause of the exit
         self._pending_kills: dict[int, asyncio.Future] = {}  # by worker number: resolves when its descendants are dead
@@ -98,6 +98,7 @@ class SandboxManagerClient:
 
     async def start(self) -> None:
         """Starts the manager and waits until its first session process is ready. Raises SandboxUnavailable."""
+        self._ready = asyncio.get_running_loop().create_future()
         self._launch()
         await self._ready
 
@@ -117,10 +118,7 @@ class SandboxManagerClient:
         theirs.close()
         ours.setblocking(False)
         self._socket = ours
-        loop = asyncio.get_running_loop()
-        if self._ready is None:
-            self._ready = loop.create_future()
-        loop.add_reader(ours, self._on_message)
+        asyncio.get_running_loop().add_reader(ours, self._on_message)
 
     def _on_message(self) -> None:
         while True:
@@ -148,8 +146,8 @@ class SandboxManagerClient:
                     for fd in fds:
                         os.close(fd)
                 else:
-                    ended = self._workers[message["worker"]] = asyncio.get_running_loop().create_future()
-                    future.set_result((message["worker"], message["pid"], fds, ended))
+                    on_exit = self._workers[message["worker"]] = asyncio.get_running_loop().create_future()
+                    future.set_result((message["worker"], message["pid"], fds, on_exit))
             case "exited":
                 ended = self._workers.pop(message["worker"], None)
                 if ended is not None and not ended.done():
@@ -169,7 +167,8 @@ class SandboxManagerClient:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._socket)
         self._socket.close()
-        self._process.wait()
+        if self._process is not None:
+            self._process.wait()
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(SandboxUnavailable(reason))

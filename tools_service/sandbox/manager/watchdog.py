@@ -12,6 +12,7 @@ import contextlib
 import functools
 import os
 import time
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from tools_service.sandbox.confinement import linux
@@ -199,7 +200,7 @@ class Watchdog:
                         rows[int(name)] = file.read().rpartition(b")")[2].split()
                 except OSError:
                     continue
-        seen, current = self._process_usage, {}
+        seen, current = self._process_usage, dict[int, _ProcessUsage]()
         for pid, row in rows.items():
             owner = _owning_session(pid, rows, sessions) if self._config.namespaces else int(row[2])
             if owner in found:
@@ -213,9 +214,10 @@ class Watchdog:
             if self._exceeds_processes(usage):
                 continue  # it is killed anyway, and reading the files of a thousand processes takes seconds
             for pid in usage.pids:
-                known, ticks = seen.get(pid), _cpu_ticks(rows[pid])
-                fresh = known is not None and known.ticks == ticks
-                process = current[pid] = known if fresh else self._process(pid, rows[pid], sessions[owner])
+                process = seen.get(pid)
+                if process is None or process.ticks != _cpu_ticks(rows[pid]):
+                    process = self._process(pid, rows[pid], sessions[owner])
+                current[pid] = process
                 usage.private_bytes += process.private_bytes
                 usage.shared_bytes += process.shared_bytes
                 usage.unlinked |= process.unlinked
@@ -281,7 +283,7 @@ def _start_ticks(pid: int) -> int:
         return 0
 
 
-def _owning_session(pid: int, rows: dict[int, list[bytes]], sessions: set[int]) -> int:
+def _owning_session(pid: int, rows: dict[int, list[bytes]], sessions: Container[int]) -> int:
     while pid in rows and pid not in sessions:
         pid = int(rows[pid][1])
     return pid

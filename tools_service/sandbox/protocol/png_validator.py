@@ -28,14 +28,12 @@ def validate(data: bytes, max_pixels: float) -> tuple[bytes, int, int]:
     """
     if data[:8] != _SIGNATURE:
         raise InvalidImage("no PNG signature")
-    position, seen = 8, []
-    parts, pixels = [_SIGNATURE], None
-    width = height = 0
+    kind, body, position = _read_chunk(data, 8)
+    width, height, pixels = _parse_ihdr(kind, body, max_pixels)
+    seen, parts = [kind], [_SIGNATURE, data[8:position]]
     while position < len(data) and seen[-1:] != [b"IEND"]:
         kind, body, end = _read_chunk(data, position)
-        if not seen:
-            width, height, pixels = _parse_ihdr(kind, body, max_pixels)
-        elif kind == b"IHDR":
+        if kind == b"IHDR":
             raise InvalidImage("two headers")
         if kind == b"IDAT":
             if b"IDAT" in seen and seen[-1] != kind:
@@ -91,7 +89,7 @@ class _PixelStream:
         self._row, self._size, self.palette = row, size, palette
         self._stream, self._count = zlib.decompressobj(), 0
 
-    def add(self, body: memoryview) -> None:
+    def add(self, body: memoryview | bytes) -> None:
         while True:
             try:
                 part = self._stream.decompress(body, _INFLATE_STEP)

@@ -48,9 +48,9 @@ class OutputStreams:
         """Rewinds both files and installs them as `sys.stdout` and `sys.stderr`, undoing earlier redirections."""
         if self.out.closed or self.err.closed or self._input.closed:
             self._open()
-        sys.stdout = sys.__stdout__ = self.out
-        sys.stderr = sys.__stderr__ = self.err
-        sys.stdin = sys.__stdin__ = self._input
+        sys.stdout = sys.__stdout__ = self.out  # type: ignore[misc]
+        sys.stderr = sys.__stderr__ = self.err  # type: ignore[misc]
+        sys.stdin = sys.__stdin__ = self._input  # type: ignore[misc]
         for descriptor, kept in self._kept.items():
             os.dup2(kept, descriptor)
             # Clears O_APPEND: the memfd already has its maximal size, so appending would always fail.

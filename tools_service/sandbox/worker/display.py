@@ -154,19 +154,25 @@ class ImageCollector:
             pyplot.close("all")
 
 
+def _float_image(image: Image.Image) -> Image.Image:
+    converted = array_to_image(np.asarray(image), any_size=True)
+    assert converted is not None  # two dimensions of any size
+    return converted
+
+
 def encode(image: Image.Image, format: str) -> bytes:
     """Encodes PNG with the fastest compression, or lossless WebP; unsupported modes are converted to RGB or L."""
     if format == "webp" and image.mode not in ("I", "I;16") and max(image.size) <= _WEBP_MAX_SIDE:
         has_alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
         if image.mode == "F":
-            image = array_to_image(np.asarray(image), any_size=True)
+            image = _float_image(image)
         buffer = io.BytesIO()
         image.convert("RGBA" if has_alpha else "RGB").save(
             buffer, "WEBP", lossless=True, quality=0, method=0, exact=True
         )
         return buffer.getvalue()
     if image.mode == "F":
-        image = array_to_image(np.asarray(image), any_size=True)
+        image = _float_image(image)
     elif image.mode not in _PNG_MODES:
         image = image.convert("RGBA" if image.mode in ("RGBa", "PA") else "RGB")
     if png_encoder.can_encode(image):
@@ -261,13 +267,14 @@ def install_hooks(images: ImageCollector) -> Callable[..., Any]:
         color = array.ndim == 3 and array.shape[2] >= 3
         display(np.ascontiguousarray(array[:, :, 2::-1]) if color else array)
 
-    Image.Image.show = show_image
-    Image.show = lambda image, *_, **__: display(image)
+    modules: dict[str, Any] = sys.modules  # their functions are replaced
+    modules["PIL.Image"].Image.show = show_image
+    modules["PIL.Image"].show = lambda image, *_, **__: display(image)
     if "matplotlib.pyplot" in sys.modules:
-        sys.modules["matplotlib.pyplot"].show = lambda *_, **__: images.add_open_figures()
-        sys.modules["matplotlib.figure"].Figure.show = lambda figure, *_, **__: display(figure)
+        modules["matplotlib.pyplot"].show = lambda *_, **__: images.add_open_figures()
+        modules["matplotlib.figure"].Figure.show = lambda figure, *_, **__: display(figure)
     if "cv2" in sys.modules:
-        cv2 = sys.modules["cv2"]
+        cv2 = modules["cv2"]
         cv2.imshow = show_array
         cv2.waitKey = lambda *_: -1
         cv2.destroyAllWindows = lambda: None

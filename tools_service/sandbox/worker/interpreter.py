@@ -62,7 +62,8 @@ class Interpreter:
         """
         for number, fd in enumerate(fds, start=1):
             try:
-                image = Image.open(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
+                data: Any = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+                image: Image.Image = Image.open(data)
                 # PIL decodes the entire PNG to look for EXIF after its pixels, where hardly any file has it.
                 if (image.format != "PNG" or "exif" in image.info) and image.getexif().get(0x0112, 1) != 1:
                     image = ImageOps.exif_transpose(image)

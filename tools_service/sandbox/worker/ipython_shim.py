@@ -63,12 +63,12 @@ def open_image(data: bytes | str | None = None, url: str | None = None, filename
 def install_ipython_shim(display: Callable[..., Any]) -> None:
     """Makes `IPython`, `IPython.display` and `IPython.core.display` importable; `display` shows values."""
     package, core, module = (types.ModuleType(name) for name in ("IPython", "IPython.core", "IPython.display"))
-    package.display, package.core, package.get_ipython = module, core, lambda: None
-    package.version_info = (9, 0, 0)  # read by matplotlib
-    core.display = module
-    module.display, module.Image, module.clear_output = display, open_image, lambda *_, **__: None
-    module.update_display = lambda *values, **_: display(*values)
-    module.DisplayHandle, module.JSON, module.TextDisplayObject = DisplayHandle, JSON, RichText
+    # Matplotlib reads `version_info`.
+    vars(package).update(display=module, core=core, get_ipython=lambda: None, version_info=(9, 0, 0))
+    vars(core).update(display=module)
+    vars(module).update(display=display, Image=open_image, clear_output=lambda *_, **__: None)
+    vars(module).update(update_display=lambda *values, **_: display(*values))
+    vars(module).update(DisplayHandle=DisplayHandle, JSON=JSON, TextDisplayObject=RichText)
     for name in _TEXT_CLASSES:
         setattr(module, name, type(name, (RichText,), {}))
     for name, installed in (

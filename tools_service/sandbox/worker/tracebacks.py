@@ -19,14 +19,15 @@ _MISSING_GLYPH = re.compile(r"Glyph (\d+) .*missing from|Matplotlib currently do
 def format_traceback(error: BaseException) -> str:
     """Returns the traceback of `error` and of its causes without frames of the sandbox."""
     try:
-        formatted = current_exception = traceback.TracebackException(type(error), error, error.__traceback__)
+        formatted = traceback.TracebackException(type(error), error, error.__traceback__)
+        current_exception: traceback.TracebackException | None = formatted
         for _ in range(_MAX_CAUSES):
+            if current_exception is None:
+                break
             current_exception.stack = traceback.StackSummary.from_list(
                 [frame for frame in current_exception.stack if not frame.filename.startswith(_SANDBOX_FOLDER)]
             )
             current_exception = current_exception.__cause__ or current_exception.__context__
-            if current_exception is None:
-                break
         return "".join(formatted.format())
     except BaseException as second:  # an exception whose methods raise
         return f"{type(error).__name__} (its traceback cannot be printed: {type(second).__name__})\n"

@@ -96,9 +96,9 @@ class Transport:
 
     def _wait_s(self, state: tenacity.RetryCallState) -> float:
         """Returns the provider's Retry-After, or an exponential backoff, with jitter to desynchronize clients."""
-        error = state.outcome.exception()
-        jitter = self._jitter(state)
-        return jitter if error.retry_after_s is None else error.retry_after_s + min(jitter, 0.1 * error.retry_after_s)
+        error = state.outcome.exception() if state.outcome is not None else None
+        retry_after_s, jitter = getattr(error, "retry_after_s", None), self._jitter(state)
+        return jitter if retry_after_s is None else retry_after_s + min(jitter, 0.1 * retry_after_s)
 
     async def _attempt(self, request: HttpRequest, schema: type[Reply]) -> Reply:
         self.breaker.check()

@@ -7,7 +7,9 @@ plus color is robust to crops of a third; ORB with geometric verification resolv
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -83,7 +85,7 @@ def perceptual_hash(gray: UInt8[np.ndarray, "H W"]) -> int:
 def _global_vector(pixels: UInt8[np.ndarray, "H W 3"], gray: UInt8[np.ndarray, "H W"]) -> Float32[np.ndarray, "D"]:
     color = cv2.resize(pixels, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32)
     color -= color.mean(axis=(0, 1))
-    hog = cv2.HOGDescriptor(*_HOG).compute(cv2.resize(gray, (64, 64), interpolation=cv2.INTER_AREA))
+    hog = np.asarray(cv2.HOGDescriptor(*_HOG).compute(cv2.resize(gray, (64, 64), interpolation=cv2.INTER_AREA)))
     hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
     histogram = np.sqrt(cv2.calcHist([hsv], [0, 1, 2], None, [12, 4, 4], [0, 180, 0, 256, 0, 256]))
     parts = {"color": color, "shape": hog, "histogram": histogram}
@@ -98,9 +100,10 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 
 def _orb_features(gray: UInt8[np.ndarray, "H W"]) -> LocalFeatures:
     # ORB ignores a border of 31 pixels, so smaller images have no features; on tiny images it raises an error.
-    points, descriptors = (), None
+    points: Sequence[Any] = ()
+    descriptors = None
     if min(gray.shape) > 2 * _MARGIN:
-        points, descriptors = cv2.ORB_create(_KEYPOINTS, edgeThreshold=_MARGIN, fastThreshold=10).detectAndCompute(
+        points, descriptors = cv2.ORB.create(_KEYPOINTS, edgeThreshold=_MARGIN, fastThreshold=10).detectAndCompute(
             gray, None
         )
     if descriptors is None:

@@ -73,7 +73,8 @@ def read_images(path: str | Path) -> Iterator[tuple[bytes, str, str]]:
 
 def build_table(images: Iterable[tuple[bytes, str, str]]) -> tuple[ImageTable, list[dict]]:
     """Computes the index arrays and the captions. Raises ValueError naming an image that cannot be read."""
-    rows, digests, described = [], [], []
+    rows: list[dict] = []
+    digests, described = [], []
     for data, title, url in images:
         try:
             described.append(descriptors.describe_image(data))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
@@ -28,7 +28,7 @@ class LensApi:
     """An API for Google Lens. `build_request` takes URL, image URL, locale and key."""
 
     build_request: Callable[[str, str, Locale, str], HttpRequest]
-    reply_schema: type
+    reply_schema: type[Any]
     url: str
     key_variable: str  # environment variable of its key
     auth_error_hint: str = "check its key and plan"  # advice for status 401, 402 or 403

@@ -132,7 +132,7 @@ class TextIndex:
         items = []
         for score, address in searcher.search(parsed, limit=k).hits:
             document = searcher.doc(address)
-            title, text, url, date = (document.get_first(name).decode() for name in _STORED)
+            title, text, url, date = (document.get_all(name)[0].decode() for name in _STORED)
             items.append(SearchHit(title, url, _snippet(text, snippets), date, score=score))
         return items
 

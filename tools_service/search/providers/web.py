@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import SecretStr
 
@@ -40,7 +40,7 @@ class TextSearchApi:
     """An API for text search. `build_request` takes URL, query, number of results, locale and key."""
 
     build_request: Callable[[str, str, int, Locale, str], HttpRequest]
-    reply_schema: type
+    reply_schema: type[Any]
     url: str = ""  # empty: there is no public server, the operator gives the URL
     key_variable: str = ""  # environment variable of its key; empty: it needs none
     auth_error_hint: str = "check its key and plan"  # advice for status 401, 402 or 403
@@ -56,12 +56,19 @@ def _serper(url: str, query: str, k: int, locale: Locale, key: str) -> HttpReque
 
 
 def _serpapi(url: str, query: str, k: int, locale: Locale, key: str) -> HttpRequest:
-    params = {"engine": "google", "q": query, "num": k, "gl": locale.country, "hl": locale.language, "api_key": key}
+    params: dict[str, str | int] = {
+        "engine": "google",
+        "q": query,
+        "num": k,
+        "gl": locale.country,
+        "hl": locale.language,
+        "api_key": key,
+    }
     return HttpRequest("GET", url, params=params)
 
 
 def _brave(url: str, query: str, k: int, locale: Locale, key: str) -> HttpRequest:
-    params = {
+    params: dict[str, str | int] = {
         "q": query,
         "count": k,
         "country": locale.country.upper(),
@@ -129,5 +136,7 @@ def redact(key: str, item: SearchHit) -> SearchHit:
     """Removes the API key from the texts of a result, in case the provider echoed it."""
     if not key:
         return item
-    texts = {name: value.replace(key, "…") for name, value in vars(item).items() if isinstance(value, str)}
+    texts: dict[str, Any] = {
+        name: value.replace(key, "…") for name, value in vars(item).items() if isinstance(value, str)
+    }
     return dataclasses.replace(item, **texts)
