@@ -302,9 +302,3 @@ def _stack_vision(images: list[dict[str, tuple[ImageInput, int]]], spec: PackSpe
         for group in images
     ]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
-
-
-def fill(batch: PackedBatch) -> dict[str, float]:
-    """Returns the share of positions that hold tokens (`packed_fraction`) and the number of examples of a batch."""
-    segments = np.asarray(batch.segment_ids)
-    return {"packed_fraction": float((segments > 0).mean()), "examples": float(segments.max(axis=1).sum())}

@@ -120,7 +120,7 @@ def train(run: Run, policy: Policy) -> dict[str, Any]:
 
         if run.start < sft.steps:
             step.warmup(state.params, spec, policy.mesh)
-            state = sft_loop(state, consumed, step, on_step, mesh=policy.mesh, prefetch=0)
+            state = sft_loop(state, consumed, step, on_step, mesh=policy.mesh)
         return {
             "steps": int(state.step),
             "loss": last.get("loss"),

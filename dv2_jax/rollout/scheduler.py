@@ -27,7 +27,6 @@ from dv2_jax.agent.trajectory_builder import TrajectoryBuilder
 from dv2_jax.config import AgentConfig, SamplingConfig, ToolsConfig
 from dv2_jax.data.chat_encoder import Segment
 from dv2_jax.data.question import Question
-from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.engine.engine import Engine, TurnOutput
 from dv2_jax.rollout.stats import RolloutStats
 from tools_service.client import ExecRequest, Request, Status, ToolResult
@@ -110,12 +109,11 @@ class RolloutScheduler:
         engine: Engine,
         tools: ToolBackend,
         prompt_encoder: PromptEncoder,
-        tokenizer: Tokenizer,
         agent: AgentConfig,
         tools_config: ToolsConfig,
         sampling: SamplingConfig,
     ):
-        self.engine, self.tools, self.prompt_encoder, self.tokenizer = engine, tools, prompt_encoder, tokenizer
+        self.engine, self.tools, self.prompt_encoder = engine, tools, prompt_encoder
         self.agent, self.tools_config, self.sampling = agent, tools_config, sampling
         self._stats = RolloutStats()
 

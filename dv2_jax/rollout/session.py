@@ -86,7 +86,6 @@ class RolloutSession:
             self.engine,
             tools or self.tools,
             self.prompt_encoder,
-            self.tokenizer,
             self.config.agent,
             self.config.tools,
             sampling,

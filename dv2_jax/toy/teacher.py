@@ -126,7 +126,6 @@ def demonstrate_all(
         policy,
         tools,
         prompt_encoder,
-        prompt_encoder.tokenizer,
         prompt_encoder.agent_config,
         tools_config or ToolsConfig(),
         SamplingConfig(temperature=0.0),

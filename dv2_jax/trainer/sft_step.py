@@ -1,12 +1,9 @@
-"""Supervised fine-tuning on packed batches: the loss, the train step, and a loop with background prefetch."""
+"""Supervised fine-tuning on packed batches: the loss, the train step, and the training loop."""
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -16,8 +13,6 @@ from dv2_jax.data.packing import PackedBatch, with_shared_denominator
 from dv2_jax.trainer.forward import token_logprobs
 from dv2_jax.trainer.state import TrainState
 from dv2_jax.trainer.train_step import LossFn, TrainStep, shard_batch
-
-T = TypeVar("T")
 
 
 def sft_loss(graphdef: Any) -> LossFn:
@@ -55,66 +50,16 @@ def sft_loop(
     on_step: Callable[[int, dict[str, float], TrainState], Any] | None = None,
     *,
     mesh: Mesh | None = None,
-    prefetch: int = 2,
 ) -> TrainState:
     """Take one optimizer step per element of `batches` (a microbatch or a sequence of them) until they are exhausted.
 
-    `on_step(step, metrics, state)` is called after each step; the loop ends when it returns True. A background thread
-    reads and shards up to `prefetch` elements while the device computes. Use `prefetch=0` for a source that prefetches
-    itself and whose checkpointed position must be that of the step. The passed `state` is donated: use the returned one.
+    `on_step(step, metrics, state)` is called after each step; the loop ends when it returns True. Prefetching is up to
+    the source (`data.loader`), so that its checkpointed position is that of the step. The passed `state` is donated: use
+    the returned one.
     """
-
-    def sharded() -> Iterator[list[PackedBatch]]:
-        for item in batches:
-            microbatches = [item] if isinstance(item, PackedBatch) else with_shared_denominator(item)
-            yield [shard_batch(b, mesh) for b in microbatches]
-
-    with PrefetchIterator(sharded(), prefetch) if prefetch else nullcontext(sharded()) as source:
-        for microbatches in source:
-            state, metrics = step(state, microbatches)
-            if on_step is not None and on_step(int(state.step), metrics, state):
-                break
+    for item in batches:
+        microbatches = [item] if isinstance(item, PackedBatch) else with_shared_denominator(item)
+        state, metrics = step(state, [shard_batch(b, mesh) for b in microbatches])
+        if on_step is not None and on_step(int(state.step), metrics, state):
+            break
     return state
-
-
-class PrefetchIterator(Iterator[T]):
-    """Iterates `source` in a background thread, at most `depth` elements ahead; re-raises its errors in the consumer."""
-
-    def __init__(self, source: Iterator[T], depth: int):
-        self._source = source
-        self._queue: queue.Queue = queue.Queue(maxsize=depth)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._fill, name="batch-prefetch", daemon=True)
-        self._thread.start()
-
-    def _fill(self) -> None:
-        try:
-            for item in self._source:
-                if not self._put((item, None)):
-                    return
-            self._put((None, StopIteration()))
-        except BaseException as error:  # re-raised in the consumer's thread
-            self._put((None, error))
-
-    def _put(self, entry) -> bool:
-        while not self._stop.is_set():
-            try:
-                self._queue.put(entry, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def __next__(self) -> T:
-        item, error = self._queue.get()
-        if error is not None:
-            self._queue.put((None, error))  # a further next() raises again instead of blocking
-            raise error
-        return item
-
-    def __enter__(self) -> PrefetchIterator[T]:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._stop.set()
-        self._thread.join()

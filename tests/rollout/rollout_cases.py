@@ -37,7 +37,7 @@ def requests(*names: str, num_images: int = 1) -> list[RolloutRequest]:
 def scheduler(tokenizer, client, script, agent=AGENT, tools=TOOLS) -> RolloutScheduler:
     prompt_encoder = PromptEncoder(tokenizer, ImageConfig(), agent)
     engine = ScriptedEngine(prompt_encoder.chat, script)
-    return RolloutScheduler(engine, client, prompt_encoder, tokenizer, agent, tools, SamplingConfig())
+    return RolloutScheduler(engine, client, prompt_encoder, agent, tools, SamplingConfig())
 
 
 def code(text: str) -> str:

@@ -34,7 +34,7 @@ def world():
 def roll_out(world, client, names, **sizes):
     engine = world.engine(max_tokens=AGENT.max_total_tokens, **sizes)
     prompt_encoder = PromptEncoder(world.tokenizer, ImageConfig(), AGENT)
-    rollout = RolloutScheduler(engine, client, prompt_encoder, world.tokenizer, AGENT, TOOLS, SamplingConfig())
+    rollout = RolloutScheduler(engine, client, prompt_encoder, AGENT, TOOLS, SamplingConfig())
     requests = [RolloutRequest(question(n % 3, n % 3, f"Question {n % 3}?"), f"t{n}", 50 + n) for n in names]
     trajectories = rollout.run(requests)
     assert engine.free_pages == sizes.get("pages", SMALL.pages)

@@ -172,7 +172,7 @@ def test_a_tiny_model_learns_its_examples(tiny, spec, examples):
 
 
 def test_errors_of_the_batch_source_reach_the_caller(tiny, step):
-    """Catches: a prefetch thread that dies silently, and a loop that then blocks indefinitely."""
+    """Catches: a loop that takes an error of its source for the end of the data."""
 
     def broken():
         yield from ()
