@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ from dv2_jax.config import EngineConfig
 from dv2_jax.data.chat_encoder import ImageInput
 from dv2_jax.engine import batch_builder, model_runner
 from dv2_jax.engine.buckets import Buckets, bucket_for
-from dv2_jax.engine.engine_sharding import EngineSharding
-from dv2_jax.engine.executables import ExecutableCache, Key
+from dv2_jax.engine.dispatcher import Dispatcher
+from dv2_jax.engine.executables import Key
 from dv2_jax.engine.image_cache import ImageEmbeddingCache
 from dv2_jax.engine.kv_cache_manager import KVCacheManager
 from dv2_jax.engine.sequence_state import Generation, SequenceState
@@ -34,7 +34,6 @@ from dv2_jax.model.image_grid import num_image_tokens
 from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.params import GraphDef, Params
 from dv2_jax.model.vision_inputs import VisionBucket, fits, vision_batch
-from dv2_jax.ops.paged_attention import empty_pages
 from dv2_jax.parallel.mesh import num_data_shards
 
 
@@ -94,8 +93,7 @@ class Engine:
         text = model_config.text
         mesh = mesh if mesh is not None and mesh.size > 1 else None
         num_shards = num_data_shards(mesh)
-        self._mesh, self._num_shards = mesh, num_shards
-        self._sharding = EngineSharding.for_mesh(mesh, text.num_kv_heads)
+        self._num_shards = num_shards
         self.model_config, self.config = model_config, engine
         self.max_tokens = max_tokens_per_sequence
         self.buckets = Buckets.from_config(engine, max_tokens_per_sequence, num_shards)
@@ -113,20 +111,18 @@ class Engine:
         self._last_was_prefill = False
         self._idle = True
 
-        self._params: Params | None = None
-        self._seed = jnp.asarray(seed & 0xFFFFFFFF, jnp.uint32)
-        self._stop_table = jnp.asarray(stop.pad_vocab(text.vocab_size))
         nothing = np.zeros(text.vocab_size, bool)
-        self._forbidden = jnp.asarray(nothing if forbidden is None else forbidden)
-        pages = empty_pages(
-            text.num_layers, engine.pages, engine.page_size, text.num_kv_heads, text.head_dim, compute_dtype, num_shards
+        self._dispatcher = Dispatcher(
+            graphdef,
+            model_config,
+            engine,
+            num_shards=num_shards,
+            seed=seed,
+            stop_table=stop.pad_vocab(text.vocab_size),
+            forbidden=nothing if forbidden is None else forbidden,
+            compute_dtype=compute_dtype,
+            mesh=mesh,
         )
-        self._pages = pages if self._sharding.pages is None else jax.device_put(pages, self._sharding.pages)
-        pool = jnp.zeros((engine.image_cache_tokens, text.hidden_size), compute_dtype)
-        self._image_embeddings, self._seed, self._stop_table, self._forbidden = self._sharding.replicate(
-            (pool, self._seed, self._stop_table, self._forbidden)
-        )
-        self._executables = ExecutableCache(model_runner.jit_functions(graphdef, self._sharding), mesh)
 
     def set_params(self, params: Params | None, version: int) -> None:
         """Sets the weights (None frees them) and invalidates the KV, prefix and image caches.
@@ -136,7 +132,7 @@ class Engine:
         """
         if self._sequences:
             raise RuntimeError(f"{len(self._sequences)} sequences are open: free them before setting weights")
-        self._params, self.version = params, version
+        self._dispatcher.params, self.version = params, version
         for manager in self._kv_managers:
             manager.page_table.invalidate()
         self._image_cache.clear()
@@ -203,7 +199,7 @@ class Engine:
         Raises:
             RuntimeError: if no weights have been set.
         """
-        if self._params is None:
+        if self._dispatcher.params is None:
             raise RuntimeError("set_params has not been called")
         self._process_outputs()
         finished = self._take_finished_turns()
@@ -246,41 +242,19 @@ class Engine:
     @property
     def recompilations(self) -> int:
         """Number of programs compiled after `warmup`; more than 0 means that a shape is missing from the buckets."""
-        return self._executables.compiled_after_warmup
+        return self._dispatcher.executables.compiled_after_warmup
 
     def compiled_programs(self) -> int:
         """Returns the number of compiled programs."""
-        return len(self._executables)
+        return len(self._dispatcher.executables)
 
     def executables(self) -> dict[Key, Callable]:
         """Returns the compiled programs by (name, shape), for memory and cost analysis."""
-        return self._executables.by_key()
+        return self._dispatcher.executables.by_key()
 
     def warmup(self) -> float:
         """Compiles the programs of every bucket and returns the seconds spent. Needs weights (`set_params`)."""
-        size, pad_slot, buckets = self.config, self._kv_managers[0].pad_slot, self.buckets
-        examples: list[tuple[Key, tuple[Any, ...]]] = [
-            (("copy", ()), (self._pages, *self._sharding.device_put_rows(*self._no_copies())))
-        ]
-        for rows in buckets.decode_rows:
-            for width in buckets.decode_widths:
-                example = batch_builder.empty_decode_batch(rows, size.decode_tokens, width, pad_slot)
-                examples.append((("decode", (rows, width)), self._decode_arguments(example)))
-        for rows in buckets.prefill_rows:
-            for width in buckets.prefill_widths:
-                prefill = batch_builder.empty_prefill_batch(rows, size.prefill_tokens, width, pad_slot)
-                arrays = self._sharding.device_put_batch(prefill)
-                arguments = self._params, self._pages, self._image_embeddings, arrays
-                examples.append((("prefill", (rows, width)), arguments))
-        for bucket in self._image_buckets:
-            vision = vision_batch([], [bucket], self.model_config.vision)
-            cache_rows = np.full(bucket.num_merged_tokens, self._image_cache.num_rows, np.int32)
-            vision, cache_rows = self._sharding.replicate((vision, cache_rows))
-            examples.append(
-                (("encode", vision.patches.shape), (self._params, self._image_embeddings, vision, cache_rows))
-            )
-        self._executables.warmup(examples)
-        return self._executables.seconds
+        return self._dispatcher.warmup(self.buckets, self._image_buckets, self._kv_managers[0].pad_slot)
 
     def _check_image(self, image: ImageInput) -> None:
         tokens = num_image_tokens(image.grid, self.model_config.vision)
@@ -334,19 +308,7 @@ class Engine:
             if sequence.admitted and sequence.cached < sequence.prompt_end:
                 copy = self._kv_managers[sequence.shard].advance_shared_prefix(sequence)
                 copies[sequence.shard] += [copy] if copy else []
-        while any(copies):
-            source, target = self._no_copies()
-            for shard, pending in enumerate(copies):
-                batch = pending[: source.shape[1]]
-                copies[shard] = pending[source.shape[1] :]
-                for column, (source_page, target_page) in enumerate(batch):
-                    source[shard, column] = source_page
-                    target[shard, column] = target_page
-            self._pages = self._executables(("copy", ()), self._pages, *self._sharding.device_put_rows(source, target))
-
-    def _no_copies(self) -> tuple[np.ndarray, np.ndarray]:
-        shape = self._num_shards, self.config.prefill_rows
-        return np.zeros(shape, np.int32), np.full(shape, self.config.pages, np.int32)
+        self._dispatcher.copy_pages(copies)
 
     def _prefill(self, sequences: list[SequenceState]) -> None:
         chunks = self._prepare_prefill(sequences)
@@ -355,16 +317,10 @@ class Engine:
         width = batch_builder.page_table_width(self.buckets.prefill_widths, chosen, self.config.page_size)
         for sequence, count in chunks:
             self._kv_managers[sequence.shard].allocate_pages(sequence, sequence.cached + count)
-        arrays = batch_builder.build_prefill_batch(
+        batch = batch_builder.build_prefill_batch(
             chunks, (rows, self.config.prefill_tokens, width), self._kv_managers, self._image_cache
         )
-        self._pages = self._executables(
-            ("prefill", (rows, width)),
-            self._params,
-            self._pages,
-            self._image_embeddings,
-            self._sharding.device_put_batch(arrays),
-        )
+        self._dispatcher.prefill(batch)
         for sequence, count in chunks:
             self._kv_managers[sequence.shard].mark_written(sequence, sequence.cached, sequence.cached + count)
         self._stats.prefill_dispatches += 1
@@ -406,32 +362,14 @@ class Engine:
         rows = np.full(batch.merge_index.shape, self._image_cache.num_rows, np.int32)
         allocated = np.concatenate([rows for _, rows in encoded])
         rows[: len(allocated)] = allocated
-        self._image_embeddings = self._executables(
-            ("encode", batch.patches.shape),
-            self._params,
-            self._image_embeddings,
-            *self._sharding.replicate((batch, rows)),
-        )
+        self._dispatcher.encode(batch, rows)
         self._stats.encoded_images += count
         return fresh[count:]
-
-    def _decode_arguments(self, batch: model_runner.DecodeBatch) -> tuple:
-        return (
-            self._params,
-            self._pages,
-            self._seed,
-            self._stop_table,
-            self._forbidden,
-            self._sharding.device_put_batch(batch),
-        )
 
     def _decode(self, sequences: list[SequenceState]) -> None:
         rows = bucket_for(self.buckets.decode_rows, batch_builder.rows_needed(sequences, self._num_shards))
         width = batch_builder.page_table_width(self.buckets.decode_widths, sequences, self.config.page_size)
-        arrays = batch_builder.build_decode_batch(
-            sequences, (rows, self.config.decode_tokens, width), self._kv_managers
-        )
-        self._pages, decoded = self._executables(("decode", (rows, width)), *self._decode_arguments(arrays))
-        self._inflight = (sequences, decoded)
+        batch = batch_builder.build_decode_batch(sequences, (rows, self.config.decode_tokens, width), self._kv_managers)
+        self._inflight = (sequences, self._dispatcher.decode(batch))
         self._stats.decode_dispatches += 1
         self._stats.decode_rows += rows
