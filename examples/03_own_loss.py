@@ -49,7 +49,7 @@ def show_gradients() -> None:
         tokens = LossTokens(logprobs, old, jnp.ones((1, 3)), jnp.ones((1, 3), bool), jnp.ones((1, 3), int))
         return total_variation_mask(tokens, RLConfig())[0].sum()
 
-    print("gradients:", np.round(jax.grad(loss)(new)[0], 2).tolist())
+    print("gradients:", np.asarray(jax.grad(loss)(new)[0], np.float64).round(2).tolist())
 
 
 def main(folder: Path) -> None:

@@ -85,8 +85,8 @@ def test_a_hostile_cell_is_contained(attacked, case):
 @pytest.mark.parametrize("case", redteam_cases.against_the_service(), ids=lambda case: f"{case['id']} {case['title']}")
 def test_a_case_against_the_service_has_a_test_that_holds_it(case):
     if "documented" in case:
-        readme = Path(__file__).resolve().parents[3] / "README.md"
-        assert case["documented"] in readme.read_text()
+        policy = Path(__file__).resolve().parents[3] / "SECURITY.md"
+        assert case["documented"] in policy.read_text()
         return
     file, _, name = case["held_by"].partition("::")
     tree = ast.parse((Path(__file__).parents[1] / file).read_text())
