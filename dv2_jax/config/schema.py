@@ -299,6 +299,49 @@ class EvalConfig:
     baselines: tuple[str, ...] = setting(
         (), "Baselines that evaluate adds: guessing (commonest answer), no_tools (every tool call is refused)."
     )
+    data: str = setting(
+        "", "Folder of benchmark files under their published names; empty: $LMUData or, without it, ~/LMUData."
+    )
+    size: int = setting(0, "Questions per benchmark: the first SIZE; 0: all.")
+    scorers: tuple[str, ...] = setting(
+        ("official",),
+        "Scorers; the first fills the tables: official (the benchmark's rule) | deepeyesv2 (the released evaluation).",
+    )
+    samples: int = setting(1, "Answers per question, for mean@k and pass@k.")
+    temperature: float = setting(0.0, "Sampling temperature of answers; above 0 for more than one sample.")
+    tool_sets: tuple[str, ...] = setting(
+        ("protocol",),
+        "Tools of the evaluated policies, one evaluation each: protocol (those of the benchmark) | none | text_search |"
+        " image_search | both_searches | all, or names joined by +, such as code+search.",
+    )
+    attempts: int = setting(3, "Attempts per answer, over all starts of the command; then it stays failed.")
+    max_failed_fraction: float = setting(
+        1.0, "Fraction of failed answers of a benchmark above which the command ends with an error."
+    )
+    endpoint: str = setting(
+        "", "Base URL of an OpenAI-compatible model to evaluate instead of model.init, such as http://host:8000/v1."
+    )
+    endpoint_model: str = setting("", "Model name at the endpoint; empty: the first one that it lists.")
+    endpoint_concurrency: int = setting(16, "Questions that are asked at the same time.")
+    endpoint_max_tokens: int = setting(4096, "Maximum tokens per reply of the endpoint.")
+    endpoint_timeout_s: float = setting(600.0, "Time limit of one request to the endpoint in seconds.")
+    judge_rubric: str = setting(
+        "consistency", "Rubric of the judge: consistency | math (both as released) | a registered name."
+    )
+    human_labels: str = setting(
+        "", "JSONL file of human verdicts (benchmark, question_id, correct), for agreement and bias correction."
+    )
+    prices: str = setting("", "JSON file of prices per million tokens by model, for costs; empty: no costs.")
+    max_cost: float = setting(0.0, "Cost at which the evaluation stops, in the currency of `prices`; 0: no limit.")
+    max_hours: float = setting(0.0, "Hours after which the evaluation stops and can be continued; 0: no limit.")
+    search_record: Literal["off", "record", "replay", "auto"] = setting(
+        "off",
+        "Search results of benchmarks: off | record (search and store) | replay (stored ones only) | auto (search for"
+        " what is not stored).",
+    )
+    search_records: str = setting(
+        "", "Folder or file of recorded searches; empty: search_records/ in the run directory."
+    )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import time
 import uuid
 import warnings
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -82,12 +83,13 @@ class _Attempt:
 
 @dataclass
 class _RunState:
-    """State of one call of `run`."""
+    """State of one run, from `open` to `close`."""
 
-    queue: deque[tuple[int, RolloutRequest, int]]
-    done: list[Trajectory | None]
-    on_finish: Callable[[Trajectory], None] | None
     on_turn: Callable[[Trajectory, TurnRecord], None] | None
+    queue: deque[tuple[int, RolloutRequest, int]] = field(default_factory=deque)
+    added: int = 0  # number of requests so far
+    ids: set[str] = field(default_factory=set)  # trajectory ids of the requests that are not finished
+    finished: list[tuple[int, Trajectory]] = field(default_factory=list)  # since the last step
     running: dict[Hashable, _Attempt] = field(default_factory=dict)
     waiting: dict[str, _Attempt] = field(default_factory=dict)  # by tool request id
     expired: set[str] = field(default_factory=set)  # ids of timed-out requests, whose late results are ignored
@@ -139,21 +141,55 @@ class RolloutScheduler:
         """
         if len({request.trajectory_id for request in requests}) != len(requests):
             raise ValueError("trajectory ids must differ: they name engine sequences and sandbox sessions")
+        done: list[Trajectory | None] = [None] * len(requests)
+        with closing(self.stream(requests, on_turn)) as finished:
+            for index, trajectory in finished:
+                done[index] = trajectory
+                if on_finish is not None:
+                    on_finish(trajectory)
+        return [trajectory for trajectory in done if trajectory is not None]
+
+    def stream(
+        self,
+        requests: Iterable[RolloutRequest],
+        on_turn: Callable[[Trajectory, TurnRecord], None] | None = None,
+    ) -> Generator[tuple[int, Trajectory], None, None]:
+        """Yields (index of the request, trajectory) as each trajectory ends.
+
+        Requests are taken from the iterable only as the engine has room, and nothing keeps a trajectory after it has been
+        yielded, so that memory does not grow with the number of requests.
+
+        Raises:
+            ValueError: if a request has the trajectory id of one that is not finished.
+        """
+        source = iter(requests)
+        run = self.open(on_turn)
+        try:
+            exhausted = False
+            while not exhausted or run.unfinished:
+                while not exhausted and run.has_room:
+                    request = next(source, None)
+                    exhausted = request is None
+                    if request is not None:
+                        run.add(request)
+                yield from run.step()
+        finally:
+            run.close()
+
+    def open(self, on_turn: Callable[[Trajectory, TurnRecord], None] | None = None) -> RolloutRun:
+        """Starts a run to which requests are added while it goes on. Only one run may be open on an engine."""
         # Request ids are idempotency keys of the service: two runs over the same questions must not share them.
         self._run_name = uuid.uuid4().hex[:12]
-        self._stats = RolloutStats(len(requests), self.engine.stats)
-        queue = deque((index, request, 0) for index, request in enumerate(requests))
-        state = _RunState(queue, [None] * len(requests), on_finish, on_turn)
-        try:
-            while state.queue or state.running:
-                self._step(state)
-        finally:
-            for attempt in state.running.values():
-                self.engine.free_sequence(attempt.id)
-            used = [attempt.id.session_id for attempt in state.running.values() if attempt.used_session]
-            self._close_sessions(state, used)
+        self._stats = RolloutStats(0, self.engine.stats)
+        return RolloutRun(self, _RunState(on_turn))
+
+    def _close(self, state: _RunState) -> None:
+        for attempt in state.running.values():
+            self.engine.free_sequence(attempt.id)
+        used = [attempt.id.session_id for attempt in state.running.values() if attempt.used_session]
+        self._close_sessions(state, used)
+        state.running, state.waiting, state.outbox = {}, {}, []
         self._stats.finish(self.engine.stats)
-        return [trajectory for trajectory in state.done if trajectory is not None]
 
     def _step(self, state: _RunState) -> None:
         # Keep the engine's admission queue short: the remaining questions are tokenized while the device computes.
@@ -197,9 +233,7 @@ class RolloutScheduler:
             request.trajectory_id, request.question, finish=Finish.LOST, dropped=True, row_error=str(error)
         )
         self._stats.dropped += 1
-        state.done[index] = trajectory
-        if state.on_finish is not None:
-            state.on_finish(trajectory)
+        self._hand_over(state, index, trajectory)
 
     def _request_next_turn(self, state: _RunState, attempt: _Attempt, segment: Segment | None) -> None:
         """Appends `segment` (prompt or observation) and requests the next turn, unless the trajectory is over."""
@@ -288,9 +322,11 @@ class RolloutScheduler:
         self._report_turns(state, attempt)
         trajectory = attempt.builder.trajectory()
         self._remove(state, attempt)
-        state.done[attempt.id.index] = trajectory
-        if state.on_finish is not None:
-            state.on_finish(trajectory)
+        self._hand_over(state, attempt.id.index, trajectory)
+
+    def _hand_over(self, state: _RunState, index: int, trajectory: Trajectory) -> None:
+        state.ids.discard(trajectory.id)
+        state.finished.append((index, trajectory))
 
     def _remove(self, state: _RunState, attempt: _Attempt) -> None:
         del state.running[attempt.id]
@@ -308,6 +344,66 @@ class RolloutScheduler:
     def _close_sessions(self, state: _RunState, names: Sequence[str]) -> None:
         if names:
             self.tools.close_sessions(list(names))
+
+
+class RolloutRun:
+    """An open run of a scheduler: requests are added and cancelled between its steps. Made by `RolloutScheduler.open`."""
+
+    def __init__(self, scheduler: RolloutScheduler, state: _RunState):
+        self._scheduler, self._state = scheduler, state
+
+    @property
+    def unfinished(self) -> int:
+        """Number of requests whose trajectories have not been returned."""
+        return len(self._state.queue) + len(self._state.running) + len(self._state.finished)
+
+    @property
+    def has_room(self) -> bool:
+        """True if another request would start in the next step, instead of waiting in a queue."""
+        engine = self._scheduler.engine
+        return engine.waiting + len(self._state.queue) < 2 * engine.config.prefill_rows
+
+    def add(self, request: RolloutRequest) -> int:
+        """Queues a request and returns its index: 0, 1, …
+
+        Raises:
+            ValueError: an unfinished request has the same trajectory id.
+        """
+        state = self._state
+        if request.trajectory_id in state.ids:
+            raise ValueError(f"trajectory {request.trajectory_id!r} is running already")
+        index = state.added
+        state.added += 1
+        state.ids.add(request.trajectory_id)
+        state.queue.append((index, request, 0))
+        self._scheduler._stats.trajectories += 1
+        return index
+
+    def cancel(self, index: int) -> None:
+        """Ends a request without a trajectory; nothing happens if it has finished."""
+        state = self._state
+        for entry in [entry for entry in state.queue if entry[0] == index]:
+            state.queue.remove(entry)
+            state.ids.discard(entry[1].trajectory_id)
+        for attempt in [attempt for attempt in state.running.values() if attempt.id.index == index]:
+            for request_id in [id_ for id_, waiting in state.waiting.items() if waiting is attempt]:
+                del state.waiting[request_id]
+                state.expired.add(request_id)
+            self._scheduler._remove(state, attempt)
+            state.ids.discard(attempt.request.trajectory_id)
+        state.finished = [entry for entry in state.finished if entry[0] != index]
+
+    def step(self) -> list[tuple[int, Trajectory]]:
+        """Advances the run by one dispatch of the engine; returns (index, trajectory) of those that ended."""
+        state = self._state
+        if state.queue or state.running:
+            self._scheduler._step(state)
+        finished, state.finished = state.finished, []
+        return finished
+
+    def close(self) -> None:
+        """Frees the sequences and sandbox sessions of everything that still runs."""
+        self._scheduler._close(self._state)
 
 
 def _make_request(tool: Tool, turn: ParsedTurn, context: RequestContext) -> Request | LocalCall | Refusal:

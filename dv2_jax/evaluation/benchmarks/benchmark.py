@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from dv2_jax.agent.trajectory import Trajectory
 from dv2_jax.config import Config, RewardConfig
@@ -36,28 +36,67 @@ JUDGE = "judge"  # in `Benchmark.requires`; every other entry names a tool
 class BenchmarkAnswer:
     """The response to one question, as benchmarks score it.
 
-    `text` is everything after the prompt, observations included; `final` is the content of its final `<answer>`, None
-    where there is none. `trajectory` holds turns and tokens; it is None where only the text is known. `reward_config`
-    has the verdict sources and the judge of the run.
+    Attributes:
+        text: everything after the prompt, observations included.
+        final: the content of the final `<answer>`; None where there is none.
+        reward_config: verdict sources and judge of the run.
+        trajectory: turns and tokens; None where only the text is known.
+        judge: asks the judge of the run and stores its replies; None without a judge.
+        last_turn: the text that the model wrote last, its tags included; empty: `text`.
     """
 
     text: str
     final: str | None
     reward_config: RewardConfig
     trajectory: Trajectory | None = None
+    judge: AnswerJudge | None = None
+    last_turn: str = ""
+
+    @property
+    def prediction(self) -> str:
+        """The text that rules score: the final answer, or else the last turn without its thoughts."""
+        if self.final is not None:
+            return self.final
+        return (self.last_turn or self.text).rsplit("</think>", 1)[-1].strip()
+
+
+class AnswerJudge(Protocol):
+    """A judge as benchmarks use it: each reply is stored with the score, and no request is sent twice."""
+
+    def ask(self, messages: Sequence[Mapping[str, Any]], **sampling: Any) -> str:
+        """Returns the reply to a prompt of the benchmark's own, at temperature 0 unless `sampling` says otherwise.
+
+        Raises:
+            JudgeUnavailable: the endpoint gave no reply.
+        """
+        ...
+
+    def verdict(self, question: str, references: Sequence[str], answer: str, rubric: str = "") -> bool | None:
+        """Returns whether the answer agrees with one of the references; None if the reply cannot be parsed.
+
+        Args:
+            rubric: a registered rubric; empty: that of the run, `eval.judge_rubric`.
+
+        Raises:
+            JudgeUnavailable: the endpoint gave no reply.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Score:
-    """The score of one answer: correct, wrong, or failed because no verdict was possible.
+    """The score of one answer: correct, wrong, failed (no answer or no verdict) or undecided (an unreadable verdict).
 
     Attributes:
-        value: from 0 to 1; None: failed.
+        value: from 0 to 1; None: failed or undecided.
         failure: the reason for which the infrastructure gave no answer or no verdict; required where `value` is None.
+        is_undecided: the judge replied, but its reply contains no verdict; `failure` quotes it.
         group: the row of the result table that counts this answer; empty: the skill of the question.
+        cluster: answers with the same cluster are not independent: they share an image or a template. Empty: independent.
         extracted: the part of the answer that was compared, if the benchmark extracts one.
         details: further JSON values that `Benchmark.aggregate` needs.
         question_id: set by the run.
+        sample: index among the samples of the question, set by the run.
     """
 
     value: float | None
@@ -66,26 +105,40 @@ class Score:
     extracted: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
     question_id: str = ""
+    is_undecided: bool = False
+    cluster: str = ""
+    sample: int = 0
 
     def __post_init__(self) -> None:
         if self.value is None and not self.failure:
             raise ValueError("a score without a value needs the reason in `failure`")
         if self.value is not None and not 0 <= self.value <= 1:  # also NaN
             raise ValueError(f"score {self.value} is not between 0 and 1")
+        if self.value is not None and self.is_undecided:
+            raise ValueError(f"score {self.value} is decided: an undecided one has no value")
         json.dumps(self.details)  # raises for what cannot be stored
+
+    @classmethod
+    def from_verdict(cls, verdict: bool | None, reply: str = "", **fields: Any) -> Score:
+        """Converts a judge's verdict; None becomes an undecided score that quotes `reply`."""
+        if verdict is None:
+            return cls(None, f"the judge's reply has no verdict: {reply[:200]}", is_undecided=True, **fields)
+        return cls(float(verdict), **fields)
 
     @property
     def outcome(self) -> str:
-        """`correct` (full score), `wrong` or `failed`."""
-        return "failed" if self.value is None else "correct" if self.value == 1 else "wrong"
+        """`correct` (full score), `wrong`, `failed` or `undecided`."""
+        if self.value is None:
+            return "undecided" if self.is_undecided else "failed"
+        return "correct" if self.value == 1 else "wrong"
 
 
 @dataclass(frozen=True)
 class ResultRow:
     """One row of a benchmark's result table.
 
-    `value` and `interval` (95 %) are fractions of 1; both are None without a scored answer. `failed` answers are not
-    among the `n` scored ones.
+    `value` and `interval` (95 %) are fractions of 1; both are None without a scored answer. `failed` and `undecided`
+    answers are not among the `n` scored ones. `clusters` is the number of independent groups of answers.
     """
 
     name: str
@@ -93,15 +146,19 @@ class ResultRow:
     interval: tuple[float, float] | None
     n: int
     failed: int
+    undecided: int = 0
+    clusters: int | None = None
 
     @classmethod
     def from_scores(cls, name: str, scores: Sequence[Score]) -> ResultRow:
         """Averages scores, with the Wilson interval, which is conservative where answers have partial credit."""
         values = [float(score.value) for score in scores if score.value is not None]
-        failed = len(scores) - len(values)
+        undecided = sum(score.is_undecided for score in scores)
+        failed = len(scores) - len(values) - undecided
         if not values:
-            return cls(name, None, None, 0, failed)
-        return cls(name, mean(values), wilson_interval(sum(values), len(values)), len(values), failed)
+            return cls(name, None, None, 0, failed, undecided)
+        interval = wilson_interval(sum(values), len(values))
+        return cls(name, mean(values), interval, len(values), failed, undecided)
 
     def to_dict(self) -> dict[str, Any]:
         """Converts to the JSON types of `results.json`."""
@@ -112,8 +169,13 @@ class Benchmark(ABC):
     """A benchmark. The defaults ask the question's own text, score by `reward.verdicts`, and aggregate per skill."""
 
     name: str  # in configurations, tables and file names: letters, digits, `.`, `_`, `-`
+    title: str = ""  # as the paper writes it; empty: `name`
     source: str = ""  # origin of the questions, for the listing
     requires: tuple[str, ...] = ()  # names of tools, or `judge`
+    files: tuple[str, ...] = ()  # published file names in `eval.data`, of which one must exist; for the listing
+    published_rows: int | None = None  # number of rows of the published file
+    tools: tuple[str, ...] | None = None  # tools that the published protocol has; None: all of `agent.tools`
+    protocol: str = ""  # one line: the rule of scoring and what the numbers are comparable with
 
     @abstractmethod
     def load(self, config: Config, read: ReadRows) -> Sequence[Question]:
@@ -138,6 +200,13 @@ class Benchmark(ABC):
         `question` is as loaded, so that a judge does not see the wording of the prompt.
         """
         return Score(float(is_correct(question, answer.text, answer.reward_config)))
+
+    def score_deepeyesv2(self, question: Question, answer: BenchmarkAnswer) -> Score:
+        """Scores an answer as the released DeepEyesV2 evaluation does, its bugs included; by default as `score`.
+
+        A benchmark that overrides it says in its docstring where the two differ.
+        """
+        return self.score(question, answer)
 
     def aggregate(self, scores: Sequence[Score]) -> list[ResultRow]:
         """Returns the rows of the result table: by default one per group, in order of appearance, and `overall`."""
