@@ -17,14 +17,15 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from dv2_jax.agent.trajectory import Trajectory
 from dv2_jax.config import Config, RewardConfig
 from dv2_jax.data.question import Question
-from dv2_jax.evaluation.statistics import mean, wilson_interval
+from dv2_jax.evaluation.statistics import ClusterTotals, bootstrap_interval, mean, wilson_interval
 from dv2_jax.rewards import is_correct
 from dv2_jax.rollout.question_sources import ReadRows
 
@@ -151,18 +152,96 @@ class ResultRow:
 
     @classmethod
     def from_scores(cls, name: str, scores: Sequence[Score]) -> ResultRow:
-        """Averages scores, with the Wilson interval, which is conservative where answers have partial credit."""
-        values = [float(score.value) for score in scores if score.value is not None]
-        undecided = sum(score.is_undecided for score in scores)
-        failed = len(scores) - len(values) - undecided
-        if not values:
-            return cls(name, None, None, 0, failed, undecided)
-        interval = wilson_interval(sum(values), len(values))
-        return cls(name, mean(values), interval, len(values), failed, undecided)
+        """Averages the samples of each question, then the questions.
+
+        The interval is Wilson's, conservative where answers have partial credit; where several answers share a cluster
+        or a question, it is that of `statistics.clustered_interval`.
+        """
+        scored = [score for score in scores if score.value is not None]
+        counts = _counts(scores)
+        if not scored:
+            return cls(name, None, None, **counts)
+        questions = _questions(scored)
+        samples = Counter(questions)
+        weights = [1 / samples[question] for question in questions]
+        totals = ClusterTotals.of([float(score.value) for score in scored], _clusters(scored), weights)
+        return cls(name, totals.mean, totals.interval(), **counts, clusters=len(totals.sums))
+
+    @classmethod
+    def from_statistic(
+        cls,
+        name: str,
+        scores: Sequence[Score],
+        statistic: Callable[[Sequence[Score]], float | None],
+        resamples: int = 1000,
+    ) -> ResultRow:
+        """Applies a statistic that is no mean of scores, such as the worst of several variants of a question.
+
+        With several samples per question, it is the mean of the statistics of each sample. The interval is that of the
+        bootstrap over clusters, with a fixed seed.
+
+        Args:
+            statistic: of one score per question, failed ones included, so that it decides about questions of which a
+                part failed; None: undefined. It must find scores that belong together by `cluster` or `question_id`: in
+                a resample, copies of a cluster differ in both.
+        """
+        counts, groups = _counts(scores), dict[Hashable, dict[int, list[Score]]]()
+        for score, cluster in zip(scores, _clusters(scores), strict=True):
+            groups.setdefault(cluster, {}).setdefault(score.sample, []).append(score)
+        clusters = list(groups.values())
+        copies: dict[tuple[int, int], dict[int, list[Score]]] = {}  # of clusters that a resample contains several times
+
+        def of_samples(drawn: Sequence[int]) -> float | None:
+            samples: dict[int, list[Score]] = {}
+            seen: Counter[int] = Counter()
+            for index in drawn:
+                key = index, seen[index]
+                seen[index] += 1
+                if key not in copies:
+                    copies[key] = _copies(clusters[index], key[1]) if key[1] else clusters[index]
+                for sample, members in copies[key].items():
+                    samples.setdefault(sample, []).extend(members)
+            found = [value for members in samples.values() if (value := statistic(members)) is not None]
+            return mean(found) if found else None
+
+        value = of_samples(range(len(clusters))) if counts["n"] else None
+        if value is None:
+            return cls(name, None, None, **counts)
+        interval = bootstrap_interval(len(clusters), of_samples, resamples)
+        if interval is None or interval[0] == interval[1]:  # all resamples alike: no estimate of the variance
+            interval = wilson_interval(value * len(clusters), len(clusters))
+        return cls(name, value, interval, **counts, clusters=len(clusters))
 
     def to_dict(self) -> dict[str, Any]:
         """Converts to the JSON types of `results.json`."""
         return asdict(self) | {"interval": None if self.interval is None else list(self.interval)}
+
+
+def _counts(scores: Sequence[Score]) -> dict[str, int]:
+    """Returns the numbers of scored, failed and undecided answers, as arguments of `ResultRow`."""
+    scored, undecided = sum(score.value is not None for score in scores), sum(score.is_undecided for score in scores)
+    return {"n": scored, "failed": len(scores) - scored - undecided, "undecided": undecided}
+
+
+def _questions(scores: Sequence[Score]) -> list[Hashable]:
+    """Returns keys that the samples of a question share; scores without a question id are different questions."""
+    return [score.question_id or index for index, score in enumerate(scores)]
+
+
+def _clusters(scores: Sequence[Score]) -> list[Hashable]:
+    """Returns keys that correlated answers share: the cluster, or without one the question."""
+    pairs = zip(scores, _questions(scores), strict=True)
+    return [("cluster", score.cluster) if score.cluster else ("question", question) for score, question in pairs]
+
+
+def _copies(samples: Mapping[int, Sequence[Score]], copy: int) -> dict[int, list[Score]]:
+    """Returns the scores of a cluster, by sample, as those of other questions in another cluster."""
+
+    def renamed(score: Score) -> Score:
+        cluster = f"{score.cluster}#{copy}" if score.cluster else ""
+        return replace(score, question_id=f"{score.question_id}#{copy}", cluster=cluster)
+
+    return {sample: [renamed(score) for score in scores] for sample, scores in samples.items()}
 
 
 class Benchmark(ABC):
