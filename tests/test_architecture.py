@@ -191,6 +191,7 @@ KNOW_TOOLS = {
     "toy/scripted.py": "the teacher writes calls as a policy does",
     "toy/pretraining.py": "weights of the curriculum",
     "data/tokenizer.py": "tokens of Qwen's vocabulary",
+    "endpoint/retry_rules.py": "a field of the errors of chat endpoints",
     "checkpoint/smol.py": "tokens of Qwen's vocabulary",
 }
 

@@ -7,16 +7,13 @@ never a verdict; without any verdict for `outage_s` seconds, requests raise `Jud
 
 from __future__ import annotations
 
-import os
 import re
-import threading
-import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
-import httpx
-import tenacity
-
-from dv2_jax.config import ConfigError
+from dv2_jax.endpoint import ChatEndpoint, EndpointNames, EndpointOutage, EndpointUnavailable
 from dv2_jax.parallel.outage import ServiceOutage
 
 API_KEY_VARIABLE = "DV2_JUDGE_API_KEY"
@@ -74,23 +71,26 @@ class Judge:
     longest_wait_s: float = 30.0  # between two attempts
     outage_s: float = 300.0  # without one verdict, from the first failed question on
     probe_timeout_s: float = 60.0  # the first request may load the model
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _client: httpx.Client | None = field(default=None, repr=False)
-    _failing_since: float | None = field(default=None, repr=False)  # start of the first question without a verdict
-    _last_verdict: float = field(default=-float("inf"), repr=False)
+
+    def __post_init__(self) -> None:
+        self.endpoint = judge_endpoint(
+            self.base_url,
+            self.model,
+            timeout_s=self.timeout_s,
+            attempts=self.attempts,
+            longest_wait_s=self.longest_wait_s,
+            outage_s=self.outage_s,
+            probe_timeout_s=self.probe_timeout_s,
+        )
 
     def consistent(self, question: str, answer: str, prediction: str) -> bool:
         """Returns the verdict of the consistency judge."""
-        user = _CONSISTENCY_USER.format(question=question, answer=answer, prediction=prediction)
-        messages = [{"role": "system", "content": _CONSISTENCY_SYSTEM}, {"role": "user", "content": user}]
+        messages = consistency_messages(question, answer, prediction)
         return parse_consistency(self._ask(messages, temperature=0.3, max_tokens=8192))
 
     def same_mathematics(self, question: str, answer: str, prediction: str) -> bool:
         """Returns the verdict of the math judge; an ambiguous one counts as FALSE, as released."""
-        user = _MATH_USER.format(
-            heading=_HEADING, question=question, answer=answer, prediction=bare_expression(prediction)
-        )
-        return parse_equivalence(self._ask([{"role": "user", "content": user}], temperature=0.5)) is True
+        return parse_equivalence(self._ask(math_messages(question, answer, prediction), temperature=0.5)) is True
 
     def probe(self) -> None:
         """Sends the shortest possible chat request, so that a wrong address, key or model name fails at the start.
@@ -98,146 +98,57 @@ class Judge:
         Raises:
             ConfigError: the endpoint cannot be used.
         """
-        served: list[str] = []
-        try:
-            listed = self._connect().get("models", timeout=self.probe_timeout_s)
-            if listed.status_code < 400:
-                served = [str(entry["id"]) for entry in listed.json()["data"]]
-            elif listed.status_code != 404 or not self.model:  # some gateways do not list their models
-                listed.raise_for_status()
-            if not self.model and not served:
-                raise ConfigError(
-                    f"reward.judge_base_url = {self.base_url}: no model is served there; name reward.judge_model"
-                )
-            if self.model and served and self.model not in served:
-                raise ConfigError(
-                    f"reward.judge_model = {self.model!r} is not served at {self.base_url}, which has {', '.join(served[:8])}"
-                )
-            self._probe_chat()
-        except httpx.HTTPStatusError as error:
-            raise ConfigError(self._refusal(error.response)) from None
-        except httpx.HTTPError as error:
-            raise ConfigError(
-                f"reward.judge_base_url = {self.base_url}: no connection to the judge ({_reason(error)});"
-                " start it, or correct the address"
-            ) from None
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise ConfigError(
-                f"reward.judge_base_url = {self.base_url} does not answer like an OpenAI-compatible API"
-                f" ({_reason(error)}); the address ends with /v1"
-            ) from None
-
-    def _probe_chat(self) -> None:
-        retry = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(3),
-            wait=tenacity.wait_exponential_jitter(initial=0.5, max=min(4.0, self.longest_wait_s)),
-            retry=tenacity.retry_if_exception(lambda error: _is_transient(error) and not _is_refused(error)),
-            reraise=True,
-        )
-        messages = [{"role": "user", "content": "Reply with Yes."}]
-        retry(self._ask_once, messages, {"max_tokens": 64}, timeout=self.probe_timeout_s)
-
-    def _refusal(self, response: httpx.Response) -> str:
-        status = response.status_code
-        if status in (401, 403):
-            return f"reward.judge_base_url = {self.base_url}: {status}, the API key is refused; set {API_KEY_VARIABLE}"
-        if status == 404:
-            return (
-                f"reward.judge_base_url = {self.base_url}: 404 for {response.url.path}; the address ends with /v1, and"
-                f" reward.judge_model = {self.model!r} must be served there"
-            )
-        return (
-            f"reward.judge_base_url = {self.base_url}: {status} from {response.url.path}: {response.text[:200].strip()}"
-        )
+        self.endpoint.probe()
 
     def close(self) -> None:
-        with self._lock:
-            if self._client is not None:
-                self._client.close()
-                self._client = None
+        """Closes the connections; the judge gives no further verdict."""
+        self.endpoint.close()
 
-    def _ask(self, messages: list[dict], **sampling: float) -> str:
-        started = time.monotonic()
-        retry = tenacity.Retrying(
-            stop=lambda state: state.attempt_number >= self.attempts or self._silent_s(started) >= self.outage_s,
-            wait=tenacity.wait_exponential_jitter(initial=0.5, max=self.longest_wait_s),
-            retry=tenacity.retry_if_exception(_is_transient),
-            reraise=True,
-        )
-        try:
-            reply = retry(self._ask_once, messages, sampling)
-        except (httpx.HTTPError, KeyError, IndexError, TypeError, ValueError) as error:
-            self._note_failure(started, error)
-            raise JudgeUnavailable(
-                f"the judge at {self.base_url} gave no verdict in {self.attempts} attempts: {error!r}"
-            ) from error
-        with self._lock:
-            self._failing_since, self._last_verdict = None, time.monotonic()
-        return reply
-
-    def _silent_s(self, started: float) -> float:
-        """Returns the seconds without a verdict while questions were open; `started`: of a question that is open now."""
-        with self._lock:
-            first = min(started, self._failing_since if self._failing_since is not None else started)
-            return time.monotonic() - max(first, self._last_verdict)
-
-    def _note_failure(self, started: float, error: Exception) -> None:
-        silent_s = self._silent_s(started)
-        with self._lock:
-            self._failing_since = started if self._failing_since is None else min(started, self._failing_since)
-        if silent_s >= self.outage_s:
-            raise JudgeOutage(
-                f"the judge at {self.base_url} has given no verdict for {silent_s:.0f} s"
-                f" (reward.judge_outage_s = {self.outage_s:g}); last error: {_reason(error)}"
-            ) from error
-
-    def _ask_once(self, messages: list[dict], sampling: dict, timeout: float | None = None) -> str:
-        client = self._connect()
-        limit = {} if timeout is None else {"timeout": timeout}
-        if not self.model:
-            listed = client.get("models", **limit)
-            listed.raise_for_status()
-            self.model = listed.json()["data"][0]["id"]
-        # A policy can write lone surrogates, which UTF-8 cannot encode.
-        readable = [
-            message | {"content": message["content"].encode("utf-8", "replace").decode()} for message in messages
-        ]
-        response = client.post(
-            "chat/completions", json={"model": self.model, "messages": readable, **sampling}, **limit
-        )
-        response.raise_for_status()
-        content = response.json()["choices"][0]["message"]["content"]
-        if not isinstance(content, str) or not content.strip():
-            raise ValueError("empty completion")
-        return content.strip()
-
-    def _connect(self) -> httpx.Client:
-        with self._lock:
-            if self._client is None:
-                self._client = httpx.Client(
-                    base_url=self.base_url.rstrip("/") + "/",
-                    headers={"Authorization": f"Bearer {os.environ.get(API_KEY_VARIABLE, 'EMPTY')}"},
-                    timeout=self.timeout_s,
-                    limits=httpx.Limits(max_connections=64),
-                )
-            return self._client
+    def _ask(self, messages: list[dict[str, str]], **sampling: float) -> str:
+        with raises_judge_errors():
+            return self.endpoint.complete(messages, **sampling).text.strip()
 
 
-def _is_transient(error: BaseException) -> bool:
-    """Returns whether a retry may help: a rejected request stays rejected, except for rate limits and server errors."""
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code in (408, 409, 425, 429) or error.response.status_code >= 500
-    return isinstance(error, (httpx.TransportError, KeyError, IndexError, TypeError, ValueError))
+def judge_endpoint(base_url: str, model: str, **settings: Any) -> ChatEndpoint:
+    """Returns the client of a judge's endpoint. `settings` are those of `ChatEndpoint`, among them `outage_s`."""
+    names = EndpointNames(
+        "the judge",
+        "verdict",
+        "reward.judge_base_url",
+        "reward.judge_model",
+        f"reward.judge_outage_s = {settings['outage_s']:g}",
+        API_KEY_VARIABLE,
+    )
+    # A refused key is no outage at once: the rules go on deciding where they can.
+    return ChatEndpoint(base_url, model, names=names, stop_on_refused_key=False, **settings)
 
 
-def _is_refused(error: BaseException) -> bool:
-    return isinstance(error, (httpx.ConnectError, httpx.UnsupportedProtocol))
+@contextmanager
+def raises_judge_errors() -> Iterator[None]:
+    """Converts the errors of the endpoint to those of a judge.
+
+    Raises:
+        JudgeUnavailable: no reply after all attempts.
+        JudgeOutage: none for `outage_s`.
+    """
+    try:
+        yield
+    except EndpointUnavailable as error:
+        raise JudgeUnavailable(str(error)) from error
+    except EndpointOutage as error:
+        raise JudgeOutage(str(error)) from error
 
 
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+def consistency_messages(question: str, answer: str, prediction: str) -> list[dict[str, str]]:
+    """Returns the prompt of the consistency judge."""
+    user = _CONSISTENCY_USER.format(question=question, answer=answer, prediction=prediction)
+    return [{"role": "system", "content": _CONSISTENCY_SYSTEM}, {"role": "user", "content": user}]
+
+
+def math_messages(question: str, answer: str, prediction: str) -> list[dict[str, str]]:
+    """Returns the prompt of the math judge."""
+    user = _MATH_USER.format(heading=_HEADING, question=question, answer=answer, prediction=bare_expression(prediction))
+    return [{"role": "user", "content": user}]
 
 
 def parse_consistency(response: str) -> bool:
@@ -245,12 +156,17 @@ def parse_consistency(response: str) -> bool:
 
     The judge's reasoning is removed first, so that a "Yes" in it is no verdict.
     """
+    return "Yes" in consistency_verdict(response)
+
+
+def consistency_verdict(response: str) -> str:
+    """Returns the part of a consistency judge's reply that holds its verdict."""
     verdict = response.rsplit("</think>", 1)[-1]
     if "<最终结果>" in verdict:
         verdict = re.split(r"<[\\/]最终结果>", verdict.rsplit("<最终结果>", 1)[-1])[0]
     if "boxed{" in verdict:
         verdict = verdict.rsplit("boxed{", 1)[-1].split("}", 1)[0]
-    return "Yes" in verdict
+    return verdict
 
 
 def parse_equivalence(response: str) -> bool | None:
