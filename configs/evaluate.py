@@ -23,7 +23,7 @@ def evaluate_rl_preset(preset: str, name: str) -> Config:
     return replace(
         config,
         recipe="evaluate",
-        run=replace(config.run, name=name, resume=False),
+        run=replace(config.run, name=name),
         sampling=SamplingConfig(temperature=0.0),
         eval=EvalConfig(),
     )

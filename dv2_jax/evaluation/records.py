@@ -6,7 +6,7 @@ A run directory has two files per evaluated policy and benchmark (named by `tele
     scores/<name>.jsonl         one line per score of an answer by a scorer
 
 A line is complete or ignored: a process killed while it writes leaves at most one incomplete line. Of several lines with
-the same key, the newest counts.
+the same key, the newest counts. Host N of several appends to files of the same name in `host-N/`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class AnswerInfo:
         tool_counts: calls per class of use, as `agent.tool_use.tool_kinds` counts them.
         requests: number of requests to the endpoint; 0 with the own engine.
         text: for an endpoint, everything after the prompt; with the own engine it is decoded from the token ids.
+        weights: fingerprint of the weights (`checkpoint.policy_spec.weights_fingerprint`); empty for an endpoint.
     """
 
     benchmark: str
@@ -54,6 +55,7 @@ class AnswerInfo:
     tool_counts: dict[str, int] = field(default_factory=dict)
     requests: int = 0
     text: str = ""
+    weights: str = ""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -88,7 +90,9 @@ class ScoreRecord:
     """One score of one answer.
 
     `answer_attempt` is the attempt of the answer that was scored; `scorer` is `official`, `deepeyesv2`, or either with
-    the judge and rubric that took part (`official+qwen2.5-72b/consistency`).
+    the judge and rubric that could take part (`official+qwen2.5-72b/consistency`). `basis` is the digest of what the
+    score was computed from (the answer and `reward.*`): a score with another basis is computed again. The first scorer
+    of a run also stores the reward and its parts; both are empty where the answer has no verdict.
     """
 
     benchmark: str
@@ -98,6 +102,9 @@ class ScoreRecord:
     scorer: str
     score: Score
     judge: tuple[JudgeReply, ...] = ()
+    basis: str = ""
+    reward: float | None = None
+    reward_parts: dict[str, Any] | None = None
 
     @property
     def key(self) -> tuple[str, int, str]:

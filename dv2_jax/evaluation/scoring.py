@@ -1,64 +1,186 @@
-"""Scores a benchmark's answers: correct, wrong or failed, each with its reason."""
+"""Scores answers in threads while others are being answered: correct, wrong, failed or undecided, each with its reason."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
 
 from dv2_jax.agent.trajectory import Trajectory
-from dv2_jax.config import RewardConfig
+from dv2_jax.config import Config, ConfigError, RewardConfig, RunFailure
 from dv2_jax.data.question import Question
 from dv2_jax.data.tokenizer import Tokenizer
-from dv2_jax.evaluation.benchmarks.benchmark import Benchmark, BenchmarkAnswer, Score
-from dv2_jax.parallel import distributed
-from dv2_jax.parallel.outage import ServiceOutage
-from dv2_jax.rewards import JudgeUnavailable, compute_rewards, final_answer
+from dv2_jax.evaluation.benchmarks.benchmark import AnswerJudge, Benchmark, BenchmarkAnswer, Score
+from dv2_jax.evaluation.records import AnswerInfo, JudgeReply, ScoreRecord
+from dv2_jax.rewards import JudgeUnavailable, final_answer, score_response
+from dv2_jax.rewards.verdicts import judge_client
 
-NO_ANSWER = "the tools service lost the trajectory"
+THREADS = 32  # as in `rewards`
+WAITING = 64  # answers that may wait for their scores before the next one is taken
 NO_VERDICT = "the judge gave no verdict"
+SCORERS: dict[str, Callable[[Benchmark], Callable[[Question, BenchmarkAnswer], Score]]] = {
+    "official": lambda benchmark: benchmark.score,
+    "deepeyesv2": lambda benchmark: benchmark.score_deepeyesv2,
+}
+_BASIS_FREE = ("judge_base_url", "judge_model", "judge_outage_s")  # the name of the scorer has the judge's model
 _log = logging.getLogger(__name__)
 
 
-def score_trajectories(
-    benchmark: Benchmark,
-    questions: Sequence[Question],
-    trajectories: Sequence[Trajectory],
-    tokenizer: Tokenizer,
-    config: RewardConfig,
-) -> list[Score]:
-    """Returns the score of each trajectory, whose question is the one at the same index.
+class RecordingJudge(AnswerJudge, Protocol):
+    """A judge of one answer that keeps its replies."""
 
-    Also sets the rewards. Each answer is judged once: the verdict of the benchmark is that of the reward, and
-    `reward_parts["accuracy"]` of the trajectory.
+    @property
+    def replies(self) -> Sequence[JudgeReply]: ...
 
-    Raises:
-        JudgeOutage: the judge has given no verdict for `config.judge_outage_s`.
+
+def check_scorers(config: Config) -> None:
+    """Raises ConfigError if a scorer of `eval.scorers` is unknown or named twice, or there is none."""
+    names = config.eval.scorers
+    if not names or len(set(names)) != len(names) or set(names) - SCORERS.keys():
+        known = " and ".join(SCORERS)
+        raise ConfigError(f"eval.scorers = {','.join(names) or 'empty'}: use one or more of {known}, each once")
+
+
+@dataclass(frozen=True)
+class ScoredAnswer:
+    """An answer as scorers see it: its text, its trajectory, and the question as it was loaded."""
+
+    question: Question
+    info: AnswerInfo
+    text: str
+    trajectory: Trajectory
+
+
+class AnswerScorer:
+    """Scores the answers of one benchmark by the scorers of `eval.scorers`, and hands each score to `on_score`.
+
+    Args:
+        on_score: stores a score; called in threads.
+        make_judge: makes the judge of one answer; None: there is no judge.
     """
-    asked = {trajectory.id: question for trajectory, question in zip(trajectories, questions, strict=True)}
-    scores: dict[str, Score] = {}
 
-    def verdict(trajectory: Trajectory, text: str) -> bool:
-        answer = BenchmarkAnswer(text, final_answer(text), config, trajectory)
-        score = scores[trajectory.id] = _score(benchmark, asked[trajectory.id], answer)
-        if score.value is None:
-            raise ValueError(score.failure)  # drops the trajectory: it is neither right nor wrong
-        return score.outcome == "correct"
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        config: Config,
+        tokenizer: Tokenizer | None,
+        on_score: Callable[[ScoreRecord], None],
+        make_judge: Callable[[Question], RecordingJudge] | None = None,
+    ):
+        self.benchmark, self.config, self.tokenizer = benchmark, config.reward, tokenizer
+        self.names = {name: scorer_name(name, config) for name in config.eval.scorers}
+        self._on_score, self._make_judge = on_score, make_judge
+        self._rubric = config.eval.judge_rubric
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="scores")
+        self._room = threading.Semaphore(WAITING)
+        self._open: set[Future] = set()
 
-    compute_rewards(trajectories, tokenizer, config, verdict)
-    for trajectory in trajectories:
-        score = scores.get(trajectory.id) or Score(None, trajectory.row_error or NO_ANSWER)
-        question = asked[trajectory.id]
-        scores[trajectory.id] = replace(score, question_id=question.id, group=score.group or question.skill)
-        if not trajectory.dropped:
-            trajectory.reward_parts["accuracy"] = float(score.outcome == "correct")
-    return [scores[trajectory.id] for trajectory in trajectories]
+    def missing(self, info: AnswerInfo, scores: Mapping[tuple[str, int, str], ScoreRecord]) -> list[str]:
+        """Returns the scorers whose stored score of an answer is absent, failed, or of another answer or other settings."""
+        if info.failure:
+            return []
+        found = {name: scores.get((*info.key, full)) for name, full in self.names.items()}
+        return [
+            name
+            for name, record in found.items()
+            if record is None or record.basis != self.basis(info) or record.score.outcome == "failed"
+        ]
+
+    def basis(self, info: AnswerInfo) -> str:
+        """Returns the digest of an answer and of the settings that its score depends on."""
+        settings = {key: value for key, value in asdict(self.config).items() if key not in _BASIS_FREE}
+        parts = [info.prompt_digest, info.model, info.weights, info.attempt, settings]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+    def submit(self, answer: ScoredAnswer, names: Sequence[str]) -> None:
+        """Scores an answer by some scorers in a thread; waits while `WAITING` answers have no score yet.
+
+        Raises:
+            ServiceOutage: the judge has given no verdict for `reward.judge_outage_s`.
+            RunFailure: a score cannot be stored.
+        """
+        self._room.acquire()
+        self._collect()
+        future = self._threads.submit(self._score_all, answer, names)
+        future.add_done_callback(lambda _: self._room.release())
+        self._open.add(future)
+
+    def finish(self) -> None:
+        """Waits until every submitted answer has its scores; raises as `submit`."""
+        wait(self._open)
+        self._collect()
+
+    def close(self) -> None:
+        """Ends the threads; scores that have not begun are not computed."""
+        self._threads.shutdown(cancel_futures=True)
+
+    def _collect(self) -> None:
+        done = {future for future in self._open if future.done()}
+        self._open -= done
+        for future in done:
+            future.result()
+
+    def _score_all(self, answer: ScoredAnswer, names: Sequence[str]) -> None:
+        for name in names:
+            self._on_score(self.score(answer, name))
+
+    def score(self, answer: ScoredAnswer, name: str) -> ScoreRecord:
+        """Returns the score of an answer that has not failed; the first scorer also computes the reward."""
+        question, info, trajectory = answer.question, answer.info, answer.trajectory
+        judge = None if self._make_judge is None else self._make_judge(question)
+        seen = BenchmarkAnswer(
+            answer.text,
+            final_answer(answer.text),
+            self.config,
+            trajectory,
+            judge,
+            trajectory.turns[-1].text if trajectory.turns else "",
+        )
+        score = _score(self.benchmark, SCORERS[name](self.benchmark), question, seen)
+        reward, parts = None, None
+        if name == next(iter(self.names)):
+            reward, parts = None, {}
+            if score.value is not None:
+                score, reward, parts = self._reward(answer, score)
+        return ScoreRecord(
+            self.benchmark.name,
+            question.id,
+            info.sample,
+            info.attempt,
+            self.names[name],
+            replace(score, question_id=question.id, sample=info.sample, group=score.group or question.skill),
+            tuple(judge.replies) if judge is not None else (),
+            self.basis(info),
+            reward,
+            parts,
+        )
+
+    def _reward(self, answer: ScoredAnswer, score: Score) -> tuple[Score, float | None, dict[str, Any]]:
+        correct = score.outcome == "correct"
+        source = answer.question.data_source
+        try:
+            parts = score_response(answer.text, correct, source, self.config, answer.trajectory)
+        except (RunFailure, ConfigError):
+            raise
+        except Exception as error:  # a reward term from outside: it costs this answer, not the run
+            return Score(None, f"reward: {type(error).__name__}: {error}"), None, {}
+        return score, parts.total, parts.to_dict() | {"accuracy": float(correct)}
 
 
-def _score(benchmark: Benchmark, question: Question, answer: BenchmarkAnswer) -> Score:
+def _score(
+    benchmark: Benchmark,
+    scorer: Callable[[Question, BenchmarkAnswer], Score],
+    question: Question,
+    seen: BenchmarkAnswer,
+) -> Score:
     try:
-        score = benchmark.score(question, answer)
-    except ServiceOutage:
+        score = scorer(question, seen)
+    except RunFailure:  # among them an outage of the judge
         raise
     except JudgeUnavailable as error:
         return Score(None, f"{NO_VERDICT}: {error}")
@@ -70,6 +192,19 @@ def _score(benchmark: Benchmark, question: Question, answer: BenchmarkAnswer) ->
     return score
 
 
-def gather_scores(scores: Sequence[Score]) -> list[Score]:
-    """All-gathers the scores of every host's shard of the questions, in the order of the questions. Collective."""
-    return [Score(**fields) for fields in distributed.allgather_shards([asdict(score) for score in scores])]
+def scorer_name(name: str, config: Config) -> str:
+    """Returns a scorer's name in records: with the model and rubric of the judge, if the run has one."""
+    if not has_judge(config.reward):
+        return name
+    return f"{name}+{judge_model(config.reward)}/{config.eval.judge_rubric}"
+
+
+def has_judge(config: RewardConfig) -> bool:
+    """Returns True if the run has a judge."""
+    return bool(config.judge_base_url)
+
+
+def judge_model(config: RewardConfig) -> str:
+    """Returns the name of the judge's model: the configured one, or the one that its endpoint has named."""
+    client = judge_client(config)
+    return config.judge_model or getattr(client, "endpoint", client).model or "judge"

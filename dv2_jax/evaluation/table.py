@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dv2_jax.report.scores import SCORE_HEADINGS, score_cells, score_rows
+from dv2_jax.report.scores import SCORE_HEADINGS, benchmark_notes, score_cells, score_rows
 from dv2_jax.telemetry.stage_titles import stage_titles
 
 COLUMNS = (
@@ -72,9 +72,13 @@ def print_scores(results: Mapping[str, Any], console: Console) -> None:
         table = score_table(benchmark, titles, heading)
         if console.measure(table, options=console.options.update(width=1000)).maximum <= console.width:
             console.print(table)
-            continue
-        for stage, title in titles.items():
-            console.print(score_table(benchmark, {stage: title}, heading))
+        else:
+            for stage, title in titles.items():
+                console.print(score_table(benchmark, {stage: title}, heading))
+        for scorer, rows in benchmark.get("scorers", {}).items():
+            console.print(score_table(benchmark | {"rows": rows}, titles, f"{name}, scorer {scorer}"))
+        for line in benchmark_notes(benchmark, titles):
+            console.print(line, markup=False, highlight=False)
 
 
 def print_comparison(summary: Mapping[str, Any], title: str = "", console: Console | None = None) -> None:

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-SCORE_HEADINGS = ("score", "95 % interval", "n", "failed")
+SCORE_HEADINGS = ("score", "95 % interval", "n", "failed", "undecided")
 
 
-def score_cells(row: Mapping[str, Any] | None) -> tuple[str, str, str, str]:
+def score_cells(row: Mapping[str, Any] | None) -> tuple[str, ...]:
     """Formats a row of a benchmark under `SCORE_HEADINGS`; dashes for what a policy does not have."""
     if row is None:
-        return "–", "–", "–", "–"
+        return ("–",) * len(SCORE_HEADINGS)
     value = "–" if row["value"] is None else f"{row['value']:.1%}"
     interval = "–" if row["interval"] is None else "{:.1%} to {:.1%}".format(*row["interval"])
-    return value, interval, f"{row['n']:,}", f"{row['failed']:,}"
+    return value, interval, f"{row['n']:,}", f"{row['failed']:,}", f"{row.get('undecided', 0):,}"
 
 
 def score_rows(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Mapping[str, Any] | None]]:
@@ -26,6 +26,44 @@ def score_rows(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, lis
 
 def _find(rows: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
     return next((row for row in rows if row["name"] == name), None)
+
+
+def benchmark_notes(benchmark: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
+    """Returns lines about a benchmark's table: the protocol of each policy, its use of tokens, what is unanswered."""
+    protocols: Mapping[str, str] = benchmark.get("protocols", {})
+    lines = []
+    if protocols and len(set(protocols.values())) == 1:
+        lines.append(f"protocol: {next(iter(protocols.values()))}")
+    else:
+        lines += [f"{titles.get(stage, stage)}: {line}" for stage, line in protocols.items()]
+    for stage, used in benchmark.get("usage", {}).items():
+        lines.append(f"{titles.get(stage, stage)}: {_usage(used)}")
+    for stage, count in benchmark.get("unanswered", {}).items():
+        lines.append(f"{titles.get(stage, stage)}: {count:,} answers are missing; the same command obtains them")
+    for stage, scorers in benchmark.get("disagreements", {}).items():
+        for scorer, found in scorers.items():
+            lines.append(
+                f"{titles.get(stage, stage)}: scorer {scorer} agrees on {found['equal']:,} of {found['answers']:,} answers;"
+                f" it scores {found['higher']:,} higher, {found['lower']:,} lower; {found['only_one_decides']:,} are decided"
+                " by one scorer alone"
+            )
+    return lines
+
+
+def _usage(used: Mapping[str, Any]) -> str:
+    tokens = f"{used['prompt_tokens']:,} prompt and {used['completion_tokens']:,} sampled tokens"
+    parts = [
+        tokens,
+        f"{used['seconds_per_answer']:.3g} s and {used['tool_calls_per_answer']:.2f} tool calls per answer",
+    ]
+    if "cost" in used:
+        each = (
+            "no correct answer"
+            if used["cost_per_correct"] is None
+            else f"{used['cost_per_correct']:.4g} per correct answer"
+        )
+        parts.append(f"cost {used['cost']:.4g}, {each}")
+    return "; ".join(parts)
 
 
 def benchmark_scores(summary: Mapping[str, Any], titles: Mapping[str, str]) -> str:
@@ -48,9 +86,10 @@ def _table(name: str, benchmark: Mapping[str, Any], titles: Mapping[str, str]) -
         body.append(f'<tr class="{mark}"><td>{escape(row_name)}</td>{cells}</tr>')
     source = f" from {escape(benchmark['source'])}" if benchmark.get("source") else ""
     error = f'<p class="hint">{escape(benchmark["error"])}</p>' if benchmark.get("error") else ""
+    notes = "".join(f'<p class="hint">{escape(line)}</p>' for line in benchmark_notes(benchmark, titles))
     return (
-        f'<h2>Benchmark {escape(name)}</h2><p class="hint">{benchmark["questions"]:,} questions{source}. Failed answers,'
-        f" which had no verdict, do not count in the score.</p>{error}"
+        f'<h2>Benchmark {escape(name)}</h2><p class="hint">{benchmark["questions"]:,} questions{source}. Failed and undecided'
+        f" answers, which had no verdict, do not count in the score.</p>{error}{notes}"
         f'<div class="scroll"><table class="results"><thead><tr><th></th>{groups}</tr><tr><th>row</th>{heads}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from dv2_jax.agent.prompt_encoder import PromptEncoder
-from dv2_jax.config import Config, EngineConfig
+from dv2_jax.config import AgentConfig, Config, EngineConfig
 from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.engine.engine import Engine
 from dv2_jax.model.params import Params
@@ -74,19 +74,31 @@ class RolloutSession:
         else:
             self._sync_weights(params, 0)
 
-    def scheduler(self, *, temperature: float | None = None, tools: ToolBackend | None = None) -> RolloutScheduler:
+    def scheduler(
+        self,
+        *,
+        temperature: float | None = None,
+        tools: ToolBackend | None = None,
+        agent: AgentConfig | None = None,
+    ) -> RolloutScheduler:
         """Returns a scheduler on this engine, by default with the configured temperature and this session's tools.
+
+        `agent` replaces the prompt, tools and limits of the configuration; generation also stops at the closing tags of
+        the session's other tools.
 
         Several schedulers may exist, for example a sampling and a greedy one, but only one may run at a time.
         """
         sampling = self.config.sampling
         if temperature is not None:
             sampling = replace(sampling, temperature=temperature)
+        encoder = self.prompt_encoder
+        if agent is not None:
+            encoder = PromptEncoder(self.tokenizer, self.config.image, agent)
         return RolloutScheduler(
             self.engine,
             tools or self.tools,
-            self.prompt_encoder,
-            self.config.agent,
+            encoder,
+            agent or self.config.agent,
             self.config.tools,
             sampling,
         )

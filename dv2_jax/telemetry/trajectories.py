@@ -7,6 +7,9 @@ and policy versions, and the decoded text.
 
 Files are append-only, one complete line per write. A writer killed mid-line leaves an incomplete last line: the next
 writer starts on a new line, and the reader skips incomplete lines with a warning that counts them.
+
+The answers of an evaluation are stored before they are scored: their lines have a field `answer`, and `scores/<stage>.jsonl`
+next to this directory has their rewards, with which the reader completes them. Host N of several writes to `host-N/`.
 """
 
 from __future__ import annotations
@@ -54,6 +57,8 @@ def segments(token_ids: Sequence[int], loss_mask: Sequence[int], tokenizer: Any)
     """
     if len(token_ids) != len(loss_mask):
         raise ValueError(f"{len(token_ids)} token ids but {len(loss_mask)} mask entries")
+    if not token_ids:  # sampled by an endpoint, which does not say them
+        return []
     image_pad = tokenizer.id(_IMAGE_PAD)
     pieces: list[dict] = []
     start = 0
@@ -236,7 +241,16 @@ def read_trajectories(directory: str | Path, stage: str) -> Iterator[dict]:
     A step is repeated if a run was killed between writing its trajectories and its checkpoint. Incomplete lines
     (one for each time a writer was killed mid-line) are skipped with a warning that counts them.
     """
-    path = Path(directory) / f"{stage}.jsonl"
+    directory = Path(directory)
+    further = sorted(directory.glob(f"host-*/{stage}.jsonl"))
+    first = directory / f"{stage}.jsonl"
+    rewards = _rewards(directory.parent / "scores", stage)
+    for path in [*([first] if first.exists() or not further else []), *further]:
+        for record in _newest_records(path):
+            yield record | rewards.get(record["id"], {}) if "answer" in record else record
+
+
+def _newest_records(path: Path) -> Iterator[dict]:
     newest: dict[tuple, int] = {}
     order: list[tuple] = []
     torn = offset = 0
@@ -252,10 +266,29 @@ def read_trajectories(directory: str | Path, stage: str) -> Iterator[dict]:
                 newest[key] = offset
             offset += len(line)
         if torn:
-            warnings.warn(f"{path}: {torn} incomplete lines were skipped", stacklevel=2)
+            warnings.warn(f"{path}: {torn} incomplete lines were skipped", stacklevel=3)
         for key in order:
             file.seek(newest[key])
             yield json.loads(file.readline())
+
+
+def _rewards(folder: Path, stage: str) -> dict[str, dict]:
+    """Returns the fields of each answer's record that its score decides, by the record's id."""
+    found: dict[str, dict] = {}
+    for path in [folder / f"{stage}.jsonl", *sorted(folder.glob(f"host-*/{stage}.jsonl"))]:
+        if not path.exists():
+            continue
+        with open(path, "rb") as file:
+            for line in file:
+                try:
+                    score = json.loads(line)
+                    parts, sample = score["reward_parts"], score["sample"]
+                    name = f"{score['question_id']}#{sample}" if sample else score["question_id"]
+                except (ValueError, KeyError, TypeError):  # incomplete, or of another kind
+                    continue
+                if parts is not None:
+                    found[name] = {"reward": score["reward"], "reward_parts": parts, "dropped": not parts}
+    return found
 
 
 def _parse(line: bytes) -> dict | None:

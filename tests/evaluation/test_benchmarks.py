@@ -10,13 +10,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dv2_jax.agent.trajectory import Finish
 from dv2_jax.config import Config, ConfigError, EvalConfig, RewardConfig, TaskConfig, load
 from dv2_jax.data.question import Question
+from dv2_jax.evaluation.answer_store import answer_info
+from dv2_jax.evaluation.answerers.answerer import Answer, AnswerRequest
 from dv2_jax.evaluation.benchmark_run import BenchmarkRun
 from dv2_jax.evaluation.benchmarks.benchmark import Benchmark, ResultRow, Score
 from dv2_jax.evaluation.benchmarks.benchmark_registry import BENCHMARKS, register_benchmark, run_benchmarks
-from dv2_jax.evaluation.scoring import score_trajectories
+from dv2_jax.evaluation.scoring import AnswerScorer, ScoredAnswer
 from dv2_jax.evaluation.statistics import wilson_interval
 from dv2_jax.evaluation.summary import summarize
 from dv2_jax.parallel.outage import ServiceOutage
@@ -126,16 +127,26 @@ def test_questions_that_cannot_be_used_are_refused_before_anything_is_answered(m
 
 
 def score_all(benchmark, trajectories, tokenizer):
-    rows = [dataclasses.replace(trajectory) for trajectory in trajectories]
-    return rows, score_trajectories(benchmark, [t.question for t in rows], rows, tokenizer, RewardConfig())
+    """Returns the stored scores of trajectories, in their order."""
+    found = {}
+    scorer = AnswerScorer(benchmark, Config(), tokenizer, lambda record: found.update({record.sample: record}))
+    for number, trajectory in enumerate(trajectories):
+        answer = Answer(AnswerRequest(trajectory.question, number), trajectory)
+        info = answer_info(answer, benchmark.name, "random", trajectory.tools, tokenizer)
+        text = trajectory.response_text(tokenizer)
+        scorer.submit(ScoredAnswer(trajectory.question, info, text, trajectory), ["official"])
+    scorer.finish()
+    scorer.close()
+    return [found[number] for number in range(len(trajectories))]
 
 
 def test_the_default_score_is_the_verdict_of_the_reward(trajectories, tokenizer):
     """Catches an evaluation that measures something else than it did before benchmarks were classes."""
     rewarded = [dataclasses.replace(trajectory) for trajectory in trajectories]
     compute_rewards(rewarded, tokenizer, RewardConfig())
-    rows, scores = score_all(OneQuestion(), trajectories, tokenizer)
-    assert [(t.reward, t.reward_parts) for t in rows] == [(t.reward, t.reward_parts) for t in rewarded]
+    records = score_all(OneQuestion(), trajectories, tokenizer)
+    scores = [record.score for record in records]
+    assert [(r.reward, r.reward_parts) for r in records] == [(t.reward, t.reward_parts) for t in rewarded]
     assert [score.value for score in scores] == [t.reward_parts["accuracy"] for t in rewarded]
     # As scores of different questions: several answers to one question have a wider interval.
     table = OneQuestion().aggregate([dataclasses.replace(s, question_id=str(i)) for i, s in enumerate(scores)])
@@ -163,21 +174,19 @@ def test_correct_wrong_and_failed_are_distinct(trajectories, tokenizer):
     def unavailable():
         raise JudgeUnavailable("HTTP 500")
 
-    lost = dataclasses.replace(trajectories[4], finish=Finish.LOST, dropped=True, id="lost")
     order = {trajectory.id: i for i, trajectory in enumerate(trajectories)}
-    rows, scores = score_all(Mixed(), [*trajectories, lost], tokenizer)
-    assert [score.outcome for score in scores] == ["correct", "wrong", "failed", "failed", "failed", "failed"]
+    records = score_all(Mixed(), trajectories, tokenizer)
+    scores = [record.score for record in records]
+    assert [score.outcome for score in scores] == ["correct", "wrong", "failed", "failed", "failed"]
     assert [score.failure for score in scores[2:]] == [
         "score: ZeroDivisionError: integer division or modulo by zero",
         "the judge gave no verdict: HTTP 500",
         "score returned True, not a Score",
-        "the tools service lost the trajectory",
     ]
-    assert [row.dropped for row in rows] == [False, False, True, True, True, True]
-    assert [row.reward_parts.get("accuracy") for row in rows[:2]] == [1.0, 0.0]
+    assert [record.reward is None for record in records] == [False, False, True, True, True]
+    assert [record.reward_parts.get("accuracy") for record in records] == [1.0, 0.0, None, None, None]
     overall = Mixed().aggregate(scores)[-1]
-    assert (overall.value, overall.n, overall.failed) == (0.75, 2, 4)
-    assert (summarize(rows).overall.n, summarize(rows).overall.dropped) == (2, 4)
+    assert (overall.value, overall.n, overall.failed) == (0.75, 2, 3)
 
 
 def test_an_outage_of_the_judge_ends_the_run(trajectories, tokenizer):

@@ -27,7 +27,7 @@ def test_the_guide_works_as_printed(monkeypatch):
     config = load([f"--config={ROOT}/configs/evaluate.py", override], command="evaluate")
     (benchmark,) = run_benchmarks(config)
     run = BenchmarkRun.load(benchmark, config, read_rows)
-    assert [q.text for q in run.prompted] == [
+    assert [run.row(index).asked.text for index in range(2)] == [
         f"Capital of {c}? Reply with the name of the city." for c in ("France", "Japan")
     ]
     answers = [BenchmarkAnswer("", final, RewardConfig()) for final in ("It is PARIS.", "Kyoto")]
