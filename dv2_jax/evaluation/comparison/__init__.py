@@ -1,0 +1,1 @@
+"""Compares finished evaluations question by question: reads their records, pairs them, and renders the result."""
