@@ -73,14 +73,21 @@ class ClusterTotals:
         residuals = self.sums - self.mean * self.weights
         return math.sqrt(clusters / (clusters - 1) * float((residuals**2).sum())) / float(self.weights.sum())
 
+    def effective_n(self) -> float:
+        """Computes the number of independent scores of 0 and 1 whose mean has the same standard error, at most `n`.
+
+        Without variance there is no estimate of the correlation: the clusters count as one observation each.
+        """
+        if self.is_trivial:
+            return float(self.n)
+        p, error = min(max(self.mean, 0.0), 1.0), self.standard_error()
+        return min(max(p * (1 - p) / error**2, 1.0), float(self.n)) if error > 0 else self.effective_clusters
+
     def interval(self) -> tuple[float, float]:
         """Computes the 95 % interval of a mean of scores in [0, 1]; see `clustered_interval`."""
-        p = min(max(self.mean, 0.0), 1.0)
+        p, n = min(max(self.mean, 0.0), 1.0), self.effective_n()
         if self.is_trivial:
-            return wilson_interval(p * self.n, self.n)
-        error = self.standard_error()
-        # Without variance there is no estimate of the correlation: the clusters count as one observation each.
-        n = min(max(p * (1 - p) / error**2, 1.0), float(self.n)) if error > 0 else self.effective_clusters
+            return wilson_interval(p * n, n)
         quantile = float(stdtrit(max(self.effective_clusters - 1, 1.0), 0.975))
         return wilson_interval(p * n, n, quantile)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dv2_jax import compare
-from dv2_jax.evaluation.comparison.comparison_table import notes, count_note
+from dv2_jax.evaluation.comparison.comparison_table import count_note, notes
 from dv2_jax.evaluation.comparison.paired_runs import compare_benchmark, compare_runs
 from dv2_jax.evaluation.comparison.stored_run import open_run
 from dv2_jax.evaluation.statistics import PairedCounts, mcnemar, smallest_visible_difference
