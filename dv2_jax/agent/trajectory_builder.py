@@ -12,6 +12,7 @@ from dv2_jax.agent.observation import Observation, ToolOutput, render_observatio
 from dv2_jax.agent.parser import ParsedTurn, parse_turn
 from dv2_jax.agent.prompt_encoder import PromptEncoder
 from dv2_jax.agent.trajectory import Finish, Trajectory, TurnRecord
+from dv2_jax.config import AgentConfig
 from dv2_jax.data.chat_encoder import Segment, strip_duplicate_eos
 from dv2_jax.data.question import Question
 from tools_service.common.status import Status
@@ -23,12 +24,25 @@ class TrajectoryBuilder:
     `append_generation` (or `append_scripted_turn`) returns the parsed turn. While `finish` is None, the caller runs
     the turn's tool and calls `append_tool_output` (or `append_observation`), which returns the segment to prefill,
     or None when it does not fit and the trajectory is finished. `max_new_tokens` limits the next generation.
+
+    Args:
+        limits: turns, tokens and images of this trajectory; None: those of the prompt encoder.
+        prompt: the encoded question, if the caller has encoded it.
     """
 
-    def __init__(self, prompt_encoder: PromptEncoder, question: Question, trajectory_id: str | None = None):
+    def __init__(
+        self,
+        prompt_encoder: PromptEncoder,
+        question: Question,
+        trajectory_id: str | None = None,
+        *,
+        limits: AgentConfig | None = None,
+        prompt: Segment | None = None,
+    ):
         self.prompt_encoder = prompt_encoder
-        self.config = prompt_encoder.agent_config
-        prompt = prompt_encoder.encode_question(question)
+        self.config = prompt_encoder.agent_config if limits is None else limits
+        if prompt is None:
+            prompt = prompt_encoder.encode_question(question)
         self._trajectory = Trajectory(
             trajectory_id or question.id, question, prompt_tokens=len(prompt.token_ids), tools=prompt_encoder.tools
         )

@@ -26,7 +26,7 @@ INPUTS_FILE = "inputs.json"  # digests of the data files of a run
 # sampled tokens in float32 nor the examples of a step; the order of sums differs in the last bits.
 MAY_CHANGE = (
     "run.name", "run.root", "run.resume", "run.tensorboard", "run.wandb_project",
-    "tools.*", "eval.*", "engine.*", "mesh.*", "model.remat",
+    "tools.*", "eval.*", "serve.*", "engine.*", "mesh.*", "model.remat",
     "sft.checkpoint_every", "rl.checkpoint_every", "rl.keep_trajectories", "reward.judge_outage_s",
 )  # fmt: skip
 # Fields whose value is free as long as it is set, or empty, in both: the address of a judge.

@@ -345,10 +345,30 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class ServeConfig:
+    """The OpenAI-compatible server."""
+
+    host: str = setting("127.0.0.1", "Address to listen on; one that other machines can reach requires a token.")
+    port: int = setting(8000, "Port to listen on; 0: a free one.")
+    name: str = setting("dv2", "Served name of the agent; the model without tools is NAME-raw.")
+    token_file: str = setting(
+        "", "File with the bearer token that clients send; empty: $DV2_SERVE_TOKEN or, without it, none."
+    )
+    max_queue: int = setting(256, "Answers that wait for a slot of the engine; further requests get status 429.")
+    max_choices: int = setting(16, "Maximum n: answers to one request.")
+    max_body_mb: int = setting(64, "Maximum size of one request in megabytes.")
+    keep_alive_s: float = setting(10.0, "Seconds without data after which a stream sends a comment.")
+    drain_s: float = setting(60.0, "Seconds that running requests have to finish after SIGTERM.")
+    save_trajectories: bool = setting(
+        False, "Write every answer, with the client's images, to trajectories/serve.jsonl in the run directory."
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """Complete configuration of one run."""
 
-    recipe: Literal["sft", "rl", "evaluate"] = setting("rl", "Entry point that the configuration is for.")
+    recipe: Literal["sft", "rl", "evaluate", "serve"] = setting("rl", "Entry point that the configuration is for.")
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelSource = field(default_factory=ModelSource)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -364,6 +384,7 @@ class Config:
     sft: SFTConfig = field(default_factory=SFTConfig)
     rl: RLConfig = field(default_factory=RLConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
 
     def to_dict(self) -> dict:
         """Returns nested dictionaries, as stored in a run's `config.json`."""

@@ -158,7 +158,7 @@ class Engine:
         if total > self.max_tokens or not len(token_ids):
             raise ValueError(f"sequence {seq_id!r} would hold {total} tokens; at least 1, at most {self.max_tokens}")
         for image in images:
-            self._check_image(image)
+            self.check_image(image)
         first = not sequence.token_ids
         sequence.extend(token_ids, images, self.model_config)
         if first:
@@ -182,6 +182,14 @@ class Engine:
                 f"after {len(sequence.token_ids)} tokens (room for {room})"
             )
         sequence.generation = Generation(max_new_tokens, temperature)
+
+    def sampled(self, seq_id: Hashable) -> tuple[list[int], list[float]]:
+        """Returns ids and log-probs that the turn in progress has sampled so far; both empty if there is no such turn.
+
+        The tokens of the dispatch in flight are not among them.
+        """
+        turn = self._sequences[seq_id].generation
+        return ([], []) if turn is None else (list(turn.token_ids), list(turn.logprobs))
 
     def free_sequence(self, seq_id: Hashable) -> None:
         """Ends a sequence in any state and frees its pages."""
@@ -256,7 +264,8 @@ class Engine:
         """Compiles the programs of every bucket and returns the seconds spent. Needs weights (`set_params`)."""
         return self._dispatcher.warmup(self.buckets, self._image_buckets, self._kv_managers[0].pad_slot)
 
-    def _check_image(self, image: ImageInput) -> None:
+    def check_image(self, image: ImageInput) -> None:
+        """Raises ValueError if an image is too large for the buckets or the image-embedding cache."""
         tokens = num_image_tokens(image.grid, self.model_config.vision)
         if tokens > self._image_cache.num_rows:
             raise ValueError(

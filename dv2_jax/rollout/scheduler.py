@@ -46,11 +46,20 @@ class ToolBackend(Protocol):
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """One trajectory to roll out. `key` seeds its random numbers: equal keys give equal samples."""
+    """One trajectory to roll out. `key` seeds its random numbers: equal keys give equal samples.
+
+    Attributes:
+        temperature: of this trajectory; None: that of the scheduler.
+        limits: turns and tokens of this trajectory, none above those of the engine; None: those of the scheduler.
+        prompt: the encoded question, if the caller has encoded it.
+    """
 
     question: Question
     trajectory_id: str
     key: int
+    temperature: float | None = None
+    limits: AgentConfig | None = None
+    prompt: Segment | None = None
 
 
 @dataclass(frozen=True)
@@ -187,7 +196,7 @@ class RolloutScheduler:
         for attempt in state.running.values():
             self.engine.free_sequence(attempt.id)
         used = [attempt.id.session_id for attempt in state.running.values() if attempt.used_session]
-        self._close_sessions(state, used)
+        self._close_sessions(state, [*state.finished_sessions, *used])
         state.running, state.waiting, state.outbox = {}, {}, []
         self._stats.finish(self.engine.stats)
 
@@ -216,7 +225,13 @@ class RolloutScheduler:
 
     def _start_attempt(self, state: _RunState, index: int, request: RolloutRequest, attempt_number: int) -> None:
         try:
-            builder = TrajectoryBuilder(self.prompt_encoder, request.question, request.trajectory_id)
+            builder = TrajectoryBuilder(
+                self.prompt_encoder,
+                request.question,
+                request.trajectory_id,
+                limits=request.limits,
+                prompt=request.prompt,
+            )
         except (ValueError, TypeError, OSError) as error:  # an image or a text that cannot be encoded
             self._drop_row(state, index, request, error)
             return
@@ -241,7 +256,9 @@ class RolloutScheduler:
             self._finish(state, attempt)
             return
         self.engine.append(attempt.id, segment.token_ids, segment.images)
-        self.engine.request_turn(attempt.id, attempt.builder.max_new_tokens, self.sampling.temperature)
+        temperature = attempt.request.temperature
+        temperature = self.sampling.temperature if temperature is None else temperature
+        self.engine.request_turn(attempt.id, attempt.builder.max_new_tokens, temperature)
 
     def _process_turn(self, state: _RunState, attempt: _Attempt, output: TurnOutput) -> None:
         builder = attempt.builder
@@ -392,6 +409,13 @@ class RolloutRun:
             self._scheduler._remove(state, attempt)
             state.ids.discard(attempt.request.trajectory_id)
         state.finished = [entry for entry in state.finished if entry[0] != index]
+
+    def sampled(self, index: int) -> tuple[list[int], list[float]]:
+        """Returns ids and log-probs that the current turn of a request has so far; both empty between turns."""
+        for attempt in self._state.running.values():
+            if attempt.id.index == index:
+                return self._scheduler.engine.sampled(attempt.id)
+        return [], []
 
     def step(self) -> list[tuple[int, Trajectory]]:
         """Advances the run by one dispatch of the engine; returns (index, trajectory) of those that ended."""
