@@ -193,6 +193,7 @@ KNOW_TOOLS = {
     "data/tokenizer.py": "tokens of Qwen's vocabulary",
     "endpoint/retry_rules.py": "a field of the errors of chat endpoints",
     "checkpoint/smol.py": "tokens of Qwen's vocabulary",
+    "serving/api_error.py": "a key of the errors of the OpenAI API",
 }
 
 

@@ -1,4 +1,4 @@
-"""Stores the answers of the server as trajectory records, for the report and for analyses."""
+"""Stores the answers of the server as trajectory records, as a run of an evaluation does."""
 
 from __future__ import annotations
 

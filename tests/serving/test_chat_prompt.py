@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dv2_jax.agent.prompt_encoder import PromptEncoder
+from dv2_jax.agent.prompts import build_messages
 from dv2_jax.agent.tools.base import Observation
 from dv2_jax.agent.trajectory_builder import TrajectoryBuilder
 from dv2_jax.config import AgentConfig, ImageConfig
@@ -49,8 +50,7 @@ def test_one_message_has_the_prompt_of_an_evaluation(parts, text, prompt):
 
 def test_a_literal_image_marker_is_text(encoder):
     """Catches a client's `<image>` that takes the place of an image, or fails because there is none."""
-    (message,) = [user(RED, "The tag <image> and <image> in HTML")]
-    question = agent_question([message], "q", encoder)
+    question = agent_question([user(RED, "The tag <image> and <image> in HTML")], "q", encoder)
     text = encoder.tokenizer.decode(encoder.encode_question(question).token_ids)
     assert text.count("<|vision_start|>") == 1 and "The tag < image> and < image> in HTML" in text
 
@@ -65,7 +65,8 @@ def test_history_and_system_messages_extend_the_prompt_of_the_agent(encoder):
     ]
     question = agent_question(messages, "q", encoder)
     assert question.images == (RED, BLUE)
-    text = encoder.tokenizer.decode(i for i in encoder.encode_question(question).token_ids if i != encoder.tokenizer.id("<|image_pad|>"))
+    padding = encoder.tokenizer.id("<|image_pad|>")
+    text = encoder.tokenizer.decode(id_ for id_ in encoder.encode_question(question).token_ids if id_ != padding)
     assert text.startswith("<|im_start|>system\nThink, then act.")
     assert "\n\nBe polite.\n\nBe brief.<|im_end|>" in text
     shown = "<|vision_start|><|vision_end|>"
@@ -83,10 +84,6 @@ def test_a_client_that_runs_the_tools_prompts_with_the_ids_of_the_agent(encoder)
     builder.append_scripted_turn(turn)
     builder.append_observation(Observation("Code executed: <image>", (BLUE,)))
     rendered = encoder.encode_question(question)
-    system = ChatMessage("system", ("Think.",))
-    first, observation = user(RED, "How wide?"), user("Code executed:", BLUE)
-    dialogue = [first, ChatMessage("assistant", (turn,)), user("Code executed: ", BLUE)]
-    del system, observation, dialogue
     messages = [
         ChatMessage("system", (_system(encoder, question),)),
         user(RED, "How wide?"),
@@ -106,7 +103,9 @@ def test_a_dialogue_without_system_message_has_that_of_qwen(encoder):
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    continued = dialogue_prompt([user("hello"), ChatMessage("assistant", ("<think>",))], encoder.chat, continue_last=True)
+    continued = dialogue_prompt(
+        [user("hello"), ChatMessage("assistant", ("<think>",))], encoder.chat, continue_last=True
+    )
     assert encoder.tokenizer.decode(continued.token_ids) == text + "<think>"
 
 
@@ -121,6 +120,4 @@ def test_control_tokens_of_a_client_are_text(encoder):
 
 
 def _system(encoder: PromptEncoder, question: Question) -> str:
-    from dv2_jax.agent.prompts import build_messages
-
     return build_messages(question, encoder.agent_config.system_prompt, encoder.tools)[0]["content"]

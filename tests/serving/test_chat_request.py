@@ -57,7 +57,18 @@ def test_every_supported_field_is_read():
 
 
 def test_null_is_absent():
-    fields = ("max_tokens", "temperature", "n", "seed", "stop", "stream", "logprobs", "tools", "stream_options", "top_p")
+    fields = (
+        "max_tokens",
+        "temperature",
+        "n",
+        "seed",
+        "stop",
+        "stream",
+        "logprobs",
+        "tools",
+        "stream_options",
+        "top_p",
+    )
     assert parse(**dict.fromkeys(fields)) == parse()
 
 
