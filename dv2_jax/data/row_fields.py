@@ -128,10 +128,11 @@ class RowReader:
             one = f"[{clip(value, 40)}]" if isinstance(value, str) and len(value) <= 40 else "[...]"
             self.wrong_type("images", value, "a list", f"write a list, also for one image: {one}")
             return None
-        found = [self._image(image, f"images[{index}]") for index, image in enumerate(value)]
+        found = [self.image(image, f"images[{index}]") for index, image in enumerate(value)]
         return None if None in found else tuple(found)
 
-    def _image(self, value: Any, field: str) -> bytes | None:
+    def image(self, value: Any, field: str) -> bytes | None:
+        """Returns the encoded image of `{"bytes": ...}`, `{"image": path}`, bytes or a path."""
         if isinstance(value, Mapping):
             data, name = value.get("bytes"), value.get("image") or value.get("path")
             if isinstance(data, bytes):

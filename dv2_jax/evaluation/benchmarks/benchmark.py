@@ -250,7 +250,8 @@ class Benchmark(ABC):
     name: str  # in configurations, tables and file names: letters, digits, `.`, `_`, `-`
     title: str = ""  # as the paper writes it; empty: `name`
     source: str = ""  # origin of the questions, for the listing
-    requires: tuple[str, ...] = ()  # names of tools, or `judge`
+    requires: tuple[str, ...] = ()  # names of tools, or `judge`; a run without them does not start
+    uses_judge: bool = False  # without a judge, answers that its rule does not decide are failed
     files: tuple[str, ...] = ()  # published file names in `eval.data`, of which one must exist; for the listing
     published_rows: int | None = None  # number of rows of the published file
     tools: tuple[str, ...] | None = None  # tools that the published protocol has; None: all of `agent.tools`

@@ -16,11 +16,12 @@ _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _SPACE = b" \t\r\n"
 _LIST_ITEM = re.compile(rb"""\s*(?:'([^']*)'|"([^"]*)")\s*(,|\])""")
 _MISSING = frozenset(word.encode() for word in MISSING)
+_LONGEST_MISSING = max(map(len, _MISSING))
 
 
 def is_missing(cell: bytes) -> bool:
     """Returns True for a cell that pandas reads as a missing value."""
-    return cell in _MISSING
+    return len(cell) <= _LONGEST_MISSING and cell in _MISSING  # no hash of a long cell
 
 
 def reference(cell: bytes) -> str:

@@ -1,0 +1,84 @@
+"""FVQA, InfoSeek and SimpleVQA, in the parquet format and with the protocol of MMSearch-R1, which DeepEyesV2 follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dv2_jax.data.question import Question
+from dv2_jax.data.row_fields import RowReader
+from dv2_jax.evaluation.benchmarks.benchmark_registry import register_benchmark
+from dv2_jax.evaluation.benchmarks.reference_benchmark import REFERENCES, ReferenceBenchmark, text_list
+
+_MARKER = "<image>"
+
+
+class MMSearchR1Benchmark(ReferenceBenchmark):
+    """A benchmark in MMSearch-R1's schema: `prompt`, `images`, `reward_model` with `ground_truth` and `candidate_answers`."""
+
+    columns = ("prompt", "images", "reward_model", "data_id")
+    protocol = (
+        "accuracy: exact match after normalization with one of the candidate answers, else a judge (MMSearch-R1: GPT-4o);"
+        " code and both searches; comparable only with the same search results"
+    )
+
+    def parse(self, row: Mapping[str, Any], number: int, reader: RowReader) -> Question | None:
+        messages, images = reader.messages("prompt"), reader.images()
+        reward = reader.mapping("reward_model", required=True)
+        answer = reader.text(reward, "ground_truth", "reward_model.ground_truth")
+        others = text_list(reader, reward.get("candidate_answers"), "reward_model.candidate_answers")
+        id_ = reader.text(row, "data_id", "data_id")
+        text = "" if messages is None else _question_text(messages)
+        if messages is not None and not text:
+            reader.add("bad value", "prompt", "has no user message with text", "add the question")
+        if reader.issues:
+            return None
+        references = list(dict.fromkeys([answer, *others]))
+        category = row.get("category")
+        return Question(
+            id=id_,
+            skill=category if isinstance(category, str) and category else self.name,
+            data_source="search",
+            text=text,
+            images=images,
+            answer=answer,
+            meta={REFERENCES: references, "index": id_},  # `index` is the key in the released search results
+        )
+
+
+def _question_text(messages: tuple[dict, ...]) -> str:
+    user = next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
+    return user.replace(_MARKER, "").strip()
+
+
+@register_benchmark
+class FVQA(MMSearchR1Benchmark):
+    """The test split of FVQA; its image search results are published next to it and can be replayed."""
+
+    name = "fvqa"
+    title = "FVQA-test"
+    source = "hf: lmms-lab/FVQA"
+    files = ("fvqa_test*.parquet", "FVQA/**/fvqa_test*.parquet", "FVQA/**/test*.parquet", "fvqa_test*.json*")
+    published_rows = 1_800
+
+
+@register_benchmark
+class InfoSeek(MMSearchR1Benchmark):
+    """The 2,000 rows of InfoSeek that MMSearch-R1 evaluates."""
+
+    name = "infoseek"
+    title = "InfoSeek"
+    source = "MMSearch-R1's subset"
+    files = ("infoseek*.parquet", "InfoSeek*.parquet", "InfoSeek/**/*.parquet", "infoseek*.json*")
+    published_rows = 2_000
+
+
+@register_benchmark
+class SimpleVQA(MMSearchR1Benchmark):
+    """The English rows of SimpleVQA with the protocol of MMSearch-R1; VLMEvalKit's is the benchmark `simplevqa_kit`."""
+
+    name = "simplevqa"
+    title = "SimpleVQA"
+    source = "MMSearch-R1's subset (English)"
+    files = ("simplevqa*.parquet", "SimpleVQA*.parquet", "SimpleVQA/**/*.parquet", "simplevqa*.json*")
+    published_rows = 1_013

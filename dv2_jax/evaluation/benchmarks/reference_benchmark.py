@@ -1,0 +1,87 @@
+"""The base of benchmarks whose answers are compared with reference answers, by a rule first and then by the judge."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dv2_jax.agent.tools.code import CodeTool
+from dv2_jax.agent.tools.image_search import ImageSearchTool
+from dv2_jax.agent.tools.search import SearchTool
+from dv2_jax.config import Config
+from dv2_jax.data.faults import clip
+from dv2_jax.data.question import Question
+from dv2_jax.data.row_fields import RowReader
+from dv2_jax.evaluation.benchmarks.benchmark import Benchmark, BenchmarkAnswer, Score
+from dv2_jax.evaluation.readers.locate import find_files
+from dv2_jax.evaluation.readers.table_file import IMAGE_DIGEST, read_table
+from dv2_jax.evaluation.scorers.token_f1 import exact_match
+from dv2_jax.rollout.question_sources import ReadRows
+
+NEEDS_JUDGE = "needs a judge: the rule does not accept the answer; set --config.reward.judge_base_url=URL"
+CODE_AND_SEARCH = (CodeTool.name, SearchTool.name, ImageSearchTool.name)
+CODE_ONLY = (CodeTool.name,)
+REFERENCES = "references"  # in `Question.meta`: every accepted answer
+
+
+class ReferenceBenchmark(Benchmark):
+    """A benchmark in parquet or JSON files with accepted answers in `Question.meta["references"]`.
+
+    An answer that the rule accepts is correct; any other is judged. Without a judge it is failed, not wrong. The authors
+    of DeepEyesV2 released no code for these benchmarks, so both scorers are this one.
+    """
+
+    tools = CODE_AND_SEARCH
+    uses_judge = True
+    columns: tuple[str, ...]  # that the file must have
+
+    @abstractmethod
+    def parse(self, row: Mapping[str, Any], number: int, reader: RowReader) -> Question | None:
+        """Converts row `number` of the data set; returns None if it has added issues to `reader`."""
+
+    def load(self, config: Config, read: ReadRows) -> Sequence[Question]:
+        return read_table(find_files(config, self.files), self.columns, self.parse, config.data)
+
+    def matches(self, question: Question, prediction: str) -> bool:
+        """Returns whether the rule accepts a prediction."""
+        return exact_match(prediction, question.meta[REFERENCES])
+
+    def score(self, question: Question, answer: BenchmarkAnswer) -> Score:
+        prediction = answer.prediction
+        fields: dict[str, Any] = {
+            "group": question.skill,
+            "cluster": question.meta.get(IMAGE_DIGEST, "")[:16],
+            "extracted": prediction,
+            "details": self.details(question, prediction),
+        }
+        if not prediction.strip():
+            return Score(0.0, **fields)
+        if self.matches(question, prediction):
+            return Score(1.0, **fields)
+        if answer.judge is None:
+            return Score(None, NEEDS_JUDGE, **fields)
+        verdict = answer.judge.verdict(question.text, question.meta[REFERENCES], prediction)
+        return Score.from_verdict(verdict, **fields)
+
+    def details(self, question: Question, prediction: str) -> dict[str, Any]:
+        """Returns what `aggregate` needs."""
+        return {}
+
+
+def text_list(reader: RowReader, value: Any, field: str) -> list[str]:
+    """Returns a list of texts: a list, or JSON text of one, as some files store it; adds an issue for anything else."""
+    parsed = value
+    if isinstance(value, str):
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = [value] if value.strip() else []
+        parsed = parsed if isinstance(parsed, list) else [value]
+    if parsed is None:
+        return []
+    if not isinstance(parsed, (list, tuple)) or not all(isinstance(item, (str, int, float)) for item in parsed):
+        reader.wrong_type(field, value, "a list of texts", f"write a list, not {clip(value, 40)}")
+        return []
+    return [str(item) for item in parsed if str(item).strip()]
