@@ -64,7 +64,7 @@ def test_benchmarks_of_one_run_have_different_names(tmp_path):
     [
         (
             ("embeded",),
-            r"eval.benchmarks: 'embeded' is none of embedded.*did you mean 'embedded'.*package.module:ClassName",
+            r"eval.benchmarks: 'embeded' is none of .*embedded.*did you mean 'embedded'.*package.module:ClassName",
         ),
         (("no/such.jsonl",), "eval.benchmarks: there is no file 'no/such.jsonl'"),
         (("no_such.module:Class",), "cannot import 'no_such.module:Class': No module named 'no_such'"),
