@@ -37,6 +37,7 @@ def compare(runs: Sequence[str], stage: str = "", scorer: str = "", output: Sequ
     """
     from rich.console import Console
 
+    from dv2_jax.evaluation.comparison.comparison_page import render_comparison
     from dv2_jax.evaluation.comparison.comparison_table import as_csv, as_json, print_comparisons
     from dv2_jax.evaluation.comparison.paired_runs import compare_runs
     from dv2_jax.evaluation.comparison.stored_run import ComparisonError, distinct_titles, open_run
@@ -54,7 +55,10 @@ def compare(runs: Sequence[str], stage: str = "", scorer: str = "", output: Sequ
         raise ComparisonError(f"the runs have no benchmark in common ({known})")
     print_comparisons(comparisons, opened, Console())
     for path in map(Path, output):
-        content = as_json(comparisons, opened) if path.suffix == ".json" else as_csv(comparisons)
+        if path.suffix == ".html":
+            content = render_comparison(comparisons, opened)
+        else:
+            content = as_json(comparisons, opened) if path.suffix == ".json" else as_csv(comparisons)
         atomic_write(path, content)
         print(path)
 

@@ -78,7 +78,7 @@ def card(record: dict, image: Callable[[str, str], str], titles: Mapping[str, st
         f' data-skill="{escape(question["skill"])}" data-tools="{" ".join(tools_of(record))}">'
         f'<summary><span class="mark {result}">{mark}</span><span class="skill">{escape(question["skill"])}</span>'
         f'<span class="ask">{escape(_one_line(question["text"]))}</span><span class="facts">{"".join(facts)}</span>'
-        f'</summary><div class="body">{_question(record, image)}{_transcript(record, image)}</div></details>'
+        f'</summary><div class="body">{_question(record, image)}{transcript(record, image)}</div></details>'
     )
 
 
@@ -107,7 +107,10 @@ def _question(record: dict, image: Callable[[str, str], str]) -> str:
     )
 
 
-def _transcript(record: dict, image: Callable[[str, str], str]) -> str:
+def transcript(record: dict, image: Callable[[str, str], str]) -> str:
+    """Renders the segments of a record, token by token; records of endpoints have turns instead, without token ids."""
+    if not record["segments"]:
+        return _turns(record, image)
     names = iter(record["question"]["pictures"] + [name for turn in record["turns"] for name in turn["pictures"]])
     logprobs, versions = iter(record["logprobs"]), iter(record["versions"])
     parts, turn_number, tags = [], 0, _tags(record)
@@ -131,6 +134,22 @@ def _transcript(record: dict, image: Callable[[str, str], str]) -> str:
                     f'<section class="context"><h4>{_observation_label(turn)} · {label}</h4>'
                     f'<div class="side-by-side">{shown}{inline}</div></section>'
                 )
+    return f'<div class="transcript">{"".join(parts)}</div>'
+
+
+def _turns(record: dict, image: Callable[[str, str], str]) -> str:
+    """Renders the turns of a record whose token ids are not known."""
+    parts, tags = [], _tags(record)
+    for number, turn in enumerate(record["turns"], 1):
+        body = _marker(tags, escaped=True).sub(r'<b class="tag">\g<0></b>', escape(turn["text"], quote=False))
+        parts.append(f'<section class="model"><h4>turn {number} · {_kind(turn)}</h4><pre>{body}</pre></section>')
+        if turn["observation"] or turn["pictures"]:
+            marks = IMAGE_MARK * (len(turn["pictures"]) - turn["observation"].count(IMAGE_MARK))
+            shown, inline = _context(turn["observation"] + marks, iter(turn["pictures"]), image, tags)
+            parts.append(
+                f'<section class="context"><h4>{_observation_label(turn)}</h4>'
+                f'<div class="side-by-side">{shown}{inline}</div></section>'
+            )
     return f'<div class="transcript">{"".join(parts)}</div>'
 
 
