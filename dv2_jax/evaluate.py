@@ -125,6 +125,7 @@ def _open(config: Config, budget: Budget, *, read_only: bool = False) -> tuple[E
     from dv2_jax.evaluation.benchmark_run import BenchmarkRun
     from dv2_jax.evaluation.benchmarks.benchmark_registry import run_benchmarks
     from dv2_jax.evaluation.evaluator import Evaluator
+    from dv2_jax.evaluation.human_labels import check_labels, read_labels
     from dv2_jax.evaluation.run_check import check_run_folder, remove_records
     from dv2_jax.evaluation.stage_plan import evaluation_stages
     from dv2_jax.parallel import distributed
@@ -132,6 +133,7 @@ def _open(config: Config, budget: Budget, *, read_only: bool = False) -> tuple[E
     from dv2_jax.telemetry.progress import Display
 
     benchmarks = run_benchmarks(config)
+    labels = read_labels(config.eval.human_labels) if config.eval.human_labels else []
     distributed.initialize(cpu_devices=config.mesh.cpu_devices)
     run_dir = Path(config.run.root) / config.run.name
     check_run_folder(run_dir, config)
@@ -154,7 +156,10 @@ def _open(config: Config, budget: Budget, *, read_only: bool = False) -> tuple[E
         if distributed.is_main():
             remove_records(run_dir)
         distributed.barrier("earlier records are removed")
-    return Evaluator(config, run_dir, stages, parts, tokenizer, display, budget, weights), data.rows_left_out
+    for line in check_labels(labels, [part.name for part in parts]):
+        display.line(line)
+    evaluator = Evaluator(config, run_dir, stages, parts, tokenizer, display, budget, weights, labels=labels)
+    return evaluator, data.rows_left_out
 
 
 def _guess(config: Config, parts: Sequence[BenchmarkRun]) -> None:

@@ -50,6 +50,7 @@ class BenchmarkRun:
     failed: dict[str, int] = field(default_factory=dict)  # answers without a verdict, undecided ones aside
     disagreements: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)  # by policy and scorer
     examples: list[dict[str, Any]] = field(default_factory=list)  # of disagreements
+    human_labels: dict[str, dict[str, Any]] = field(default_factory=dict)  # agreement of each policy's scores
     guessing: dict[str, float] | None = None
     error: str = ""
 
@@ -144,6 +145,7 @@ class BenchmarkRun:
             "scorers": further,
             "disagreements": self.disagreements,
             "unanswered": unanswered,
+            "human_labels": self.human_labels,
             "guessing": self.guessing,
             "error": self.error,
         }

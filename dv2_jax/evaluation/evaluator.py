@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.evaluation.answerers.answerer import Answerer
 from dv2_jax.evaluation.benchmark_run import BenchmarkRun
 from dv2_jax.evaluation.benchmarks.benchmark import Score
+from dv2_jax.evaluation.human_labels import HumanLabel, label_agreement
 from dv2_jax.evaluation.records import AnswerInfo
 from dv2_jax.evaluation.result_files import (
     disagreement,
@@ -27,7 +28,7 @@ from dv2_jax.evaluation.result_files import (
 from dv2_jax.evaluation.run_budget import Budget
 from dv2_jax.evaluation.sample_rows import sample_rows
 from dv2_jax.evaluation.scoring import RecordingJudge
-from dv2_jax.evaluation.stage_plan import Stage
+from dv2_jax.evaluation.stage_plan import EVALUATE, Stage
 from dv2_jax.evaluation.stage_run import Outcome, StageRun
 from dv2_jax.evaluation.summary import OVERALL, aggregate
 from dv2_jax.files import atomic_write
@@ -49,6 +50,7 @@ class Evaluator:
     Attributes:
         weights: fingerprint of the weights of each `model.init`.
         price: returns the cost of an answer; None: unknown.
+        labels: verdicts of humans, of `eval.human_labels`.
     """
 
     config: Config
@@ -61,6 +63,7 @@ class Evaluator:
     weights: dict[str, str] = field(default_factory=dict)
     price: Price = lambda info: None
     make_judge: Callable[[Question], RecordingJudge] | None = None
+    labels: Sequence[HumanLabel] = ()
 
     def __post_init__(self) -> None:
         self.runs = [self._run(stage, part) for stage in self.stages for part in self.parts]
@@ -153,6 +156,9 @@ class Evaluator:
             self.config, part.benchmark, run.tools, len(part.ids), refuses_tools=run.stage.refuses_tools
         )
         self._compare_scorers(part, stage, scores, infos)
+        finals = {info.key: info.final for info in infos}
+        agreement = label_agreement(self.labels, part.name, stage, first, finals, is_main=stage == EVALUATE)
+        part.human_labels |= {} if agreement is None else {stage: agreement}
         if run.stage not in self.done:
             self.done.append(run.stage)
         if distributed.is_main():

@@ -133,7 +133,7 @@ def label_agreement(
     used = {key: verdict for key, verdict in decided.items() if by_key[key].value is not None}
     quality = JudgeQuality.of([by_key[key].outcome == "correct" for key in used], list(used.values()))
     scored = [score for score in scores if score.value is not None]
-    return {
+    entry = {
         "labels": len(used),
         "annotators": len({label.annotator for label in own}),
         **{name: getattr(quality, name) for name in ("agreement", "sensitivity", "specificity", "kappa")},
@@ -145,6 +145,7 @@ def label_agreement(
         "other_answers": other_answers,
         "unknown": sorted(set(unknown)),
     }
+    return entry | {"lines": agreement_lines(entry)}
 
 
 def _is_other(label: HumanLabel, final: str | None) -> bool:

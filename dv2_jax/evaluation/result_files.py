@@ -18,7 +18,8 @@ from dv2_jax.files import atomic_write
 
 EXAMPLES = 50  # rows per policy and scorer in the file of disagreements
 COLUMNS = (
-    "benchmark", "scorer", "policy", "row", "value", "low", "high", "n", "failed", "undecided", "clusters", "unanswered"
+    "benchmark", "scorer", "policy", "row", "value", "low", "high", "n", "failed", "undecided", "clusters", "unanswered",
+    "smallest_visible",
 )  # fmt: skip
 
 
@@ -39,7 +40,8 @@ def table_csv(benchmarks: Mapping[str, Mapping[str, Any]], scorer: str) -> str:
                     low, high = row["interval"] or ("", "")
                     counts = [row["n"], row["failed"], row.get("undecided", 0), row.get("clusters")]
                     unanswered = entry.get("unanswered", {}).get(stage, 0)
-                    writer.writerow([name, used, stage, row["name"], row["value"], low, high, *counts, unanswered])
+                    counts += [unanswered, row.get("smallest_visible")]
+                    writer.writerow([name, used, stage, row["name"], row["value"], low, high, *counts])
     return out.getvalue()
 
 
@@ -69,6 +71,7 @@ def usage(infos: Sequence[AnswerInfo], costs: Sequence[float | None], correct: i
         "answers": len(infos),
         "prompt_tokens": sum(info.prompt_tokens for info in infos),
         "completion_tokens": sum(info.completion_tokens for info in infos),
+        "tokens_per_correct": sum(info.completion_tokens for info in infos) / correct if correct else None,
         "seconds_per_answer": round(sum(info.seconds for info in infos) / count, 3),
         "tool_calls_per_answer": sum(sum(info.tool_counts.values()) for info in infos) / count,
     }

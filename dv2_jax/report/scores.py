@@ -47,7 +47,21 @@ def benchmark_notes(benchmark: Mapping[str, Any], titles: Mapping[str, str]) -> 
                 f" it scores {found['higher']:,} higher, {found['lower']:,} lower; {found['only_one_decides']:,} are decided"
                 " by one scorer alone"
             )
-    return lines
+    for stage, agreement in benchmark.get("human_labels", {}).items():
+        lines += [f"{titles.get(stage, stage)}: {line}" for line in agreement["lines"]]
+    return [*lines, *_visibility(benchmark)]
+
+
+def _visibility(benchmark: Mapping[str, Any]) -> list[str]:
+    """Returns the sentence about the smallest difference that the overall row of a benchmark can show."""
+    rows = [row for stage in benchmark["rows"].values() for row in stage if row["name"] == "overall"]
+    visible = [row["smallest_visible"] for row in rows if row.get("smallest_visible") is not None]
+    if not visible:
+        return []
+    return [
+        f"paired differences below {100 * max(visible):.1f} points are not visible at this n, if two runs differ on 20 % of"
+        " the questions; python -m dv2_jax.compare tests two runs"
+    ]
 
 
 def _usage(used: Mapping[str, Any]) -> str:
@@ -56,6 +70,8 @@ def _usage(used: Mapping[str, Any]) -> str:
         tokens,
         f"{used['seconds_per_answer']:.3g} s and {used['tool_calls_per_answer']:.2f} tool calls per answer",
     ]
+    if used.get("tokens_per_correct") is not None:
+        parts.append(f"{used['tokens_per_correct']:,.0f} sampled tokens per correct answer")
     if "cost" in used:
         each = (
             "no correct answer"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dv2_jax.config import UserError
+from dv2_jax.evaluation.answer_store import ANSWERS, SCORES
+from dv2_jax.evaluation.record_files import host_files, read_line, read_lines
 from dv2_jax.evaluation.records import AnswerInfo, ScoreRecord
 from dv2_jax.telemetry.stage_titles import stage_title, stage_titles
 from dv2_jax.telemetry.trajectories import IMAGE_FOLDER
 
-SCORES, TRAJECTORIES = "scores", "trajectories"  # folders of a run directory
 DEFAULT_STAGE = "evaluate"
 Key = tuple[str, int]  # question id, sample
 
@@ -63,10 +64,7 @@ class BenchmarkAnswers:
         """Reads the trajectory record of an answer; None if it is not stored."""
         if key not in self._places:
             return None
-        path, offset = self._places[key]
-        with open(path, "rb") as file:
-            file.seek(offset)
-            return json.loads(file.readline())
+        return read_line(*self._places[key])
 
     def add_answer(self, info: AnswerInfo, path: Path, offset: int) -> None:
         """Adds the place of an answer; a later one with the same key replaces it."""
@@ -88,7 +86,7 @@ class ComparedRun:
     @property
     def images(self) -> Path:
         """The folder of the images of the records."""
-        return self.directory / TRAJECTORIES / IMAGE_FOLDER
+        return self.directory / ANSWERS / IMAGE_FOLDER
 
     def table_value(self, benchmark: str) -> float | None:
         """Returns the value of the row `overall` in the run's own table."""
@@ -112,7 +110,7 @@ def open_run(spec: str, stage: str = "", scorer: str = "") -> ComparedRun:
         directory = Path(folder)
     if not directory.is_dir():
         raise ComparisonError(f"{directory}: no such run directory")
-    names = sorted({path.stem for path in _files(directory / SCORES, "*")})
+    names = sorted({path.stem for path in (directory / SCORES).rglob("*.jsonl")})
     if not names:
         raise ComparisonError(
             f"{directory}: no scores/*.jsonl; give the run directory of a finished python -m dv2_jax.evaluate"
@@ -150,8 +148,8 @@ def _read(directory: Path, name: str, scorer: str) -> list[BenchmarkAnswers]:
     """Reads the files of one policy; usually they contain one benchmark."""
     found: dict[str, BenchmarkAnswers] = {}
     newest: dict[tuple[str, Key], float] = {}
-    for path in _files(directory / TRAJECTORIES, name):
-        for offset, line in _lines(path):
+    for path in host_files(directory / ANSWERS, name):
+        for offset, line in read_lines(path):
             if "answer" not in line:
                 continue
             info = AnswerInfo.from_dict(line["answer"])
@@ -160,8 +158,8 @@ def _read(directory: Path, name: str, scorer: str) -> list[BenchmarkAnswers]:
                 newest[info.benchmark, info.key] = time
                 found.setdefault(info.benchmark, BenchmarkAnswers(info.benchmark)).add_answer(info, path, offset)
     by_scorer: dict[tuple[str, str], dict[Key, ScoreRecord]] = {}
-    for path in _files(directory / SCORES, name):
-        for _, line in _lines(path):
+    for path in host_files(directory / SCORES, name):
+        for _, line in read_lines(path):
             record = replace(ScoreRecord.from_dict(line), judge=())
             if not scorer or record.scorer.partition("+")[0] == scorer:
                 scores = by_scorer.pop((record.benchmark, record.scorer), {})
@@ -177,25 +175,6 @@ def _is_valid(record: ScoreRecord, part: BenchmarkAnswers) -> bool:
     """Returns False for the score of an earlier attempt, which is no longer the answer."""
     info = part.infos.get((record.question_id, record.sample))
     return info is None or (info.attempt == record.answer_attempt and not info.failure)
-
-
-def _files(folder: Path, name: str) -> list[Path]:
-    """Returns the files of all hosts: those of the folder, and those of `host-N` for further hosts."""
-    return [*sorted(folder.glob(f"{name}.jsonl")), *sorted(folder.glob(f"host-*/{name}.jsonl"))]
-
-
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (offset, document) of the complete lines."""
-    offset = 0
-    with open(path, "rb") as file:
-        for line in file:
-            try:
-                document = json.loads(line)
-            except ValueError:  # a writer was killed mid-line
-                document = None
-            if isinstance(document, dict):
-                yield offset, document
-            offset += len(line)
 
 
 def _json(path: Path) -> dict[str, Any]:
