@@ -1,8 +1,9 @@
 """System and user prompts, for questions that do not carry their own messages.
 
 `full` and `full_no_search` follow the order of content of the released prompts, in other words. `brief` is for a
-tiny model, for which prompt tokens dominate the cost: with its user prompt it has fewer than 60 words. Any other
-name is the path of a text file to use as the system prompt.
+tiny model, for which prompt tokens dominate the cost: with its user prompt it has fewer than 60 words. `per_tool` describes
+exactly the tools of the run, for models that were not trained with one of the others. Any other name is the path of a text
+file to use as the system prompt.
 """
 
 from __future__ import annotations
@@ -94,10 +95,21 @@ arguments. Use it at most once.
 4. One search per round.
 5. Image search only once."""
 
+PER_TOOL = "per_tool"
+_PER_TOOL_HEAD = """\
+You are an agent. Keep working until the user's question is completely answered; only then end your turn.
+
+Work step by step. Whenever a tool could help, use it: plan before every call, and think about what came back afterwards. \
+Write at most one call per turn, and end the turn after it; the result is the user's next message. Never write a result \
+yourself.
+
+# Tools"""
+
 SYSTEM = {
     "brief": BRIEF,
     "full": _HEAD + _SEARCH_HEAD + _PLAN + _ONE_KIND + _TAIL + _SEARCH_TAIL,
     "full_no_search": _HEAD + _PLAN + _TAIL,
+    PER_TOOL: _PER_TOOL_HEAD,
 }
 _USER_FULL = """
 
@@ -109,7 +121,13 @@ _USER_FULL_NO_SEARCH = """
 Put your final answer inside <answer> </answer>. Reason step by step; use Python if it helps. Each of your \
 turns has exactly one of these forms: <think> </think> <code> </code> to run code, <think> </think> <answer> \
 </answer> to finish."""
-_USER = {"brief": "", "full": _USER_FULL, "full_no_search": _USER_FULL_NO_SEARCH}
+_USER_PER_TOOL = """
+
+Reason step by step inside <think> </think>. Then either call one tool, or put your final answer inside <answer> </answer>."""
+_USER_NO_TOOL = """
+
+Reason step by step inside <think> </think>. Then put your final answer inside <answer> </answer>."""
+_USER = {"brief": "", PER_TOOL: _USER_PER_TOOL, "full": _USER_FULL, "full_no_search": _USER_FULL_NO_SEARCH}
 
 
 @functools.cache
@@ -126,13 +144,17 @@ def system_prompt(name: str) -> str:
 def build_messages(question: Question, prompt: str, tools: Sequence[Tool] = ()) -> tuple[dict, ...]:
     """Returns the question's own messages if it has any, else system and user message of the prompt `prompt`.
 
-    The system message ends with the `Tool.prompt` of each tool that has one; a question's own messages are complete.
+    The system message ends with the `Tool.prompt` of each tool that has one (with `per_tool`, the `Tool.manual`); a
+    question's own messages are complete.
     """
     if question.messages is not None:
         return question.messages
     text = question.text
     if IMAGE_MARKER not in text:
         text = f"{IMAGE_MARKER}\n" * len(question.images) + text
+    if prompt == PER_TOOL and not tools:
+        return ({"role": "user", "content": text + _USER_NO_TOOL},)
     user = text + _USER.get(prompt, _USER_FULL)
-    system = "\n\n".join([system_prompt(prompt), *(tool.prompt for tool in tools if tool.prompt)])
+    described = [(prompt == PER_TOOL and tool.manual) or tool.prompt for tool in tools]
+    system = "\n\n".join([system_prompt(prompt), *filter(None, described)])
     return ({"role": "system", "content": system}, {"role": "user", "content": user})

@@ -1,6 +1,6 @@
 """Configuration: the schema, recipe files and command-line overrides."""
 
-from dv2_jax.config.errors import ConfigError, RunFailure, UserError, one_line_errors
+from dv2_jax.config.errors import ConfigError, RunFailure, ServiceOutage, UserError, one_line_errors
 from dv2_jax.config.loading import load, run_command
 from dv2_jax.config.schema import (
     AgentConfig,
@@ -37,6 +37,7 @@ __all__ = [
     "RewardConfig",
     "RunConfig",
     "RunFailure",
+    "ServiceOutage",
     "SFTConfig",
     "SamplingConfig",
     "ServeConfig",

@@ -29,6 +29,10 @@ class RunFailure(UserError, RuntimeError):
     exit_code = 1  # the same command continues the run, in contrast to a command that must be changed
 
 
+class ServiceOutage(RunFailure):
+    """A service that the run needs has given no result for so long that the run must stop."""
+
+
 def format_error(error: BaseException) -> str:
     """Returns the message of an error; an error of the operating system as `FILE: REASON`."""
     if isinstance(error, OSError) and error.strerror:

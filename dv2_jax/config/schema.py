@@ -72,7 +72,10 @@ class ImageConfig:
 class AgentConfig:
     """Limits and prompts of one trajectory; the 7b preset has the released DeepEyesV2 values."""
 
-    system_prompt: str = setting("brief", "System prompt: brief | full | full_no_search | path of a text file.")
+    system_prompt: str = setting(
+        "brief",
+        "System prompt: brief | full | full_no_search | per_tool (describes the tools of the run) | path of a text file.",
+    )
     tools: tuple[str, ...] = setting(
         ("code", "search", "image_search"),
         "Tools that the policy may call, in the order in which they parse a turn: registered names or"

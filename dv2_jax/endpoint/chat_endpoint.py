@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import tenacity
 
-from dv2_jax.config import ConfigError
+from dv2_jax.config import ConfigError, ServiceOutage
 from dv2_jax.endpoint.adaptive_limit import AdaptiveLimit
 from dv2_jax.endpoint.chat_reply import ChatReply, encode_body, request_digest
 from dv2_jax.endpoint.reply_journal import ReplyJournal
@@ -36,7 +36,6 @@ from dv2_jax.endpoint.retry_rules import (
     wait_for_retry,
 )
 from dv2_jax.endpoint.success_clock import SuccessClock
-from dv2_jax.parallel.outage import ServiceOutage
 
 _log = logging.getLogger(__name__)
 _UNREADABLE = (httpx.HTTPError, httpx.InvalidURL, KeyError, IndexError, TypeError, ValueError)
@@ -73,6 +72,7 @@ class ChatEndpoint:
         attempts: per call of `complete`.
         longest_wait_s: between two attempts, unless the endpoint asks for more.
         outage_s: without one reply, from the first failed request on: then calls raise EndpointOutage.
+        slow_s: is added to `outage_s` if the last request has timed out: one slow reply is no outage.
         concurrency: maximum requests at the same time; rate limits lower it for a time.
         stop_on_refused_key: a refused key (401) or an empty account (402) is an outage at once.
         probe_timeout_s: of the first request, which may load the model.
@@ -89,6 +89,7 @@ class ChatEndpoint:
         attempts: int = 8,
         longest_wait_s: float = 30.0,
         outage_s: float = 300.0,
+        slow_s: float = 0.0,
         concurrency: int = 64,
         stop_on_refused_key: bool = True,
         probe_timeout_s: float = 60.0,
@@ -96,7 +97,7 @@ class ChatEndpoint:
         self.base_url, self.model, self.journal = base_url, model, journal
         self.names = names if names is not None else EndpointNames()
         self.timeout_s, self.attempts, self.longest_wait_s = timeout_s, attempts, longest_wait_s
-        self.outage_s, self.probe_timeout_s = outage_s, probe_timeout_s
+        self.outage_s, self.slow_s, self.probe_timeout_s = outage_s, slow_s, probe_timeout_s
         self.stop_on_refused_key = stop_on_refused_key
         self.limit = AdaptiveLimit(concurrency)
         self.requests_sent = 0  # attempts included
@@ -261,7 +262,7 @@ class ChatEndpoint:
 
     def _fail(self, started: float, error: Exception) -> None:
         names, silent_s = self.names, self._clock.failed(started)
-        if silent_s >= self.outage_s:
+        if silent_s >= self.outage_s + (self.slow_s if isinstance(error, httpx.TimeoutException) else 0.0):
             limit = f" ({names.outage})" if names.outage else ""
             raise EndpointOutage(
                 f"{names.service} at {self.address} has given no {names.result} for {silent_s:.0f} s{limit};"

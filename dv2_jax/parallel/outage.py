@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dv2_jax.config import RunFailure
+from dv2_jax.config import ServiceOutage
 from dv2_jax.parallel import distributed
 
-
-class ServiceOutage(RunFailure):
-    """A service that the run needs has given no result for so long that the run must stop."""
+__all__ = ["ServiceOutage", "raise_outage_together"]
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from dv2_jax.config import ServiceOutage
 from dv2_jax.endpoint import ChatEndpoint, EndpointNames, EndpointOutage, EndpointUnavailable
-from dv2_jax.parallel.outage import ServiceOutage
 
 API_KEY_VARIABLE = "DV2_JUDGE_API_KEY"
 _HEADING = "## Equivalence Judgement"

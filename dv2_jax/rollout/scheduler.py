@@ -11,18 +11,15 @@ policy: the trajectory is restarted up to `ToolsConfig.retries` times and then d
 from __future__ import annotations
 
 import logging
-import re
 import time
 import uuid
-import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from dv2_jax.agent.prompt_encoder import PromptEncoder
-from dv2_jax.agent.tools.base import LocalCall, ParsedTurn, Refusal, RequestContext, Tool
+from dv2_jax.agent.tools.base import LocalCall, ParsedTurn, Refusal, RequestContext
 from dv2_jax.agent.trajectory import Finish, Trajectory, TurnRecord
 from dv2_jax.agent.trajectory_builder import TrajectoryBuilder
 from dv2_jax.config import AgentConfig, SamplingConfig, ToolsConfig
@@ -30,18 +27,11 @@ from dv2_jax.data.chat_encoder import Segment
 from dv2_jax.data.question import Question
 from dv2_jax.engine.engine import Engine, TurnOutput
 from dv2_jax.rollout.stats import RolloutStats
+from dv2_jax.rollout.tool_requests import AttemptId, ToolBackend, make_request
 from tools_service.client import ExecRequest, Request, Status, ToolResult
 
 _log = logging.getLogger(__name__)
 IDLE_POLL_S = 0.05  # seconds to wait for a tool result while the engine is idle
-
-
-class ToolBackend(Protocol):
-    """The methods of `rollout.local_calls.LocalCallRunner` that the scheduler uses."""
-
-    def submit(self, requests: Sequence[Request | LocalCall]) -> None: ...
-    def poll(self, timeout_s: float = 0.0) -> list[ToolResult]: ...
-    def close_sessions(self, ids: Sequence[str]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -60,22 +50,6 @@ class RolloutRequest:
     temperature: float | None = None
     limits: AgentConfig | None = None
     prompt: Segment | None = None
-
-
-@dataclass(frozen=True)
-class AttemptId:
-    """Identifies one attempt to roll out a trajectory: the id of the engine's sequence."""
-
-    run: str
-    trajectory_id: str
-    index: int  # index of the request in the run
-    number: int  # 0 for the first attempt
-
-    @property
-    def session_id(self) -> str:
-        """The id of the sandbox session, in characters that the tools service accepts for any trajectory id."""
-        readable = re.sub(r"[^A-Za-z0-9._/-]", "_", self.trajectory_id)[:80]
-        return f"{self.run}:{readable}:{self.index}.{self.number}"
 
 
 @dataclass
@@ -286,7 +260,7 @@ class RolloutScheduler:
             self.tools_config,
         )
         tool = next(tool for tool in trajectory.tools if tool.name == turn.kind)
-        request = _make_request(tool, turn, context)
+        request = make_request(tool, turn, context)
         if isinstance(request, Refusal):
             refused = ToolResult(request_id, tool.name, Status.REFUSED, message=request.message)
             self._append_observation(state, attempt, refused)
@@ -428,12 +402,3 @@ class RolloutRun:
     def close(self) -> None:
         """Frees the sequences and sandbox sessions of everything that still runs."""
         self._scheduler._close(self._state)
-
-
-def _make_request(tool: Tool, turn: ParsedTurn, context: RequestContext) -> Request | LocalCall | Refusal:
-    """Returns the request of a call; an exception of the tool costs this call, not the run, and is a warning."""
-    try:
-        return tool.request(turn, context)
-    except Exception as error:
-        warnings.warn(f"tool {tool.name!r} failed to make a request: {type(error).__name__}: {error}", stacklevel=2)
-        return Refusal(f"{type(error).__name__}: {error}")

@@ -3,6 +3,9 @@
 import pytest
 
 from dv2_jax.agent import prompts
+from dv2_jax.agent.tools.code import CodeTool
+from dv2_jax.agent.tools.tool_registry import run_tools
+from dv2_jax.config import AgentConfig
 from dv2_jax.data.question import Question
 from tests.agent.tool_results import png
 
@@ -49,3 +52,26 @@ def test_a_file_can_replace_the_system_prompt_and_a_wrong_name_is_an_error(tmp_p
     assert prompts.system_prompt(str(path)) == "Mine.\n"
     with pytest.raises(ValueError, match="breif.*brief, full"):
         prompts.system_prompt("breif")
+
+
+def test_per_tool_describes_exactly_the_tools_of_the_run():
+    """Catches: a baseline with one search that hears of tools that it does not have."""
+    question = Question("q", "s", "reason", "2+2?", (png(),), "a")
+    signs = {"code": "```python", "search": '"name": "search"', "image_search": '"name": "image_search"'}
+    for names in [("code",), ("search",), ("image_search",), ("search", "image_search"), tuple(signs)]:
+        tools = run_tools(AgentConfig(tools=names))
+        system, user = prompts.build_messages(question, "per_tool", tools)
+        assert [name for name, sign in signs.items() if sign in system["content"]] == list(names)
+        assert user["content"].startswith("<image>\n2+2?\n")
+    (user,) = prompts.build_messages(question, "per_tool", ())
+    assert "tool" not in user["content"] and "<answer>" in user["content"]
+
+
+def test_per_tool_keeps_the_text_of_a_tool_without_a_manual():
+    class Own(CodeTool):
+        name = tag = "own_tool"
+        manual = ""
+        prompt = "Call me."
+
+    system, _ = prompts.build_messages(Question("q", "s", "reason", "2+2?", (), "a"), "per_tool", (Own(),))
+    assert system["content"].endswith("# Tools\n\nCall me.")

@@ -166,6 +166,7 @@ class Tool(abc.ABC):
     is_search: ClassVar[bool] = False  # in the search split a call costs `reward.search_penalty`, and tags must balance
     output_tags: ClassVar[tuple[str, ...]] = (RESPONSE_TAG,)  # further tags that no tool output may imitate
     prompt: ClassVar[str] = ""  # appended to the system prompt; the built-in prompts describe DeepEyesV2's tools
+    manual: ClassVar[str] = ""  # description of a built-in tool alone, for the prompt `per_tool`; empty: `prompt`
     uses: ClassVar[Mapping[str, str]]  # class of a use (see `classify`) → its title; by default one class, the name
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

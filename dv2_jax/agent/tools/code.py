@@ -46,6 +46,21 @@ class CodeTool(Tool):
     """Runs the last fence of the last `<code>` block; returns stdout, stderr and displayed images."""
 
     name = tag = "code"
+    manual = """\
+## Python
+
+Put code between the tags, like this:
+<code>
+```python
+print(image_1.size)
+```
+</code>
+
+It runs in a Jupyter notebook; standard output, standard error and every figure shown with `plt.show()` come back to you. \
+Every picture of the question is already loaded: the i-th is the global variable `image_i`, a `PIL.Image`; the first is \
+`image_1`. Use it to enlarge a region, rotate, raise the contrast or compute. Import what you use (matplotlib as well), or \
+leave a `PIL.Image` as the last value to see it. Variables persist between runs. Code must end; there is a time limit, and \
+nothing may be written to the disk."""
     verb = "runs code"
     uses = {str(category): title for category, title in CELL_TITLES.items()}
 

@@ -31,6 +31,14 @@ class ImageSearchTool(JsonCallTool):
 
     name = "image_search"
     verb = "searches by image"
+    manual = """\
+## Image search
+
+`image_search` finds web pages with pictures like the original picture of the question, and returns their titles and small \
+pictures. It takes no arguments; use it at most once. Write exactly this:
+<tool_call>
+{"name": "image_search"}
+</tool_call>"""
     category = "search"
     is_search = True
 

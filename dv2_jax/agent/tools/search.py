@@ -28,6 +28,15 @@ class SearchTool(JsonCallTool):
 
     name = "search"
     title = "text search"
+    manual = """\
+## Text search
+
+`search` finds web pages for the text `query` (a string). Write one JSON object between the tags, like this:
+<tool_call>
+{"name": "search", "arguments": {"query": "year the Pont du Gard was built"}}
+</tool_call>
+
+You may search many times, with one query per turn. Compare sources, and prefer reliable and recent ones."""
     verb = "searches"
     is_search = True
 
