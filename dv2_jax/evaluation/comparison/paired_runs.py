@@ -145,11 +145,11 @@ def compare_benchmark(name: str, a: ComparedRun, b: ComparedRun) -> BenchmarkCom
         only_answered_b=len(asked_b) - len(shared),
         unscored_a=sum(question not in scores_a for question in shared),
         unscored_b=sum(question not in scores_b for question in shared),
-        effort_a=effort(part_a),
-        effort_b=effort(part_b),
+        effort_a=effort(a, name),
+        effort_b=effort(b, name),
         warnings=tuple(protocol_differences(name, a, b)),
-        table_a=a.table_value(name),
-        table_b=b.table_value(name),
+        table_a=_table_value(a, name),
+        table_b=_table_value(b, name),
         discordant=tuple(q for q in paired if scores_a[q].is_right != scores_b[q].is_right),
     )
 
@@ -192,12 +192,19 @@ def protocol_differences(name: str, a: ComparedRun, b: ComparedRun) -> list[str]
     return found
 
 
+def _table_value(run: ComparedRun, benchmark: str) -> float | None:
+    row = run.table_row(benchmark)
+    return None if row is None else row["value"]
+
+
 def _setting(run: ComparedRun, section: str, field_name: str) -> Any:
     return run.config.get(section, {}).get(field_name)
 
 
-def effort(part: BenchmarkAnswers) -> Effort:
-    """Averages tokens, seconds and calls over the stored answers."""
+def effort(run: ComparedRun, benchmark: str) -> Effort:
+    """Averages tokens, seconds and calls over the stored answers; costs are those of the run's own results."""
+    part = run.benchmarks[benchmark]
+    priced = run.results.get("benchmarks", {}).get(benchmark, {}).get("usage", {}).get(run.stage, {})
     infos, count = list(part.infos.values()), max(1, len(part.infos))
     correct = sum(record.score.outcome == "correct" for record in part.scores.values())
     sampled = sum(info.completion_tokens for info in infos)
@@ -208,4 +215,6 @@ def effort(part: BenchmarkAnswers) -> Effort:
         seconds=sum(info.seconds for info in infos) / count,
         tool_calls=sum(sum(info.tool_counts.values()) for info in infos) / count,
         tokens_per_correct=sampled / correct if correct and infos else None,
+        cost=priced.get("cost"),
+        cost_per_correct=priced.get("cost_per_correct"),
     )

@@ -88,10 +88,10 @@ class ComparedRun:
         """The folder of the images of the records."""
         return self.directory / ANSWERS / IMAGE_FOLDER
 
-    def table_value(self, benchmark: str) -> float | None:
-        """Returns the value of the row `overall` in the run's own table."""
+    def table_row(self, benchmark: str) -> dict[str, Any] | None:
+        """Returns the row `overall` of the run's own table."""
         rows = self.results.get("benchmarks", {}).get(benchmark, {}).get("rows", {}).get(self.stage, ())
-        return next((row["value"] for row in rows if row["name"] == "overall"), None)
+        return next((row for row in rows if row["name"] == "overall"), None)
 
 
 def open_run(spec: str, stage: str = "", scorer: str = "") -> ComparedRun:

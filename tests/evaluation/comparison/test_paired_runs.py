@@ -7,7 +7,7 @@ import pytest
 
 from dv2_jax import compare
 from dv2_jax.evaluation.comparison.comparison_table import count_note, notes
-from dv2_jax.evaluation.comparison.paired_runs import compare_benchmark, compare_runs
+from dv2_jax.evaluation.comparison.paired_runs import compare_benchmark, compare_runs, effort
 from dv2_jax.evaluation.comparison.stored_run import open_run
 from dv2_jax.evaluation.statistics import PairedCounts, mcnemar, smallest_visible_difference
 from tests.evaluation.comparison.stored_evaluations import write_evaluation
@@ -132,6 +132,12 @@ def test_efforts_are_per_answer_and_per_correct_answer(tmp_path):
     assert (found.effort_a.tool_calls, found.effort_a.seconds, found.effort_a.completion_tokens) == (2, 1.5, 80)
 
 
+def test_costs_are_those_of_the_runs_results(tmp_path):
+    run = open_run(str(write_evaluation(tmp_path / "a", {"q1": 1.0})))
+    run.results["benchmarks"]["embedded"]["usage"] = {"evaluate": {"cost": 3.0, "cost_per_correct": 1.5}}
+    assert effort(run, "embedded").cost_per_correct == 1.5
+
+
 def test_the_command_prints_and_writes_the_same_numbers(tmp_path, capsys):
     a, b = many(0.4, 0.7, 60)
     write_evaluation(tmp_path / "a", a)
@@ -156,7 +162,7 @@ def test_the_command_prints_and_writes_the_same_numbers(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a"], "give at least two runs"),
+        (["a"], "give at least two runs to compare, or one and --published=MODEL"),
         (["a", "v"], "no benchmark in common (a: embedded; v: vstar)"),
         (["a", "a", "--output=x.pdf"], "--output=x.pdf: use a name that ends in .html, .json or .csv"),
         (["a", "none"], "no such run directory"),

@@ -1,0 +1,79 @@
+import json
+
+import pytest
+from scipy.stats import norm
+
+from dv2_jax import compare
+from dv2_jax.evaluation.comparison.published_comparison import compare_published
+from dv2_jax.evaluation.comparison.stored_run import open_run
+from dv2_jax.evaluation.published import QUESTIONS, PublishedModelError, published_values
+from dv2_jax.evaluation.statistics import wilson_interval
+from tests.evaluation.comparison.stored_evaluations import write_evaluation
+
+
+def vstar_run(tmp_path, right, n=191):
+    row = {"name": "overall", "value": right / n, "interval": list(wilson_interval(right, n)), "n": n, "failed": 0}
+    return write_evaluation(
+        tmp_path / "a", {f"q{i}": float(i < right) for i in range(n)}, benchmark="vstar", rows=[row]
+    )
+
+
+def test_a_published_number_is_compared_without_pairs(tmp_path):
+    """Catches the paper's own error that is left out: the difference would look twice as certain."""
+    (found,) = compare_published([open_run(str(vstar_run(tmp_path, 140)))], "deepeyesv2-7b")
+    p, q = 140 / 191, 0.818
+    z = (p - q) / (p * (1 - p) / 191 + q * (1 - q) / 191) ** 0.5
+    assert (found.benchmark, found.published, found.difference) == ("vstar", 0.818, pytest.approx(p - q))
+    assert found.p_value == pytest.approx(2 * norm.cdf(z), abs=0.002)
+    assert found.smallest_visible == pytest.approx(0.119, abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "note"),
+    [
+        (150, 191, "within the noise"),
+        (110, 191, "visible"),
+        (40, 50, "other rows: not the published number of questions"),
+    ],
+)
+def test_the_note_says_if_the_difference_is_visible(tmp_path, right, n, note):
+    (found,) = compare_published([open_run(str(vstar_run(tmp_path, right, n)))], "deepeyesv2-7b")
+    assert found.note == note
+
+
+def test_the_command_compares_a_single_run_with_a_paper(tmp_path, capsys):
+    run_dir = vstar_run(tmp_path, 150)
+    compare.main(
+        [
+            str(run_dir),
+            "--published=deepeyesv2-7b",
+            f"--output={tmp_path / 'x.json'}",
+            f"--output={tmp_path / 'x.html'}",
+        ]
+    )
+    assert "not paired, since the answers are not known" in " ".join(capsys.readouterr().out.split())
+    (entry,) = json.loads((tmp_path / "x.json").read_text())["published"]
+    assert (entry["model"], entry["note"]) == ("deepeyesv2-7b", "within the noise")
+    assert "Published values of deepeyesv2-7b" in (tmp_path / "x.html").read_text()
+
+
+def test_unknown_models_and_benchmarks_are_named(tmp_path, capsys):
+    with pytest.raises(PublishedModelError, match="--published=deepeyes-7b: there are deepeyesv2-7b, qwen2.5-vl-7b"):
+        published_values("deepeyes-7b")
+    run_dir = write_evaluation(tmp_path / "own", {"q1": 1.0})
+    with pytest.raises(SystemExit):
+        compare.main([str(run_dir), "--published=deepeyesv2-7b"])
+    assert "the runs have none of its benchmarks (vstar, hrbench4k" in capsys.readouterr().err
+
+
+def test_every_column_of_the_paper_is_there():
+    """The paper's tables have RealX-Bench and 21 further columns."""
+    for model in ("deepeyesv2-7b", "qwen2.5-vl-7b"):
+        values = published_values(model)
+        assert values.keys() == QUESTIONS.keys() and len(values) == 22
+        assert all(0.1 < found.value < 0.9 for found in values.values())
+    gains = {
+        name: published_values("deepeyesv2-7b")[name].value - published_values("qwen2.5-vl-7b")[name].value
+        for name in QUESTIONS
+    }
+    assert gains["vstar"] == pytest.approx(0.033) and gains["infoseek"] == pytest.approx(-0.026)
