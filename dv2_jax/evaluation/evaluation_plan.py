@@ -11,6 +11,7 @@ from dv2_jax.config import Config
 from dv2_jax.evaluation.evaluator import Evaluator, Price
 from dv2_jax.evaluation.records import AnswerInfo
 from dv2_jax.evaluation.stage_run import StageRun
+from dv2_jax.evaluation.statistics import smallest_visible_difference
 from dv2_jax.telemetry.progress import duration
 
 HEADINGS = ("policy", "benchmark", "rows", "samples", "answered", "to retry", "to answer", "tokens", "time", "cost")
@@ -74,7 +75,7 @@ def plan_table(evaluator: Evaluator) -> Table:
     planned = plan(evaluator)
     table = Table(
         header_style="bold",
-        caption="estimates from stored answers; time at full concurrency, without compilation",
+        caption="estimates from stored answers; time at full concurrency, without compilation\n" + _visible(planned),
         caption_justify="left",
     )
     for heading in HEADINGS:
@@ -87,6 +88,13 @@ def plan_table(evaluator: Evaluator) -> Table:
     counts = [sum(getattr(row, name) for row in planned) for name in ("answered", "to_retry", "to_answer")]
     table.add_row("total", "", "", "", *(f"{count:,}" for count in counts), *_estimates(*sums), style="bold")
     return table
+
+
+def _visible(planned: Sequence[PlannedAnswers]) -> str:
+    """Returns the smallest difference to another run that each benchmark can show, at 20 % discordance."""
+    rows = {row.benchmark: smallest_visible_difference(row.rows) for row in planned}
+    points = [f"{name} {'none' if found is None else f'{100 * found:.1f}'}" for name, found in rows.items()]
+    return f"smallest visible differences to another run, in points: {', '.join(points)}"
 
 
 def _cells(row: PlannedAnswers) -> list[str]:

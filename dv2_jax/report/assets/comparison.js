@@ -12,7 +12,10 @@ function fill(card) {
     img.removeAttribute("data-image");
   }
 }
-for (const card of cards) card.addEventListener("toggle", () => card.open && fill(card));
+for (const card of cards) {
+  card.addEventListener("toggle", () => card.open && fill(card));
+  if (card.open) fill(card);
+}
 
 function apply() {
   const words = search.value.toLowerCase();
