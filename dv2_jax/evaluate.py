@@ -2,7 +2,7 @@
 
 Answers the questions of one or more benchmarks with tools, scores the answers, and prints scores and tool use. Answers and
 scores are stored as they are obtained (`trajectories/`, `scores/`): the same command continues an interrupted run with
-what is missing. Writes `results.json`, `results/` and `report/index.html` into the run directory. On several hosts, start
+what is missing. Writes `results.json`, `results/`, `report/index.html` and `report/figures/` into the run directory. On several hosts, start
 the same command on every host: each answers its shard, and process 0 writes the results of all.
 
 `--list` shows the benchmarks and `--plan` what a run would do; `--rejudge` scores stored answers again, without inference;
@@ -228,8 +228,8 @@ class _Engines:
 
 
 def _print_results(results: dict, evaluator: Evaluator, console: Console) -> None:
+    from dv2_jax.evaluation.analysis.run_analysis import analyze_run
     from dv2_jax.evaluation.table import print_comparison, print_scores
-    from dv2_jax.report.page import write_report
 
     for part in evaluator.parts:
         if part.summaries:
@@ -241,7 +241,9 @@ def _print_results(results: dict, evaluator: Evaluator, console: Console) -> Non
             shares = ", ".join(f"{skill} {share:.1%}" for skill, share in part.guessing.items())
             console.print(f"{part.name}: always the commonest training answer: {shares}")
     run_dir = evaluator.run_dir
-    console.print(f"{run_dir / 'results.json'}\n{write_report(run_dir)}", soft_wrap=True)
+    analysis = analyze_run(run_dir)
+    analysis.write_figures()
+    console.print(f"{run_dir / 'results.json'}\n{analysis.write_page()}", soft_wrap=True)
 
 
 def _print_list(config: Config) -> None:

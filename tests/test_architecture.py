@@ -24,7 +24,7 @@ LEVELS = {
     "evaluation": 5, "toy": 5, "aot": 5, "serving": 5,
     "recipes": 6,
     "train": 7, "evaluate": 7, "export": 7, "chat": 7, "compile_ahead": 7, "data.check": 7,
-    "serve": 7, "compare": 7, "export_evaluation": 7,
+    "serve": 7, "compare": 7, "export_evaluation": 7, "report.__main__": 7,
 }  # fmt: skip
 GENERATED = re.compile(r"_pb2(_grpc)?\.py$")
 
@@ -68,9 +68,10 @@ def is_module(name: str) -> bool:
 def part(module: str) -> str:
     """Maps `dv2_jax.rl.losses` to `rl`, and the package itself to an empty string.
 
-    Two modules are parts of their own: `toy.tasks`, and `data.check`, a command in the package whose files it checks.
+    Some modules are parts of their own: `toy.tasks`, and the commands `data.check` and `report.__main__`, in the package
+    whose files they check or write.
     """
-    for own in ("toy.tasks", "data.check"):
+    for own in ("toy.tasks", "data.check", "report.__main__"):
         if module == f"dv2_jax.{own}" or module.startswith(f"dv2_jax.{own}."):
             return own
     return module.split(".")[1] if "." in module else ""

@@ -25,6 +25,7 @@ from typing import Any
 
 from dv2_jax.checkpoint.hf_export import export_hf
 from dv2_jax.config import Config, ConfigError
+from dv2_jax.evaluation.analysis.run_analysis import analyze_run
 from dv2_jax.evaluation.stage_plan import check_comparable, rl_stages
 from dv2_jax.evaluation.table import print_comparison
 from dv2_jax.parallel import distributed
@@ -35,7 +36,6 @@ from dv2_jax.recipes.rl_eval import StageEvaluator
 from dv2_jax.recipes.rl_rollout import RewardFn
 from dv2_jax.recipes.rl_training import Training
 from dv2_jax.recipes.run import Interrupted, Run, open_run, write_json
-from dv2_jax.report.page import write_report
 from dv2_jax.rewards import compute_rewards, prepare_rewards
 from dv2_jax.rl.algorithms import describe_algorithm, resolve_algorithm
 from dv2_jax.rollout.session import open_session
@@ -153,7 +153,7 @@ def report_finished(run: Run) -> dict[str, Any]:
     """Write the report of a run that was finished before and print its results; returns its summary."""
     summary = run.finished or {}
     if distributed.is_main():
-        report = write_report(run.directory)
+        report = analyze_run(run.directory).write_page()
         print_comparison(summary, f"{run.config.run.name}, held-out questions")
         run.display.line(f"already finished: {run.directory} after step {summary['steps']}\n{report}")
     return summary
@@ -162,7 +162,7 @@ def report_finished(run: Run) -> dict[str, Any]:
 def report_run(run: Run, summary: dict[str, Any], exported: str | Path) -> None:
     """Write the report and print the results table of a finished run, or how to resume an interrupted one."""
     run.metrics.close()
-    report = write_report(run.directory)
+    report = analyze_run(run.directory).write_page()
     if summary["interrupted"]:
         run.display.line(f"stopped after step {summary['steps']} with a checkpoint; the same command resumes")
         return

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from dv2_jax.agent.trajectory import Trajectory
 from dv2_jax.config import RewardConfig
 from dv2_jax.data.tokenizer import Tokenizer
@@ -97,7 +99,18 @@ def rollout_metrics(stats: Sequence[TrajectoryStats]) -> dict[str, float]:
             elif isinstance(value, (int, float)):
                 yield name, value
 
-    row = dict(flat(overall))
+    row = dict(flat(overall)) | _spread(stats)
     for skill, result in skills.items():
         row |= {f"{name}/{skill}": getattr(result, name) for name in ("accuracy", "reward", "tool_rate", "tool_calls")}
     return row
+
+
+def _spread(stats: Sequence[TrajectoryStats]) -> dict[str, float]:
+    """Returns the standard deviations of reward, tool calls and sampled tokens over the trajectories that were kept."""
+    kept = [trajectory for trajectory in stats if not trajectory.dropped]
+    columns = {
+        "reward_std": [trajectory.reward for trajectory in kept],
+        "tool_calls_std": [trajectory.tool_calls for trajectory in kept],
+        "response_tokens_std": [trajectory.loss_tokens for trajectory in kept],
+    }
+    return {name: float(np.std(values)) if values else 0.0 for name, values in columns.items()}

@@ -15,11 +15,15 @@ NUM_COLORS = 6  # classes s0 to s5 of the style sheet
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart: `x` and `y` of equal length; points that are not finite are left out."""
+    """One line of a chart: `x` and `y` of equal length; points that are not finite are left out.
+
+    `spread`, if given, is the half width of a band around the line, such as a standard deviation.
+    """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
+    spread: Sequence[float] = ()
 
 
 def line_chart(title: str, series: Sequence[Series], *, percent: bool = False, note: str = "") -> str:
@@ -28,9 +32,11 @@ def line_chart(title: str, series: Sequence[Series], *, percent: bool = False, n
     if not finite:
         return ""
     x_ticks = ticks(min(x for x, _ in finite), max(x for x, _ in finite), integers=True)
-    y_ticks = ticks(min(y for _, y in finite), max(y for _, y in finite))
+    edges = [y + sign * half for line in series for _, y, half in _band(line) for sign in (-1, 1)]
+    y_values = [*(y for _, y in finite), *edges]
+    y_ticks = ticks(min(y_values), max(y_values))
     to_x = _scale(x_ticks, [x for x, _ in finite], LEFT, WIDTH - RIGHT)
-    to_y = _scale(y_ticks, [y for _, y in finite], HEIGHT - BOTTOM, TOP)
+    to_y = _scale(y_ticks, y_values, HEIGHT - BOTTOM, TOP)
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
     for y in y_ticks:
@@ -40,6 +46,11 @@ def line_chart(title: str, series: Sequence[Series], *, percent: bool = False, n
     for x in x_ticks:
         parts.append(f'<text class="tick" x="{to_x(x):.1f}" y="{HEIGHT - 10}" text-anchor="middle">{x:g}</text>')
     for index, line in enumerate(series):
+        if band := _band(line):
+            upper = [(x, y + half) for x, y, half in band]
+            lower = [(x, y - half) for x, y, half in reversed(band)]
+            corners = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in [*upper, *lower])
+            parts.append(f'<polygon class="band s{index % NUM_COLORS}" points="{corners}"></polygon>')
         points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
         faint = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in points)
         means = running_mean([y for _, y in points])
@@ -59,6 +70,14 @@ def line_chart(title: str, series: Sequence[Series], *, percent: bool = False, n
     caption = f'<span class="note">{escape(note)}</span>' if note else ""
     heading = f"<figcaption><b>{escape(title)}</b>{legend if len(series) > 1 else ''}{caption}</figcaption>"
     return f'<figure class="chart">{heading}{"".join(parts)}</figure>'
+
+
+def _band(line: Series) -> list[tuple[float, float, float]]:
+    """Returns (x, y, half width) of the finite points of a line with a band."""
+    if not line.spread:
+        return []
+    points = zip(line.x, line.y, line.spread, strict=True)
+    return [(x, y, half) for x, y, half in points if math.isfinite(y) and math.isfinite(half)]
 
 
 def ticks(low: float, high: float, *, integers: bool = False, wanted: int = 5) -> list[float]:

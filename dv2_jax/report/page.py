@@ -6,7 +6,6 @@ directory alone (`summary.json` or `results.json`, `metrics.jsonl`, `config.json
 
 from __future__ import annotations
 
-import argparse
 import base64
 import io
 import json
@@ -23,7 +22,7 @@ from PIL import Image
 
 from dv2_jax.agent.tools.base import Tool
 from dv2_jax.agent.tools.tool_registry import run_tools, use_titles
-from dv2_jax.config import AgentConfig, ConfigError, one_line_errors
+from dv2_jax.config import AgentConfig, ConfigError
 from dv2_jax.files import atomic_write
 from dv2_jax.report import sections
 from dv2_jax.report.scores import benchmark_scores
@@ -35,8 +34,11 @@ from dv2_jax.telemetry.trajectories import IMAGE_FOLDER
 LONG_SIDE = 640  # pixels; larger images are scaled down
 
 
-def write_report(run_dir: str | Path) -> Path:
+def write_report(run_dir: str | Path, analysis: str = "", *, with_mix: bool = True) -> Path:
     """Writes the page and returns its path. Sections without data are left out.
+
+    `analysis` holds further sections, as HTML: those of `evaluation.analysis`. Without `with_mix`, the section on the
+    distribution of tool uses is left out.
 
     Raises:
         FileNotFoundError: if there is no such run directory.
@@ -45,11 +47,11 @@ def write_report(run_dir: str | Path) -> Path:
     if not run_dir.is_dir():
         raise FileNotFoundError(f"{run_dir}: no such run directory")
     path = run_dir / "report" / "index.html"
-    atomic_write(path, render(run_dir))
+    atomic_write(path, render(run_dir, analysis, with_mix=with_mix))
     return path
 
 
-def render(run_dir: Path) -> str:
+def render(run_dir: Path, analysis: str = "", *, with_mix: bool = True) -> str:
     """Returns the page as HTML."""
     config, summary = _json(run_dir / "config.json"), load_summary(run_dir)
     titles = stage_titles(summary)
@@ -67,7 +69,8 @@ def render(run_dir: Path) -> str:
         tiles=sections.tiles(summary, stages),
         results=sections.results(stages) + benchmark_scores(summary, titles),
         curves=sections.curves(run_dir / "metrics.jsonl", stages, use_titles(tools)),
-        mix=sections.mix(stages, use_titles(tools)),
+        mix=sections.mix(stages, use_titles(tools)) if with_mix else "",
+        analysis=analysis,
         trajectories=_filters(cards, titles, [tool.name for tool in tools]) + "\n".join(shown)
         if cards
         else '<p class="hint">None were stored.</p>',
@@ -171,15 +174,3 @@ def _filters(records: list[dict], titles: Mapping[str, str], names: Sequence[str
         '<label><input type="checkbox" id="shade" checked>shade tokens</label>'
         '<button id="fold" type="button">open all</button><span id="count"></span></div>'
     )
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m dv2_jax.report", description=__doc__.splitlines()[0])
-    parser.add_argument("run_dir", help="a run directory, e.g. runs/default")
-    run_dir = parser.parse_args(argv).run_dir
-    with one_line_errors():
-        print(write_report(run_dir))
-
-
-if __name__ == "__main__":
-    main()

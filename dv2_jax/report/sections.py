@@ -102,7 +102,7 @@ def curves(path: Path, stages: Mapping[str, Mapping], use_titles: Mapping[str, s
     `use_titles` maps each class of tool uses to its title, in the order of the chart's lines.
     """
     skills = [skill for part in stages.values() for skill in part if skill != "overall"]
-    rows = _metric_rows(path)
+    rows = metric_rows(path)
     figures = []
     for title, lines, percent in CHARTS:
         titles = use_titles if lines == TOOL_USES else {}
@@ -129,7 +129,7 @@ def _expand(lines: tuple[tuple[str, str], ...], rows: list[dict], order: list[st
             yield prefix + name, name
 
 
-def _metric_rows(path: Path) -> list[dict]:
+def metric_rows(path: Path) -> list[dict]:
     """Reads metrics.jsonl, one row per step; of rows with the same step (a resumed run), later values win."""
     rows: dict[int, dict] = {}
     if path.exists():

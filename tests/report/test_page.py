@@ -187,6 +187,6 @@ def test_a_run_that_has_only_begun_has_a_page_too(tmp_path):
 
 
 def test_the_command_writes_the_page_without_loading_jax(run_dir):
-    code = "import sys; from dv2_jax.report.page import main; main(sys.argv[1:]); assert 'jax' not in sys.modules"
+    code = "import sys; from dv2_jax.report.__main__ import main; main(sys.argv[1:]); assert 'jax' not in sys.modules"
     out = subprocess.run([sys.executable, "-c", code, str(run_dir)], check=True, capture_output=True, text=True).stdout
     assert out.strip() == str(run_dir / "report" / "index.html")

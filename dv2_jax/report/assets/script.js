@@ -22,20 +22,23 @@ function apply() {
     card.hidden = !fits;
     shown += fits;
   }
-  document.getElementById("count").textContent = `${shown} of ${cards.length} shown`;
+  count.textContent = `${shown} of ${cards.length} shown`;
 }
 for (const filter of filters) filter.addEventListener("change", apply);
-apply();
 
-const shade = document.getElementById("shade");
-shade.addEventListener("change", () => document.body.classList.toggle("tokens", shade.checked));
-document.body.classList.toggle("tokens", shade.checked);
-
-document.getElementById("fold").addEventListener("click", event => {
-  const open = cards.some(card => !card.hidden && !card.open);
-  for (const card of cards) if (!card.hidden) card.open = open;
-  event.target.textContent = open ? "close all" : "open all";
-});
+// A page without trajectories has no filters.
+const count = document.getElementById("count");
+if (count) {
+  apply();
+  const shade = document.getElementById("shade");
+  shade.addEventListener("change", () => document.body.classList.toggle("tokens", shade.checked));
+  document.body.classList.toggle("tokens", shade.checked);
+  document.getElementById("fold").addEventListener("click", event => {
+    const open = cards.some(card => !card.hidden && !card.open);
+    for (const card of cards) if (!card.hidden) card.open = open;
+    event.target.textContent = open ? "close all" : "open all";
+  });
+}
 
 const root = document.documentElement;
 document.getElementById("theme").addEventListener("click", () => {
