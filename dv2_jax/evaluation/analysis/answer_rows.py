@@ -141,7 +141,7 @@ def read_run(directory: str | Path) -> AnalyzedRun:
         first = _first_benchmark(summary)
         scorer = (config.get("eval", {}).get("scorers") or [""])[0]
         labels = read_labels(directory)
-        for name in _names(folder):
+        for name in record_names(folder):
             scores = read_scores(directory / "scores", name, scorer)
             stage, _, benchmark = name.partition("@")
             place = benchmark or ("" if stage == TRAIN else first)
@@ -159,7 +159,7 @@ def _first_benchmark(summary: Mapping[str, Any]) -> str:
     return "embedded" if "embedded" in benchmarks else benchmarks[0]
 
 
-def _names(folder: Path) -> list[str]:
+def record_names(folder: Path) -> list[str]:
     """Returns the names of record files, also of those that only other hosts have written."""
     return sorted({*stages(folder), *(path.stem for path in folder.glob("host-*/*.jsonl"))})
 
