@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Exports an evaluation in every format and reads each file with the tool that it is for: .ci/exports.sh RUN
-# RUN is a run directory of `python -m dv2_jax.evaluate`. The tools get environments of their own; `python` has the project.
+# RUN is a run directory of `python -m dv2_jax.evaluate`. The tools get environments of their own (an existing one with
+# inspect-ai: INSPECT_PYTHON); `python` has the project.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD run=$(realpath "${1:?the run directory of an evaluation}")
@@ -13,9 +14,12 @@ for format in inspect every_eval_ever vlmevalkit; do
   python -m dv2_jax.export_evaluation "$run" --format=$format --output="$work/$format" >/dev/null
 done
 
-python3 -m venv "$work/inspect-venv"
-install "$work/inspect-venv/bin/pip" install inspect-ai==0.3.285
-env -u PYTHONPATH "$work/inspect-venv/bin/python" .ci/exports/read_inspect.py "$run" "$work"/inspect/*.json
+inspect=${INSPECT_PYTHON:-$work/inspect-venv/bin/python}
+if [ ! -x "$inspect" ]; then
+  python3 -m venv "$work/inspect-venv"
+  install "$inspect" -m pip install inspect-ai==0.3.285
+fi
+env -u PYTHONPATH "$inspect" .ci/exports/read_inspect.py "$run" "$work"/inspect/*.json
 
 cd "$work/every_eval_ever"
 mapfile -t files < <(find data -type f)
@@ -31,8 +35,8 @@ if [ -n "$newer" ]; then
   env -u PYTHONPATH "$work/schema-venv/bin/python" -m every_eval_ever.validator.cli "${files[@]}" | tail -5
 else
   echo "no Python 3.12 for the validator of every-eval-ever: its schemas alone are checked"
-  install "$work/inspect-venv/bin/pip" download --no-deps --python-version 3.12 --only-binary :all: -d "$work" every-eval-ever==0.3.0
-  "$work/inspect-venv/bin/python" "$root/.ci/exports/validate_schemas.py" "$work"/every_eval_ever-*.whl "${files[@]}"
+  install "$inspect" -m pip download --no-deps --python-version 3.12 --only-binary :all: -d "$work" every-eval-ever==0.3.0
+  "$inspect" "$root/.ci/exports/validate_schemas.py" "$work"/every_eval_ever-*.whl "${files[@]}"
 fi
 cd "$root"
 
@@ -40,8 +44,8 @@ if [ -f tests/evaluation/scorers/kit_import.py ]; then
   python .ci/exports/make_kit_run.py "$work/kit"
   python -m dv2_jax.export_evaluation "$work/kit/run" --format=vlmevalkit --output="$work/kit/export"
   python3 -m venv "$work/kit-venv"
-  install "$work/kit-venv/bin/pip" install --no-deps ms-vlmeval==0.0.20
-  install "$work/kit-venv/bin/pip" install numpy 'pandas<3' pillow requests validators huggingface_hub sty tabulate portalocker \
+  install "$work/kit-venv/bin/python" -m pip install --no-deps ms-vlmeval==0.0.20
+  install "$work/kit-venv/bin/python" -m pip install numpy 'pandas<3' pillow requests validators huggingface_hub sty tabulate portalocker \
     timeout-decorator levenshtein tqdm openpyxl xlsxwriter python-dotenv termcolor regex networkx num2words sympy latex2sympy2_extended
   env -u PYTHONPATH "$work/kit-venv/bin/python" .ci/exports/score_with_kit.py tests/evaluation/scorers/kit_import.py \
     "$work"/kit/export/*/*.xlsx "$work/kit/data/VStarBench.tsv" "$work/kit/verdicts.json"

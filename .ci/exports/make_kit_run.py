@@ -21,7 +21,20 @@ from dv2_jax.evaluation.records import AnswerInfo, ScoreRecord
 from dv2_jax.rollout.question_sources import read_rows
 
 OPTIONS = {"A": "red", "B": "blue", "C": "007", "D": "left of the cup"}
-REPLIES = ("B", "A", "(B)", "The answer is B.", "blue", "The color is blue", "= B", "C", "D. left of the cup", "007", "A and B", "E")
+REPLIES = (
+    "B",
+    "A",
+    "(B)",
+    "The answer is B.",
+    "blue",
+    "The color is blue",
+    "= B",
+    "C",
+    "D. left of the cup",
+    "007",
+    "A and B",
+    "E",
+)
 
 
 def main() -> None:
@@ -36,7 +49,9 @@ def main() -> None:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(["index", "image", "question", *OPTIONS, "answer", "category"])
         for index in range(len(REPLIES)):
-            writer.writerow([index, cell, f"Which color has object {index}?", *OPTIONS.values(), "B", "direct_attributes"])
+            writer.writerow(
+                [index, cell, f"Which color has object {index}?", *OPTIONS.values(), "B", "direct_attributes"]
+            )
     config = Config.from_dict({"eval": {"data": str(data), "benchmarks": ["vstar"]}, "recipe": "evaluate"})
     benchmark = BENCHMARKS.get("vstar")()
     answers, scores, verdicts = [], [], {}
@@ -45,7 +60,14 @@ def main() -> None:
         # Without a judge the rule leaves replies open that the kit, with exact matching, counts as wrong.
         value = score.value
         info = AnswerInfo("vstar", question.id, 0, 1, "", "package:cold_start", ("code",), final=reply)
-        turn = {"kind": "answer", "text": f"<answer>{reply}</answer>", "observation": None, "pictures": [], "status": "", "wall_ms": 0.0}
+        turn = {
+            "kind": "answer",
+            "text": f"<answer>{reply}</answer>",
+            "observation": None,
+            "pictures": [],
+            "status": "",
+            "wall_ms": 0.0,
+        }
         asked = {"id": question.id, "skill": question.skill, "data_source": question.data_source, "text": question.text,
                  "answer": question.answer, "verifier": question.verifier, "pictures": []}  # fmt: skip
         answers.append({"format": 1, "id": question.id, "question": asked, "token_ids": [], "segments": [], "logprobs": [],

@@ -24,7 +24,11 @@ def check(run: Path, path: Path) -> str:
     values = [value_to_float()(sample.scores[score.name].value) for sample in log.samples if sample.scores]
     values = [value for value in values if value == value]  # NaN: undecided
     assert len(values) == expected["n"] == log.results.completed_samples == score.scored_samples, (values, expected)
-    assert len(log.samples) == log.results.total_samples == expected["n"] + expected["failed"] + expected.get("undecided", 0)
+    assert (
+        len(log.samples)
+        == log.results.total_samples
+        == expected["n"] + expected["failed"] + expected.get("undecided", 0)
+    )
     mean = sum(values) / len(values)
     assert abs(mean - expected["value"]) < 1e-9 and abs(score.metrics["accuracy"].value - mean) < 1e-9
     assert header.results.scores[0].metrics["accuracy"].value == score.metrics["accuracy"].value

@@ -18,7 +18,9 @@ def main() -> None:
     assert paths, "no files"
     with zipfile.ZipFile(wheel) as archive:
         names = {Path(name).name: name for name in archive.namelist()}
-        schemas = {kind: json.loads(archive.read(names[f"{kind}.schema.json"])) for kind in ("eval", "instance_level_eval")}
+        schemas = {
+            kind: json.loads(archive.read(names[f"{kind}.schema.json"])) for kind in ("eval", "instance_level_eval")
+        }
     for path in paths:
         lines = path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text()]
         schema = schemas["instance_level_eval" if path.suffix == ".jsonl" else "eval"]

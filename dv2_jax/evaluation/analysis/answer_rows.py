@@ -37,6 +37,7 @@ class AnswerRow:
         refused: number of executed calls that were refused.
         tokens: number of sampled tokens.
         error: class of the error (`error_classes.CLASSES`); empty unless the outcome is wrong.
+        num_tools: number of tools that the policy had; None: the record does not say.
     """
 
     stage: str
@@ -55,6 +56,7 @@ class AnswerRow:
     tokens: int
     reward: float | None
     error: str = ""
+    num_tools: int | None = None
 
     @property
     def is_scored(self) -> bool:
@@ -112,10 +114,11 @@ class AnalyzedRun:
 
 
 def has_tools(rows: Sequence[AnswerRow]) -> bool:
-    """Returns False for a policy without tools: every call was refused, or its name says that it had none."""
+    """Returns False for a policy without tools: it had none, or every call was refused."""
     calls = sum(row.calls for row in rows)
-    refused = sum(row.refused for row in rows)
-    return not (calls and calls == refused) and not any(is_without_tools(row.stage) for row in rows[:1])
+    if calls:
+        return calls > sum(row.refused for row in rows)
+    return not any(row.num_tools == 0 or is_without_tools(row.stage) for row in rows)
 
 
 def is_without_tools(stage: str) -> bool:
@@ -229,6 +232,7 @@ def _row(
         tokens=answer.get("completion_tokens") or len(record["logprobs"]),
         reward=record.get("reward") if reward is None else reward,
         error=error,
+        num_tools=len(answer["tools"]) if "tools" in answer else None,
     )
 
 

@@ -71,10 +71,11 @@ def test_a_policy_whose_calls_were_all_refused_has_no_tools(tmp_path):
         "evaluate-none": [record("a", said())],
         "no_tools": [record("a", crop(status="refused", images=()), said())],
         "other": [record("a", said())],
+        "prompted": [record("a", said(), answer=answered("a", tools=[], benchmark="embedded"))],
     }
     run = read_run(write_run(tmp_path, made))
     assert {stage: has_tools(rows) for (_, stage), rows in run.evaluations().items()} == {
-        "evaluate": True, "evaluate-none": False, "no_tools": False, "other": True,
+        "evaluate": True, "evaluate-none": False, "no_tools": False, "other": True, "prompted": False,
     }  # fmt: skip
 
 

@@ -50,7 +50,9 @@ def test_the_inspect_log_has_every_answer_and_scores_those_with_a_verdict(run_di
     """Catches failed answers in the mean, and undecided ones scored as wrong."""
     (path,) = export(run_dir, "inspect", tmp_path)
     log = json.loads(path.read_text())
-    assert list(log)[:4] == ["version", "status", "eval", "plan"] and list(log)[-1] == "samples"  # the header comes first
+    assert (
+        list(log)[:4] == ["version", "status", "eval", "plan"] and list(log)[-1] == "samples"
+    )  # the header comes first
     assert (log["eval"]["task"], log["eval"]["model"], log["eval"]["dataset"]["samples"]) == ("mine", "org/model", 5)
     results = log["results"]
     assert (results["total_samples"], results["completed_samples"]) == (5, 3)
@@ -97,7 +99,9 @@ def test_every_eval_ever_files_refer_to_each_other(run_dir, tmp_path):
     (result,) = document["evaluation_results"]
     assert result["score_details"]["score"] == 0.5 and result["score_details"]["details"]["failed"] == "1"
     assert {line["evaluation_id"] for line in lines} == {document["evaluation_id"]}
-    scores = {line["sample_id"]: (line["evaluation"]["score"], line["metadata"]["outcome"], line["error"]) for line in lines}
+    scores = {
+        line["sample_id"]: (line["evaluation"]["score"], line["metadata"]["outcome"], line["error"]) for line in lines
+    }
     assert scores["a"] == (1.0, "correct", None) and scores["c"] == (0.5, "wrong", None)
     assert scores["d"] == (0.0, "failed", "no reply") and scores["e"][1:] == ("undecided", "no reply")
     assert export(run_dir, "every_eval_ever", tmp_path) == [aggregate, samples]  # replaced, not written twice
@@ -120,7 +124,9 @@ def test_predictions_without_a_published_file_come_from_the_records(run_dir, tmp
 def test_rows_of_a_published_file_keep_their_columns_and_types(tmp_path):
     """Catches numbers written as text, which the kit then compares with numbers, and image cells in the workbook."""
     table = tmp_path / "Tiny.tsv"
-    table.write_text("index\timage\tquestion\tA\tB\tanswer\tlevel\n1\t\tq\t1\tx\tB\t7\n2\t\tr\t2\ty\tA\t\n3\t\ts\t3\tz\tA\t9\n")
+    table.write_text(
+        "index\timage\tquestion\tA\tB\tanswer\tlevel\n1\t\tq\t1\tx\tB\t7\n2\t\tr\t2\ty\tA\t\n3\t\ts\t3\tz\tA\t9\n"
+    )
     rows = tsv_rows(TsvFile(table), {"1": "=B", "3": "A\x07"})
     write_workbook(tmp_path / "out.xlsx", rows)
     first, last = sheet(tmp_path / "out.xlsx")
@@ -131,11 +137,17 @@ def test_rows_of_a_published_file_keep_their_columns_and_types(tmp_path):
 
 
 def test_runs_of_earlier_versions_are_exported(tmp_path):
-    made = [record("a", said("Paris"), right=True), record("b", said(), right=False), record("c", right=None, dropped=True)]
+    made = [
+        record("a", said("Paris"), right=True),
+        record("b", said(), right=False),
+        record("c", right=None, dropped=True),
+    ]
     run = write_run(tmp_path / "run", {"rl": made, "train": [record("t", step=1)]}, rl={"overall": {}})
     (path,) = export(run, "inspect", tmp_path)
     log = json.loads(path.read_text())
-    assert log["results"]["completed_samples"] == 2 and log["results"]["scores"][0]["metrics"]["accuracy"]["value"] == 0.5
+    assert (
+        log["results"]["completed_samples"] == 2 and log["results"]["scores"][0]["metrics"]["accuracy"]["value"] == 0.5
+    )
     assert [sample["output"]["completion"] for sample in log["samples"][:2]] == ["Paris", "wrong"]
     aggregate, _ = export(run, "every_eval_ever", tmp_path)
     assert json.loads(aggregate.read_text())["evaluation_results"][0]["score_details"]["score"] == 0.5
@@ -152,7 +164,14 @@ def test_errors_are_sentences(tmp_path):
 
 
 def test_the_command_prints_the_paths(run_dir, tmp_path):
-    command = [sys.executable, "-m", "dv2_jax.export_evaluation", str(run_dir), "--format=inspect", f"--output={tmp_path}/x"]
+    command = [
+        sys.executable,
+        "-m",
+        "dv2_jax.export_evaluation",
+        str(run_dir),
+        "--format=inspect",
+        f"--output={tmp_path}/x",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"{tmp_path}/x/evaluate_mine.json\n"
     command[3] = str(tmp_path)
