@@ -23,11 +23,10 @@ env -u PYTHONPATH "$inspect" .ci/exports/read_inspect.py "$run" "$work"/inspect/
 
 cd "$work/every_eval_ever"
 mapfile -t files < <(find data -type f)
-newer=$(for name in python3.14 python3.13 python3.12 python3; do
-  for found in $(type -aP $name) "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python3; do
-    if "$found" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then echo "$found"; fi
-  done
-done | head -1)
+newer=""
+for found in $(type -aP python3.14 python3.13 python3.12 python3) "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python3; do
+  if "$found" -c 'import sys, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then newer=$found; break; fi
+done
 if [ -n "$newer" ]; then
   "$newer" -m venv "$work/schema-venv"
   install "$work/schema-venv/bin/pip" install --no-deps every-eval-ever==0.3.0

@@ -58,6 +58,11 @@ class ExportedAnswer:
         return verdict(self.record, self.score)[0]
 
     @property
+    def has_answer(self) -> bool:
+        """False if the infrastructure gave no answer; an answer may still lack a verdict."""
+        return not (self.info.get("failure") or self.record.get("dropped"))
+
+    @property
     def value(self) -> float | None:
         """The score from 0 to 1; None without a verdict."""
         return verdict(self.record, self.score)[1]

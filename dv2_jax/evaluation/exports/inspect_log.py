@@ -1,8 +1,8 @@
 """Inspect logs: one `.json` log per policy and benchmark, which `inspect_ai.log.read_eval_log` and `inspect view` read.
 
 Format: the JSON log of inspect-ai 0.3 (schema version 2). A sample is one answer; its epoch is the sample number plus 1.
-Answers that failed are samples with an error and without a score, as Inspect stores failed samples; undecided ones have an
-unscored score. Neither counts in the metrics.
+Questions without an answer are samples with an error and without a score, as Inspect stores failed samples; answers without
+a verdict have a score of NaN, which Inspect counts as unscored. Neither counts in the metrics.
 """
 
 from __future__ import annotations
@@ -152,7 +152,6 @@ def log_sample(answer: ExportedAnswer, evaluation: ExportedEvaluation, with_imag
     messages = [_log_message(message, evaluation.run, with_images) for message in answer.messages()]
     prompt = [message for message in messages if message["role"] in ("system", "user")]
     first_turn = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
-    failed = answer.outcome == "failed"
     reply = {"role": "assistant", "content": answer.prediction, "source": "generate"}
     usage = {
         "input_tokens": answer.input_tokens,
@@ -181,7 +180,7 @@ def log_sample(answer: ExportedAnswer, evaluation: ExportedEvaluation, with_imag
         "total_time": answer.info.get("seconds"),
         "completed_at": iso_time(answer.time),
     }
-    if failed:
+    if not answer.has_answer:
         sample["error"] = {"message": answer.failure, "traceback": "", "traceback_ansi": ""}
         return sample
     details = (answer.score or {}).get("score") or {}

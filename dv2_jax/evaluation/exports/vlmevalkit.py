@@ -39,7 +39,7 @@ class VLMEvalKitPredictions(ExportFormat):
             path = _tsv_path(run, evaluation.benchmark, options.data)
             samples: dict[int, dict[str, str]] = {}
             for answer in evaluation.answers():
-                if answer.outcome != "failed":
+                if answer.has_answer:
                     samples.setdefault(answer.sample, {})[answer.question_id] = answer.prediction
             for sample, predictions in sorted(samples.items()):
                 model = model_name(evaluation, sample)

@@ -23,7 +23,7 @@ from tests.evaluation.analysis.hand_made import answered, compute, crop, record,
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """Five answers: right, wrong, half right, failed, undecided; the right one crops and computes first."""
+    """Right, wrong, half right, no answer, an undecided and a failed verdict; the right answer crops and computes first."""
     info = {"benchmark": "mine", "prompt_tokens": 10, "completion_tokens": 5, "seconds": 2.0, "model": "org/model"}
     turns = [crop(), compute("42"), said("Paris")]
     made = [
@@ -32,11 +32,18 @@ def run_dir(tmp_path):
         record("c", said("half"), answer=answered("c", final="half", **info)),
         record("d", said(), answer=answered("d", failure="no reply", **info)),
         record("e", said(), answer=answered("e", **info)),
+        record("f", said(), answer=answered("f", **info)),
     ]
     for position, one in enumerate(made):
         one["time"] = 1000.0 + position
-    lines = [scored("a", 1.0), scored("b", 0.0), scored("c", 0.5), scored("e", None, is_undecided=True)]
-    rows = [{"name": "overall", "value": 0.5, "interval": [0.1, 0.9], "n": 3, "failed": 1, "undecided": 1}]
+    lines = [
+        scored("a", 1.0),
+        scored("b", 0.0),
+        scored("c", 0.5),
+        scored("e", None, is_undecided=True),
+        scored("f", None),
+    ]
+    rows = [{"name": "overall", "value": 0.5, "interval": [0.1, 0.9], "n": 3, "failed": 2, "undecided": 1}]
     stages = [{"name": "evaluate", "title": "result", "init": "org/model"}]
     benchmarks = {"mine": {"rows": {"evaluate": rows}}}
     run = write_run(tmp_path / "run", {"evaluate": made}, {"evaluate": lines}, stages=stages, benchmarks=benchmarks)
@@ -53,16 +60,20 @@ def test_the_inspect_log_has_every_answer_and_scores_those_with_a_verdict(run_di
     assert (
         list(log)[:4] == ["version", "status", "eval", "plan"] and list(log)[-1] == "samples"
     )  # the header comes first
-    assert (log["eval"]["task"], log["eval"]["model"], log["eval"]["dataset"]["samples"]) == ("mine", "org/model", 5)
+    assert (log["eval"]["task"], log["eval"]["model"], log["eval"]["dataset"]["samples"]) == ("mine", "org/model", 6)
     results = log["results"]
-    assert (results["total_samples"], results["completed_samples"]) == (5, 3)
+    assert (results["total_samples"], results["completed_samples"]) == (6, 3)
     metrics = results["scores"][0]["metrics"]
-    assert metrics["accuracy"]["value"] == 0.5 and metrics["row: overall"]["metadata"]["failed"] == 1
+    assert metrics["accuracy"]["value"] == 0.5 and metrics["row: overall"]["metadata"]["failed"] == 2
     assert metrics["stderr"]["value"] == pytest.approx(math.sqrt(3 / 2 * 0.5) / 3)
     values = {sample["id"]: sample.get("scores", {}).get("official", {}).get("value") for sample in log["samples"]}
-    assert (values["a"], values["b"], values["c"], values["d"]) == ("C", "I", 0.5, None) and math.isnan(values["e"])
+    assert (
+        (values["a"], values["b"], values["c"], values["d"]) == ("C", "I", 0.5, None)
+        and math.isnan(values["e"])
+        and math.isnan(values["f"])
+    )
     assert log["samples"][3]["error"]["message"] == "no reply" and "scores" not in log["samples"][3]
-    assert log["stats"]["model_usage"]["org/model"] == {"input_tokens": 50, "output_tokens": 25, "total_tokens": 75}
+    assert log["stats"]["model_usage"]["org/model"] == {"input_tokens": 60, "output_tokens": 30, "total_tokens": 90}
 
 
 def test_messages_hold_the_calls_and_what_tools_returned(run_dir, tmp_path):
@@ -95,9 +106,9 @@ def test_every_eval_ever_files_refer_to_each_other(run_dir, tmp_path):
     lines = [json.loads(line) for line in samples.read_text().splitlines()]
     assert aggregate.relative_to(tmp_path).parts[:4] == ("data", "mine", "org", "model")
     assert document["detailed_evaluation_results"]["file_path"] == samples.relative_to(tmp_path).as_posix()
-    assert document["detailed_evaluation_results"]["total_rows"] == len(lines) == 5
+    assert document["detailed_evaluation_results"]["total_rows"] == len(lines) == 6
     (result,) = document["evaluation_results"]
-    assert result["score_details"]["score"] == 0.5 and result["score_details"]["details"]["failed"] == "1"
+    assert result["score_details"]["score"] == 0.5 and result["score_details"]["details"]["failed"] == "2"
     assert {line["evaluation_id"] for line in lines} == {document["evaluation_id"]}
     scores = {
         line["sample_id"]: (line["evaluation"]["score"], line["metadata"]["outcome"], line["error"]) for line in lines
@@ -116,7 +127,7 @@ def test_predictions_without_a_published_file_come_from_the_records(run_dir, tmp
     (path,) = export(run_dir, "vlmevalkit", tmp_path)
     assert path.relative_to(tmp_path).as_posix() == "org-model-evaluate/org-model-evaluate_mine.xlsx"
     rows = sheet(path)
-    assert [row["index"] for row in rows] == ["a", "b", "c", "e"]  # d has no answer
+    assert [row["index"] for row in rows] == ["a", "b", "c", "e", "f"]  # d has no answer
     assert list(rows[0]) == ["index", "question", "answer", "prediction"]
     assert [row["prediction"] for row in rows[:3]] == ["Paris", "=1+1", "half"]
 
