@@ -1,7 +1,8 @@
 """The program of a worker process that compares expressions with math-verify.
 
-It reads one JSON pair of LaTeX expressions per line and writes one JSON verdict per line. It runs without the package
-(no JAX, no NumPy of ours), so that it starts quickly and holds little memory.
+It reads one JSON request per line and writes one JSON reply per line: the verdict on a pair of LaTeX expressions, or the
+text of one of them as sympy prints it. It runs without the package (no JAX, no NumPy of ours), so that it starts quickly
+and holds little memory.
 """
 
 import json
@@ -52,6 +53,13 @@ def make_compare():
     return compare
 
 
+def print_with_sympy(latex):
+    """Returns an expression as sympy prints it; empty if latex2sympy cannot parse it."""
+    from latex2sympy2_extended import latex2sympy
+
+    return str(latex2sympy(latex))
+
+
 def main():
     """Serves until the input ends. A request that outlives its limit ends the process, even if the parent is gone."""
     reply = os.fdopen(os.dup(1), "w", buffering=1)
@@ -69,11 +77,11 @@ def main():
         request = json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, request["limit_s"])
         try:
-            verdict = bool(compare(*request["pair"]))
+            answer = print_with_sympy(request["print"]) if "print" in request else bool(compare(*request["pair"]))
         except (Exception, RecursionError, MemoryError):  # whatever cannot be parsed or evaluated is not equal
-            verdict = False
+            answer = "" if "print" in request else False
         signal.setitimer(signal.ITIMER_REAL, 0)
-        reply.write(json.dumps({"verdict": verdict}) + "\n")
+        reply.write(json.dumps({"answer": answer}) + "\n")
 
 
 if __name__ == "__main__":

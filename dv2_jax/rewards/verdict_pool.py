@@ -16,9 +16,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from dv2_jax.config import RunFailure
 
@@ -58,17 +59,17 @@ class _Worker:
             reason = (reply or {}).get("error", "the process ended or did not answer")
             raise WorkerError(f"the process that compares mathematics did not start: {reason}")
 
-    def ask(self, pair: tuple[str, str], deadline_s: float) -> bool | None:
-        """Returns the verdict; None when the deadline passed or the process died, which it does not survive."""
-        request = json.dumps({"pair": pair, "limit_s": deadline_s + 1.0}) + "\n"
+    def ask(self, request: Mapping[str, Any], deadline_s: float) -> Any:
+        """Returns the answer; None when the deadline passed or the process died, which it does not survive."""
+        line = json.dumps({**request, "limit_s": deadline_s + 1.0}) + "\n"
         try:
-            self.process.stdin.write(request.encode())
+            self.process.stdin.write(line.encode())
             reply = self._receive(deadline_s)
         except OSError:
             reply = None
         if reply is None:
             self.kill()
-        return None if reply is None else reply["verdict"]
+        return None if reply is None else reply["answer"]
 
     def _receive(self, seconds: float) -> dict | None:
         """Returns the next reply; None after `seconds` or at the end of the output."""
@@ -104,7 +105,7 @@ class VerdictPool:
         self._lock = threading.Lock()
         self._running: set[_Worker] = set()
         self._closed = False
-        self._cached = functools.lru_cache(_CACHED_VERDICTS)(self._verdict)
+        self._cached = functools.lru_cache(_CACHED_VERDICTS)(self._ask)
 
     def verdict(self, prediction: str, reference: str) -> bool | None:
         """Returns whether two LaTeX expressions are equal; None when no worker decided within the deadline.
@@ -114,7 +115,15 @@ class VerdictPool:
         Raises:
             WorkerError: math-verify cannot be imported.
         """
-        return self._cached(prediction, reference)
+        return self._cached("pair", (prediction, reference))
+
+    def sympy_text(self, latex: str) -> str | None:
+        """Returns a LaTeX expression as sympy prints it; empty if it cannot be parsed, None after the deadline.
+
+        Raises:
+            WorkerError: as `verdict`.
+        """
+        return self._cached("print", latex)
 
     def verdicts(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
         """Returns the verdicts of a batch, computed by all workers in parallel."""
@@ -136,12 +145,12 @@ class VerdictPool:
             worker.process.kill()
             worker.process.wait()
 
-    def _verdict(self, prediction: str, reference: str) -> bool | None:
+    def _ask(self, kind: str, content: str | tuple[str, str]) -> Any:
         worker = self._slots.get()
         try:
             if worker is None:
                 worker = self._start()
-            answer = worker.ask((prediction, reference), self.deadline_s)
+            answer = worker.ask({kind: content}, self.deadline_s)
             if answer is None:
                 self._forget(worker)
                 worker = None
