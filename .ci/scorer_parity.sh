@@ -10,8 +10,11 @@ trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 # pandas below 3: the kit stores a truth value in a column of floats. The parser of LaTeX is the one that we use.
 latex=$(grep '^latex2sympy2_extended==' constraints.txt)
-env -u PIP_CONSTRAINT -u PYTHONPATH "$work/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps ms-vlmeval==0.0.20
-env -u PIP_CONSTRAINT -u PYTHONPATH "$work/venv/bin/pip" install --quiet --disable-pip-version-check \
-  numpy 'pandas<3' pillow requests validators huggingface_hub sty tabulate portalocker timeout-decorator levenshtein tqdm \
-  openpyxl xlsxwriter python-dotenv termcolor regex networkx num2words "$latex" sympy 2>&1 | grep -v '^ms-vlmeval\|^ERROR: pip' || true
+install=(env -u PIP_CONSTRAINT -u PYTHONPATH PIP_DISABLE_PIP_VERSION_CHECK=1 "$work/venv/bin/pip" install --quiet)
+"${install[@]}" --no-deps ms-vlmeval==0.0.20
+"${install[@]}" numpy 'pandas<3' pillow requests validators huggingface_hub sty tabulate portalocker timeout-decorator levenshtein \
+  tqdm openpyxl xlsxwriter python-dotenv termcolor regex networkx num2words sympy "$latex" 2>"$work/pip.log" || {
+  cat "$work/pip.log" >&2 # it also lists the packages of ms-vlmeval that are left out
+  exit 1
+}
 python -m tests.evaluation.scorers.parity_with_kit "$work/venv/bin/python" "$@"

@@ -82,7 +82,7 @@ def kit_verdicts(python: str, cases: list[dict]) -> list[Any]:
         paths[0].write_text(json.dumps(cases))
         command = [python, "-W", "ignore", str(HERE / "kit_verdicts.py"), *map(str, paths)]
         environment = {"HOME": folder, "LMUData": folder, "PATH": "/usr/bin:/bin"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
         return json.loads(paths[1].read_text())
