@@ -14,20 +14,22 @@ from dv2_jax.evaluation.stage_run import StageRun
 from dv2_jax.evaluation.statistics import smallest_visible_difference
 from dv2_jax.telemetry.progress import duration
 
-HEADINGS = ("policy", "benchmark", "rows", "samples", "answered", "to retry", "to answer", "tokens", "time", "cost")
+HEADINGS = ("policy", "benchmark", "answers", "stored", "failed", "to get", "tokens", "time", "cost")
 
 
 @dataclass(frozen=True)
 class PlannedAnswers:
-    """The numbers of one stage on one benchmark. `tokens`, `seconds` and `cost` are estimates; None: unknown."""
+    """The numbers of one stage on one benchmark. `tokens`, `seconds` and `cost` are estimates; None: unknown.
+
+    `answers` is the number of rows times samples; `failed` answers are attempted again, and are part of `to_get`.
+    """
 
     policy: str
     benchmark: str
-    rows: int
-    samples: int
-    answered: int
-    to_retry: int
-    to_answer: int
+    answers: int
+    stored: int
+    failed: int
+    to_get: int
     tokens: float | None
     seconds: float | None
     cost: float | None
@@ -51,9 +53,7 @@ def plan(evaluator: Evaluator) -> list[PlannedAnswers]:
 def _planned(run: StageRun, examples: Sequence[AnswerInfo], config: Config, price: Price) -> PlannedAnswers:
     retried = sum(entry.attempt > 1 for entry in run.missing)
     missing, total = len(run.missing), len(run.own_keys)
-    found = PlannedAnswers(
-        run.stage.title, run.part.name, len(run.part.ids), config.eval.samples, total - missing, retried, missing, 0, 0, 0
-    )  # fmt: skip
+    found = PlannedAnswers(run.stage.title, run.part.name, total, total - missing, retried, missing, 0, 0, 0)
     if not missing:
         return found
     examples = [info for info in examples if not info.failure]
@@ -79,14 +79,15 @@ def plan_table(evaluator: Evaluator) -> Table:
         caption_justify="left",
     )
     for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading in ("policy", "benchmark") else "right", overflow="fold")
+        is_text = heading in ("policy", "benchmark")
+        table.add_column(heading, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
     for row in planned:
         table.add_row(row.policy, row.benchmark, *_cells(row))
     table.add_section()
     totals = [[getattr(row, name) for row in planned] for name in ("tokens", "seconds", "cost")]
     sums = [None if any(value is None for value in values) else sum(values) for values in totals]
-    counts = [sum(getattr(row, name) for row in planned) for name in ("answered", "to_retry", "to_answer")]
-    table.add_row("total", "", "", "", *(f"{count:,}" for count in counts), *_estimates(*sums), style="bold")
+    counts = [sum(getattr(row, name) for row in planned) for name in ("answers", "stored", "failed", "to_get")]
+    table.add_row("total", "", *(f"{count:,}" for count in counts), *_estimates(*sums), style="bold")
     return table
 
 
@@ -98,7 +99,7 @@ def _visible(planned: Sequence[PlannedAnswers]) -> str:
 
 
 def _cells(row: PlannedAnswers) -> list[str]:
-    counts = [row.rows, row.samples, row.answered, row.to_retry, row.to_answer]
+    counts = [row.answers, row.stored, row.failed, row.to_get]
     return [*(f"{count:,}" for count in counts), *_estimates(row.tokens, row.seconds, row.cost)]
 
 

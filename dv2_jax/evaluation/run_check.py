@@ -62,12 +62,13 @@ def _has_answers(run_dir: Path) -> bool:
 
 
 def remove_records(run_dir: Path) -> None:
-    """Removes the answers, scores and results of an earlier evaluation; images and recorded searches stay."""
+    """Removes answers, replies, scores and results of an earlier evaluation; images and recorded searches stay."""
     for folder in (run_dir / ANSWERS, run_dir / SCORES):
         for path in folder.glob("*.jsonl"):
             path.unlink()
         for path in folder.glob("host-*"):
             shutil.rmtree(path)
-    for path in [*(run_dir / "results").glob("*.json*"), *(run_dir / "results").glob("*.csv")]:
-        path.unlink()
+    for pattern in ("results/*.json*", "results/*.csv", "replies/*.jsonl"):
+        for path in run_dir.glob(pattern):
+            path.unlink()
     (run_dir / "results.json").unlink(missing_ok=True)
