@@ -85,7 +85,20 @@ def _usage(used: Mapping[str, Any]) -> str:
 def benchmark_scores(summary: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     """Renders one table per benchmark of a `results.json`; nothing for runs without benchmarks."""
     benchmarks: Mapping[str, Mapping[str, Any]] = summary.get("benchmarks", {})
-    return "".join(_table(name, benchmark, titles) for name, benchmark in benchmarks.items())
+    return "".join(
+        _table(name, benchmark, titles) + _further_scorers(name, benchmark, titles)
+        for name, benchmark in benchmarks.items()
+    )
+
+
+def _further_scorers(name: str, benchmark: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    """Renders the tables of the scorers after the first, without the notes that the first table has."""
+    notes = dict.fromkeys(("protocols", "usage", "unanswered", "disagreements", "error", "source"))
+    shown = {key: value for key, value in benchmark.items() if key not in notes}
+    scorers: Mapping[str, Any] = benchmark.get("scorers", {})
+    return "".join(
+        _table(f"{name}, scorer {scorer}", shown | {"rows": rows}, titles) for scorer, rows in scorers.items()
+    )
 
 
 def _table(name: str, benchmark: Mapping[str, Any], titles: Mapping[str, str]) -> str:

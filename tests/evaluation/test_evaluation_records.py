@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -225,6 +227,8 @@ def test_two_scorers_score_the_same_answers(tmp_path, engines, monkeypatch):
     assert found["answers"] == 12 and found["only_one_decides"] == 1
     assert found["equal"] + found["higher"] + found["lower"] + found["only_one_decides"] == 12
     assert len(lines) == 12 - found["equal"] and json.loads(lines[0])["official"]["outcome"] in ("correct", "wrong")
+    page = (run_dir(config) / "report" / "index.html").read_text()
+    assert "<h2>Benchmark sums, scorer deepeyesv2</h2>" in page and "scorer deepeyesv2 agrees on" in page
     rows = list(csv.DictReader(table(both).decode().splitlines()))
     assert {row["scorer"] for row in rows} == {"official", "deepeyesv2"}
 
@@ -348,6 +352,21 @@ def test_a_limit_of_time_stops_and_the_same_command_continues(tmp_path, engines,
     monkeypatch.setattr(evaluate, "_Engines", ScriptedEngines)
     results = evaluate.run(config)
     assert overall(results)["n"] == 12 and "unanswered" not in results["benchmarks"]["sums"]
+
+
+def test_the_first_interrupt_finishes_what_is_on_its_way(tmp_path, engines, monkeypatch):
+    """Catches Ctrl-C that loses answers which the engine has begun."""
+
+    def interrupts(trajectory_id, turn):
+        if len(engines.started) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return scripted_evaluation.script(trajectory_id, turn)
+
+    monkeypatch.setattr(engines, "script", staticmethod(interrupts))
+    config = config_of(tmp_path)
+    with pytest.raises(RunFailure, match="stopped by SIGINT: every answer is stored, and the same command continues"):
+        evaluate.run(config)
+    assert 3 <= len(answers(config)) == len(engines.started) < 12
 
 
 def test_the_plan_counts_what_is_missing_and_starts_nothing(tmp_path, engines, monkeypatch, capsys):
