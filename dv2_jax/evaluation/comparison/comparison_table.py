@@ -68,6 +68,10 @@ def notes(comparison: BenchmarkComparison) -> list[str]:
     ]
     if parts := [f"{count:,} {text}" for count, text in left_out if count]:
         found.append(f"left out: questions {', '.join(parts)}")
+    if comparison.own_score is not None:
+        found.append(str(comparison.own_score))
+    if comparison.error:
+        found.append(comparison.error)
     difference = comparison.difference
     if difference is not None and difference.clusters < difference.n:
         found.append(f"{difference.clusters:,} clusters of questions; test: {difference.test}")

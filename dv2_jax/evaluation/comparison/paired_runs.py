@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from dv2_jax.evaluation.benchmarks.benchmark import Score
+from dv2_jax.evaluation.comparison.own_score import OwnScoreDifference, own_score_difference
 from dv2_jax.evaluation.comparison.stored_run import BenchmarkAnswers, ComparedRun
 from dv2_jax.evaluation.statistics import PairedCounts, PairedDifference, holm, mean, paired_difference
 
@@ -48,6 +50,8 @@ class BenchmarkComparison:
         warnings: differences of protocol that make the numbers incomparable.
         adjusted_p: p-value adjusted by Holm's method for all comparisons of the command.
         table_a, table_b: overall values of the runs' own tables, over their own questions.
+        error: the reason for which the benchmark's own score cannot be compared.
+        own_score: the difference in the benchmark's own overall score, where that is no mean over questions.
     """
 
     benchmark: str
@@ -65,6 +69,8 @@ class BenchmarkComparison:
     table_a: float | None = None
     table_b: float | None = None
     adjusted_p: float | None = None
+    own_score: OwnScoreDifference | None = None
+    error: str = ""
     discordant: tuple[str, ...] = field(default=(), repr=False)  # ids of questions that exactly one run answers
 
     @property
@@ -135,6 +141,11 @@ def compare_benchmark(name: str, a: ComparedRun, b: ComparedRun) -> BenchmarkCom
             [scores_b[question].value for question in paired],
             [scores_a[question].cluster for question in paired],
         )
+    own_score, error = None, ""
+    try:
+        own_score = own_score_difference(name, _scores(part_a, paired), _scores(part_b, paired)) if paired else None
+    except Exception as raised:  # code from outside, on scores that an earlier version of it has stored
+        error = f"the benchmark's own score cannot be compared: {type(raised).__name__}: {raised}"
     return BenchmarkComparison(
         benchmark=name,
         a=a.title,
@@ -150,6 +161,8 @@ def compare_benchmark(name: str, a: ComparedRun, b: ComparedRun) -> BenchmarkCom
         warnings=tuple(protocol_differences(name, a, b)),
         table_a=_table_value(a, name),
         table_b=_table_value(b, name),
+        own_score=own_score,
+        error=error,
         discordant=tuple(q for q in paired if scores_a[q].is_right != scores_b[q].is_right),
     )
 
@@ -190,6 +203,12 @@ def protocol_differences(name: str, a: ComparedRun, b: ComparedRun) -> list[str]
     if other:
         found.append(f"prompt, tools or sampling parameters differ for {other:,} of {len(both):,} answers")
     return found
+
+
+def _scores(part: BenchmarkAnswers, questions: Sequence[str]) -> list[Score]:
+    """Returns the scores of some questions."""
+    wanted = set(questions)
+    return [record.score for (question, _), record in part.scores.items() if question in wanted]
 
 
 def _table_value(run: ComparedRun, benchmark: str) -> float | None:

@@ -3,7 +3,7 @@
 Pure functions of numbers, without input and output. `docs/concepts/statistics.md` says which one is used when.
 """
 
-from dv2_jax.evaluation.statistics.cluster_bootstrap import bootstrap_interval, bootstrap_means
+from dv2_jax.evaluation.statistics.cluster_bootstrap import bootstrap_interval, bootstrap_means, no_bootstrap
 from dv2_jax.evaluation.statistics.clusters import ClusterTotals, clustered_interval, clustered_standard_error
 from dv2_jax.evaluation.statistics.judge_correction import (
     JudgeQuality,
@@ -32,6 +32,7 @@ __all__ = [
     "krippendorff_alpha",
     "mcnemar",
     "mean",
+    "no_bootstrap",
     "paired_difference",
     "pass_at_k",
     "sample_sizes",

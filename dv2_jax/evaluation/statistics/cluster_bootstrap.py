@@ -6,7 +6,9 @@ interval. Source: B. Efron and R. Tibshirani, An Introduction to the Bootstrap (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -15,6 +17,7 @@ from dv2_jax.evaluation.statistics.clusters import ClusterTotals
 
 RESAMPLES = 10_000
 SEED = 20_261_125
+_SKIPPED = contextvars.ContextVar("no bootstrap", default=False)
 BLOCK = 1 << 22  # numbers drawn at once: bounds the memory
 
 
@@ -35,6 +38,16 @@ def bootstrap_means(totals: ClusterTotals, resamples: int = RESAMPLES, seed: int
     return np.concatenate(found)
 
 
+@contextlib.contextmanager
+def no_bootstrap() -> Iterator[None]:
+    """Makes `bootstrap_interval` return None in the block, where only values are needed."""
+    token = _SKIPPED.set(True)
+    try:
+        yield
+    finally:
+        _SKIPPED.reset(token)
+
+
 def bootstrap_interval(
     clusters: int,
     statistic: Callable[[Sequence[int]], float | None],
@@ -49,6 +62,8 @@ def bootstrap_interval(
     Returns:
         None if the statistic is undefined in more than half of the resamples.
     """
+    if _SKIPPED.get():
+        return None
     generator = np.random.default_rng(seed)
     drawn = (generator.integers(clusters, size=clusters).tolist() for _ in range(resamples))
     values = [value for indices in drawn if (value := statistic(indices)) is not None]
