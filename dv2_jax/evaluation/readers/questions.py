@@ -9,10 +9,13 @@ from dv2_jax.data.question import Question
 
 
 class LazyQuestions(Sequence[Question]):
-    """Questions with known ids; item i is `make(i)`, made anew at each access. `make` must be safe in threads."""
+    """Questions with known ids; item i is `make(i)`, made anew at each access. `make` must be safe in threads.
 
-    def __init__(self, ids: Sequence[str], make: Callable[[int], Question]):
-        self._ids, self._make = tuple(ids), make
+    `texts`, where a reader has them, are the same questions without their images, in memory.
+    """
+
+    def __init__(self, ids: Sequence[str], make: Callable[[int], Question], texts: Sequence[Question] = ()):
+        self._ids, self._make, self.texts = tuple(ids), make, tuple(texts)
 
     def ids(self) -> list[str]:
         """Returns the ids of the questions, without making any."""
@@ -28,7 +31,7 @@ class LazyQuestions(Sequence[Question]):
     def __getitem__(self, index):
         positions = range(len(self._ids))[index]  # raises IndexError
         if isinstance(positions, range):
-            return LazyQuestions(self._ids[index], lambda i: self._make(positions[i]))
+            return LazyQuestions(self._ids[index], lambda i: self._make(positions[i]), self.texts[index])
         return self._make(positions)
 
     def __iter__(self) -> Iterator[Question]:

@@ -21,22 +21,10 @@ IMAGE_DIGEST = "image_digest"  # in `Question.meta`: SHA-256 of the first image
 ParseRow = Callable[[Mapping[str, Any], int, RowReader], Question | None]
 
 
-class TableQuestions(LazyQuestions):
-    """The questions of a table; `texts` are the same questions without their images, in memory."""
-
-    def __init__(self, texts: Sequence[Question], images: Sequence[Sequence[int]], spool: ImageSpool):
-        self.texts = tuple(texts)
-
-        def make(i: int) -> Question:
-            return replace(texts[i], images=tuple(map(spool.read, images[i])))
-
-        super().__init__([question.id for question in texts], make)
-
-
 def read_table(
     files: Sequence[Path], required: Sequence[str], parse: ParseRow, data: DataConfig | None = None
-) -> TableQuestions:
-    """Returns the questions of the files of one data set.
+) -> LazyQuestions:
+    """Returns the questions of the files of one data set, with their texts in memory.
 
     Args:
         required: columns that the first row must have.
@@ -50,7 +38,11 @@ def read_table(
     """
     table = _Table(files, required, parse)
     apply_bad_rows(table.report, data or DataConfig())
-    return TableQuestions(table.texts, table.images, table.spool)
+
+    def make(i: int) -> Question:
+        return replace(table.texts[i], images=tuple(map(table.spool.read, table.images[i])))
+
+    return LazyQuestions([question.id for question in table.texts], make, table.texts)
 
 
 class _Table:
