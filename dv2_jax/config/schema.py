@@ -343,7 +343,9 @@ class EvalConfig:
         " what is not stored).",
     )
     search_records: str = setting(
-        "", "Folder or file of recorded searches; empty: search_records/ in the run directory."
+        "",
+        "Folders of recorded searches and released result files, separated by commas; new ones go to the first folder, or else"
+        " to search_records/ in the run directory.",
     )
 
 
