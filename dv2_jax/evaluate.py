@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dv2_jax.evaluation.evaluator import Evaluator
     from dv2_jax.evaluation.run_budget import Budget
     from dv2_jax.evaluation.stage_run import StageRun
+    from dv2_jax.rollout.scheduler import ToolBackend
     from dv2_jax.rollout.session import RolloutSession
 
 FLAGS = ("--list", "--plan", "--rejudge", "--retry-failed")
@@ -192,22 +193,26 @@ class _Engines:
     def __init__(self, evaluator: Evaluator, stack: ExitStack):
         self._evaluator, self._stack = evaluator, stack
         self._session: RolloutSession | None = None
+        self._tools: ToolBackend | None = None
         self._loaded = ""
 
     def answerer(self, run: StageRun) -> Answerer:
         """Returns the answerer of a stage. Collective."""
         from dv2_jax.evaluation.answerers.own_engine import OwnEngine
         from dv2_jax.evaluation.baselines import RefusingTools
+        from dv2_jax.evaluation.recorded_searches import REPLAY, ReplayedAnswers
 
         config, session = self._evaluator.config, self._session or self._open()
         if run.stage.init != self._loaded:
             self._evaluator.display.line(f"loading {run.stage.init} and compiling")
             session.load_params(run.stage.init)
             self._loaded = run.stage.init
-        tools = RefusingTools() if run.stage.refuses_tools else None
-        return OwnEngine(session.scheduler(temperature=config.eval.temperature, tools=tools, agent=run.agent))
+        tools = RefusingTools() if run.stage.refuses_tools else self._tools
+        engine = OwnEngine(session.scheduler(temperature=config.eval.temperature, tools=tools, agent=run.agent))
+        return ReplayedAnswers(engine) if config.eval.search_record == REPLAY else engine
 
     def _open(self) -> RolloutSession:
+        from dv2_jax.evaluation.recorded_searches import open_search_records, with_records
         from dv2_jax.evaluation.stage_plan import check_comparable
         from dv2_jax.evaluation.tool_sets import all_tools
         from dv2_jax.policy import load_policy
@@ -215,11 +220,13 @@ class _Engines:
 
         evaluator = self._evaluator
         config = evaluator.config
+        records = open_search_records(config, evaluator.run_dir, [part.questions for part in evaluator.parts])
         tools = all_tools(config, [part.benchmark for part in evaluator.parts])
         config = replace(config, agent=replace(config.agent, tools=tools))  # generation stops at the tags of all
         policy = load_policy(config)
         check_comparable(policy, evaluator.stages)
         self._session = self._stack.enter_context(open_session(policy, config, evaluator.run_dir))
+        self._tools = with_records(self._session.tools, records, config.eval.search_record)
         return self._session
 
     def recompilations(self) -> int:

@@ -147,8 +147,8 @@ def misses_search(trajectory: Trajectory) -> bool:
     )
 
 
-def record_searches(config: Config, run_dir: Path, tools: ToolBackend, questions: Iterable[Sequence]) -> ToolBackend:
-    """Returns `tools`, or under `eval.search_record` a backend that records or replays their searches.
+def open_search_records(config: Config, run_dir: Path, questions: Iterable[Sequence]) -> SearchRecords | None:
+    """Returns the records of a run; None if `eval.search_record` is off.
 
     Args:
         questions: the questions of each benchmark; those with texts in memory make released results known.
@@ -156,17 +156,21 @@ def record_searches(config: Config, run_dir: Path, tools: ToolBackend, questions
     Raises:
         ConfigError: records cannot be read, or `replay` has none.
     """
-    mode = config.eval.search_record
-    if mode == OFF:
-        return tools
+    if config.eval.search_record == OFF:
+        return None
     started = time.perf_counter()
     records = SearchRecords.of_run(config, run_dir)
-    for part in questions:
-        records.add_rows(getattr(part, "texts", ()))
-    if mode == REPLAY and not len(records):
+    if config.eval.search_record == REPLAY and not len(records):
         raise ConfigError(
             f"eval.search_record = {REPLAY}: there is no recorded search in {config.eval.search_records or records.folder};"
             f" name a folder or a released file with eval.search_records, or use {AUTO}"
         )
+    for part in questions:
+        records.add_rows(getattr(part, "texts", ()))
     _log.info("%d recorded searches, read in %.1f s", len(records), time.perf_counter() - started)
-    return RecordedSearches(tools, records, mode)
+    return records
+
+
+def with_records(tools: ToolBackend, records: SearchRecords | None, mode: str) -> ToolBackend:
+    """Returns a backend that records or replays the searches of `tools`; `tools` itself without records."""
+    return tools if records is None else RecordedSearches(tools, records, mode)

@@ -21,7 +21,8 @@ from dv2_jax.evaluation.recorded_searches import (
     NOT_RECORDED,
     RecordedSearches,
     ReplayedAnswers,
-    record_searches,
+    open_search_records,
+    with_records,
 )
 from dv2_jax.evaluation.released_search_cache import read_released_cache
 from dv2_jax.evaluation.search_records import SearchRecords
@@ -223,7 +224,8 @@ def test_released_results_are_found_by_the_index_of_the_question(tmp_path):
     ]
     questions = LazyQuestions([q.id for q in texts], lambda i: texts[i], texts)[1:]
     config = replace(Config(), eval=EvalConfig(search_record="replay", search_records=str(path)))
-    backend = record_searches(config, tmp_path, NumberedTools(), [questions, [], object()])
+    records = open_search_records(config, tmp_path, [questions, [], object()])
+    backend = with_records(NumberedTools(), records, "replay")
     found = ask(backend, ImageSearchRequest("a", images[1], 5), ImageSearchRequest("b", images[0], 5))
     assert titles(found["a"]) == ["t1", "u"] and found["a"].items[1].thumbnail is None
     assert found["b"].status is Status.REFUSED  # not among the questions of the run
@@ -288,8 +290,9 @@ def test_an_answer_without_its_search_is_failed():
 def test_replay_needs_records(tmp_path):
     config = replace(Config(), eval=EvalConfig(search_record="replay"))
     with pytest.raises(ConfigError, match="there is no recorded search in .*search_records; name a folder"):
-        record_searches(config, tmp_path, NumberedTools(), [])
+        open_search_records(config, tmp_path, [])
     config = replace(Config(), eval=EvalConfig(search_record="auto", search_records=str(tmp_path / "no.pkl")))
     with pytest.raises(ConfigError, match=r"eval.search_records: there is no .*no.pkl"):
-        record_searches(config, tmp_path, NumberedTools(), [])
-    assert isinstance(record_searches(Config(), tmp_path, tools := NumberedTools(), []), NumberedTools) and tools
+        open_search_records(config, tmp_path, [])
+    assert open_search_records(Config(), tmp_path, []) is None
+    assert with_records(tools := NumberedTools(), None, "off") is tools
