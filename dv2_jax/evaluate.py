@@ -212,7 +212,7 @@ class _Engines:
         return ReplayedAnswers(engine) if config.eval.search_record == REPLAY else engine
 
     def _open(self) -> RolloutSession:
-        from dv2_jax.evaluation.recorded_searches import open_search_records, with_records
+        from dv2_jax.evaluation.recorded_searches import RecordedSearches, open_search_records, with_records
         from dv2_jax.evaluation.stage_plan import check_comparable
         from dv2_jax.evaluation.tool_sets import all_tools
         from dv2_jax.policy import load_policy
@@ -227,6 +227,8 @@ class _Engines:
         check_comparable(policy, evaluator.stages)
         self._session = self._stack.enter_context(open_session(policy, config, evaluator.run_dir))
         self._tools = with_records(self._session.tools, records, config.eval.search_record)
+        if isinstance(self._tools, RecordedSearches):
+            self._stack.callback(lambda tools: evaluator.display.line(tools.summary()), self._tools)
         return self._session
 
     def recompilations(self) -> int:

@@ -36,7 +36,7 @@ class RealX(ReferenceBenchmark):
     published_rows = PUBLIC_ROWS
     columns = ("query", "answer", *ABILITIES, "image")
     protocol = (
-        "accuracy: text equality with one of the answers, else a judge (the paper's is unknown); code and both searches;"
+        "accuracy: equal as text or number to one of the answers, else a judge (the paper's is unknown); code and both searches;"
         f" the paper's numbers are of {PAPER_ROWS} rows, of which {PUBLIC_ROWS} are public"
     )
 

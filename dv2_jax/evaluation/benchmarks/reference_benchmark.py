@@ -18,9 +18,10 @@ from dv2_jax.evaluation.benchmarks.benchmark import Benchmark, BenchmarkAnswer, 
 from dv2_jax.evaluation.readers.locate import find_files
 from dv2_jax.evaluation.readers.table_file import IMAGE_DIGEST, read_table
 from dv2_jax.evaluation.scorers.token_f1 import exact_match
+from dv2_jax.rewards.number_matching import parse_quantity
 from dv2_jax.rollout.question_sources import ReadRows
 
-NEEDS_JUDGE = "needs a judge: the rule does not accept the answer; set --config.reward.judge_base_url=URL"
+NEEDS_JUDGE = "needs a judge: the rule does not decide about the answer; set --config.reward.judge_base_url=URL"
 CODE_AND_SEARCH = (CodeTool.name, SearchTool.name, ImageSearchTool.name)
 CODE_ONLY = (CodeTool.name,)
 REFERENCES = "references"  # in `Question.meta`: every accepted answer
@@ -29,8 +30,9 @@ REFERENCES = "references"  # in `Question.meta`: every accepted answer
 class ReferenceBenchmark(Benchmark):
     """A benchmark in parquet or JSON files with accepted answers in `Question.meta["references"]`.
 
-    An answer that the rule accepts is correct; any other is judged. Without a judge it is failed, not wrong. The authors
-    of DeepEyesV2 released no code for these benchmarks, so both scorers are this one.
+    An answer that the rule accepts is correct, and a whole number where the references are other whole numbers is wrong;
+    everything else is judged. Without a judge it is failed, not wrong. The authors of DeepEyesV2 released no code for these
+    benchmarks, so both scorers are this one.
     """
 
     tools = CODE_AND_SEARCH
@@ -60,6 +62,8 @@ class ReferenceBenchmark(Benchmark):
             return Score(0.0, **fields)
         if self.matches(question, prediction):
             return Score(1.0, **fields)
+        if is_other_integer(prediction, question.meta[REFERENCES]):
+            return Score(0.0, **fields)
         if answer.judge is None:
             return Score(None, NEEDS_JUDGE, **fields)
         verdict = answer.judge.verdict(question.text, question.meta[REFERENCES], prediction)
@@ -68,6 +72,23 @@ class ReferenceBenchmark(Benchmark):
     def details(self, question: Question, prediction: str) -> dict[str, Any]:
         """Returns what `aggregate` needs."""
         return {}
+
+
+def is_other_integer(prediction: str, references: Sequence[str]) -> bool:
+    """Returns whether the prediction and all references are integers without a unit, and the prediction is none of them.
+
+    A reference that joins others with " or " is not looked at.
+    """
+    single = [reference for reference in references if " or " not in reference]
+    found, *wanted = (_integer(text) for text in (prediction, *single))
+    return found is not None and bool(wanted) and None not in wanted and found not in wanted
+
+
+def _integer(text: str) -> int | None:
+    quantity = parse_quantity(text)
+    if quantity is None or quantity.unit is not None or quantity.rounded or quantity.value.denominator != 1:
+        return None
+    return int(quantity.value)
 
 
 def text_list(reader: RowReader, value: Any, field: str) -> list[str]:

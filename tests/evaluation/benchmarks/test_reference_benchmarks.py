@@ -16,7 +16,7 @@ from dv2_jax.evaluation.benchmarks.listing import benchmark_list
 from dv2_jax.evaluation.benchmarks.mmsearch import MMSearch
 from dv2_jax.evaluation.benchmarks.mmsearch_r1_benchmark import FVQA, InfoSeek, SimpleVQA
 from dv2_jax.evaluation.benchmarks.realx import RealX, realx_title
-from dv2_jax.evaluation.benchmarks.reference_benchmark import NEEDS_JUDGE
+from dv2_jax.evaluation.benchmarks.reference_benchmark import NEEDS_JUDGE, is_other_integer
 from dv2_jax.evaluation.benchmarks.tir import TIRBench
 from dv2_jax.rollout.question_sources import read_rows
 
@@ -81,13 +81,26 @@ def test_realx_has_a_row_per_ability_and_one_for_all_three(tmp_path):
     ]  # fmt: skip
     assert questions[1].meta["references"] == ["red or crimson", "red", "crimson"]
     judge = ListJudge([False])
-    finals = ["paris.", "the crimson", "13", "yes"]
+    finals = ["paris.", "the crimson", "a dozen", "yes"]
     scores = [benchmark.score(q, answer(final, judge)) for q, final in zip(questions, finals, strict=True)]
-    assert judge.asked == [("q2", ["12"], "13")]  # what the rule accepts is not judged
+    assert judge.asked == [("q2", ["12"], "a dozen")]  # what the rule accepts is not judged
     assert table_of(benchmark, scores) == {
         "perception": (0.5, 2, 0), "reasoning": (2 / 3, 3, 0), "search": (0.5, 2, 0), "integration": (0.0, 1, 0),
         OVERALL_ROW: (0.75, 4, 0),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "is_other"),
+    [
+        ("13", ["12"], True), ("1,200", ["1200"], False), ("eight", ["7 or seven", "7", "seven"], True),
+        ("13 km", ["12"], False), ("13", ["12 km"], False), ("13.0", ["12"], False), ("13", ["Paris", "12"], False),
+        ("13", [], False), ("1990s", ["1990"], False),
+    ],
+)  # fmt: skip
+def test_only_whole_numbers_are_wrong_without_a_judge(prediction, references, is_other):
+    """Catches a rule that rejects what a judge might accept: rounded numbers, units, words."""
+    assert is_other_integer(prediction, references) == is_other
 
 
 def test_realx_counts_an_answer_that_failed_where_its_question_belongs(tmp_path):
@@ -141,10 +154,11 @@ def test_mmsearch_r1_files_are_judged_only_where_the_rule_does_not_accept(benchm
     judge = ListJudge([True, None])
     assert benchmark().score(questions[0], answer("the LOVELACE!", judge)).value == 1.0
     assert benchmark().score(questions[1], answer("in 1815", judge)).value == 1.0
-    undecided = benchmark().score(questions[1], answer("1816", judge))
+    undecided = benchmark().score(questions[1], answer("perhaps 1816", judge))
     assert undecided.outcome == "undecided" and len(judge.asked) == 2
     assert judge.asked[0] == ("Who is it, 1?", ["1815"], "in 1815")
-    failed = benchmark().score(questions[1], answer("1816"))
+    assert benchmark().score(questions[1], answer("1816")).value == 0.0
+    failed = benchmark().score(questions[1], answer("perhaps 1816"))
     assert (failed.outcome, failed.failure) == ("failed", NEEDS_JUDGE)
     assert benchmark().score(questions[1], answer(" ")).value == 0.0
 
