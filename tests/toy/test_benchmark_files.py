@@ -9,8 +9,10 @@ from dataclasses import replace
 import pandas
 import pytest
 
-from dv2_jax.config import Config, EvalConfig
+from dv2_jax.config import Config, EvalConfig, RewardConfig
 from dv2_jax.data.images import load_image
+from dv2_jax.evaluation.benchmarks.benchmark import BenchmarkAnswer
+from dv2_jax.evaluation.benchmarks.benchmark_registry import BENCHMARKS
 from dv2_jax.evaluation.benchmarks.mmsearch import MMSearch
 from dv2_jax.evaluation.benchmarks.mmsearch_r1_benchmark import FVQA
 from dv2_jax.evaluation.benchmarks.realx import RealX
@@ -104,3 +106,15 @@ def test_mmsearch_and_tir_have_rows_of_every_kind(folder):
     kinds = [question.meta["kind"] for question in questions.texts]
     assert kinds == ["integer", "integer", "letter", "text", "grid", "set", "pair", "decimal", "integer"]
     assert len(questions[5].images) == 2
+
+
+@pytest.mark.parametrize("name", ["realx", "fvqa", "mmsearch", "tir", "vstar", "hrbench4k", "chartqa", "mathvista"])
+def test_reference_answers_are_right_by_the_rules_of_their_benchmark(name, folder):
+    """Catches a file whose answers its own benchmark does not accept, or whose prompt cannot be written."""
+    benchmark = BENCHMARKS.get(name)()
+    for question in load(benchmark, folder):
+        final = question.answer.strip("[]")
+        answer = BenchmarkAnswer(f"<answer>{final}</answer>", final, RewardConfig())
+        assert benchmark.prompt(question)
+        score = benchmark.score(question, answer)
+        assert score.value == 1.0, (question.id, final, score)
