@@ -19,6 +19,7 @@ class ChoiceBenchmark(KitBenchmark):
     """
 
     columns = ("question", "answer", "A", "B")
+    uses_judge = True
     protocol = RULE
     instruction = "Please select the correct answer from the options above. \n"
 

@@ -51,6 +51,7 @@ class DynaMath(KitBenchmark):
     group_column = "subject"
     data_source = "reason"
     published_rows = 5_010
+    uses_judge = True
     protocol = "short answer in a JSON reply, else extracted by a judge; floats within 0.001 (ms-vlmeval 0.0.20)"
 
     def prompt(self, question: Question) -> str:

@@ -17,6 +17,8 @@ class ExtractionBenchmark(KitBenchmark):
     or wrong, because there is nothing to extract; VLMEvalKit sends it to the judge too.
     """
 
+    uses_judge = True
+
     data_source = "reason"
 
     def score(self, question: Question, answer: BenchmarkAnswer) -> Score:

@@ -30,6 +30,7 @@ class LogicVista(KitBenchmark):
     group_column = "skill"
     data_source = "reason"
     published_rows = 448
+    uses_judge = True
     protocol = "the set of letters, extracted by a judge unless the reply is letters alone (ms-vlmeval 0.0.20)"
 
     def details(self, question: Question) -> dict[str, Any]:

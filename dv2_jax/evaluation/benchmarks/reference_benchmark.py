@@ -30,7 +30,7 @@ REFERENCES = "references"  # in `Question.meta`: every accepted answer
 class ReferenceBenchmark(Benchmark):
     """A benchmark in parquet or JSON files with accepted answers in `Question.meta["references"]`.
 
-    An answer that the rule accepts is correct, and a whole number where the references are other whole numbers is wrong;
+    An answer that the rule accepts is correct, and an integer where the references are other integers is wrong;
     everything else is judged. Without a judge it is failed, not wrong. The authors of DeepEyesV2 released no code for these
     benchmarks, so both scorers are this one.
     """

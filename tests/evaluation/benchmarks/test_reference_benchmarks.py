@@ -98,7 +98,7 @@ def test_realx_has_a_row_per_ability_and_one_for_all_three(tmp_path):
         ("13", [], False), ("1990s", ["1990"], False),
     ],
 )  # fmt: skip
-def test_only_whole_numbers_are_wrong_without_a_judge(prediction, references, is_other):
+def test_only_integers_are_wrong_without_a_judge(prediction, references, is_other):
     """Catches a rule that rejects what a judge might accept: rounded numbers, units, words."""
     assert is_other_integer(prediction, references) == is_other
 
