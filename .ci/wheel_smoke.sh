@@ -11,7 +11,7 @@ python3 -m venv "$work/venv"
 export PATH="$work/venv/bin:$PATH"
 unset PYTHONPATH
 cd "$work/run"
-for command in train evaluate export chat serve report compile-ahead tools tools-index tools-shell; do
+for command in train evaluate compare export export-evaluation chat serve report compile-ahead tools tools-index tools-shell; do
   "dv2-$command" --help >"$command.txt" || { cat "$command.txt"; echo "dv2-$command --help fails" >&2; exit 1; }
 done
 dv2-train --config=rl --config.rl.steps=2 --config.rl.prompts_per_step=4 --config.rl.group_size=2 \

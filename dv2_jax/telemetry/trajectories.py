@@ -172,6 +172,7 @@ class TrajectoryWriter:
                 "answer": question.answer,
                 "verifier": question.verifier,
                 "pictures": inputs,
+                **({"references": list(references)} if (references := question.meta.get("references")) else {}),
             },
             "token_ids": [int(token) for token in trajectory.token_ids],
             "segments": segments(trajectory.token_ids, trajectory.loss_mask, self.tokenizer),

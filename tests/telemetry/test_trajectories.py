@@ -1,5 +1,6 @@
 """Tests that records on disk equal their trajectories, also if the writer is killed."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -117,7 +118,7 @@ def test_a_writer_killed_at_any_moment_leaves_complete_lines_and_images(tmp_path
         writer = TrajectoryWriter(sys.argv[1], tokenizer)
         for step in range(10**6):
             image = b"\\x89PNG" + step.to_bytes(4, "big") * 100_000
-            question = N(id="q", skill="s", data_source="reason", text="t", answer="a", verifier="text", images=(image,))
+            question = N(id="q", skill="s", data_source="reason", text="t", answer="a", verifier="text", images=(image,), meta={})
             trajectory = N(id=str(step), question=question, token_ids=[65] * 3000, loss_mask=[0, 1, 1] * 1000,
                            logprobs=[-0.1] * 3000, versions=[0] * 3000, images=[], turns=[], finish="answer",
                            dropped=False, reward=1.0, reward_parts={}, tool_calls=0)
@@ -152,3 +153,13 @@ def test_lines_are_plain_json_and_stages_are_listed(written):
     assert stages(written) == ["train"]
     line = (written / "train.jsonl").read_text(encoding="utf-8").splitlines()[0]
     assert json.loads(line)["format"] == 1
+
+
+def test_a_record_holds_every_reference_of_a_benchmark(tmp_path, tokenizer, trajectories):
+    """Catches an error class or an export that sees only the first of several accepted answers."""
+    plain = trajectories[0]
+    question = dataclasses.replace(plain.question, meta={"references": ["Paris", "Lutetia"]})
+    writer = TrajectoryWriter(tmp_path, tokenizer)
+    stored = writer.record(dataclasses.replace(plain, question=question))
+    assert stored["question"]["references"] == ["Paris", "Lutetia"]
+    assert "references" not in writer.record(plain)["question"]

@@ -260,7 +260,13 @@ def verdict(record: Mapping[str, Any], line: Mapping[str, Any] | None) -> tuple[
 
 
 def call_kinds(record: Mapping[str, Any]) -> dict[str, int]:
-    """Counts the executed calls per class of use; a tool that is not registered here counts under its name."""
+    """Returns the executed calls per class of use: as counted when they were made, or else by the tools' own rules.
+
+    A tool that is not registered here counts under its name.
+    """
+    stored = (record.get("answer") or {}).get("tool_counts")
+    if stored is not None:
+        return {kind: count for kind, count in stored.items() if count}
     counts: Counter[str] = Counter()
     for turn in record["turns"]:
         if turn["status"]:

@@ -132,7 +132,8 @@ def error_class(record: Mapping[str, Any], images: Path) -> str:
         return "limit"
     if not calls:
         return "no_call"
-    if any(_contains(output_text(turn), record["question"]["answer"]) for turn in calls):
+    references = record["question"].get("references") or record["question"]["answer"].split(" or ")
+    if any(_contains(output_text(turn), reference) for turn in calls for reference in references):
         return "result_ignored"
     if _last_call_failed(calls):
         return "raised"
@@ -195,13 +196,10 @@ def output_text(turn: Mapping[str, Any]) -> str:
 
 
 def _contains(text: str, reference: str) -> bool:
-    """Returns True if the text contains one of the references, separated by " or ", at borders of words."""
-    for choice in reference.split(" or "):
-        words = " ".join(choice.split()).casefold().strip(".")
-        if not words or (len(words) == 1 and words.isalpha()):  # the letter of an option
-            continue
-        if len(words) < SHORT and len(text) > SHORT_OUTPUT:
-            continue
-        if re.search(rf"(?<![\w.]){re.escape(words)}(?!\w|\.\d)", " ".join(text.split()).casefold()):
-            return True
-    return False
+    """Returns True if the text contains the reference, at borders of words."""
+    words = " ".join(reference.split()).casefold().strip(".")
+    if not words or (len(words) == 1 and words.isalpha()):  # the letter of an option
+        return False
+    if len(words) < SHORT and len(text) > SHORT_OUTPUT:
+        return False
+    return re.search(rf"(?<![\w.]){re.escape(words)}(?!\w|\.\d)", " ".join(text.split()).casefold()) is not None

@@ -11,6 +11,7 @@ from typing import Any
 from dv2_jax.agent.tools.tool_registry import find_tool
 from dv2_jax.config import ConfigError
 from dv2_jax.evaluation.analysis.answer_rows import TRAIN, read_json, read_records, read_scores, record_names, verdict
+from dv2_jax.report.page import tools_of_run
 from dv2_jax.telemetry.stage_titles import stage_titles, trajectory_title
 from dv2_jax.telemetry.trajectories import IMAGE_FOLDER, IMAGE_MARK
 
@@ -101,8 +102,9 @@ class ExportedAnswer:
 
     @property
     def references(self) -> list[str]:
-        """The accepted answers, which the released format separates by " or "."""
-        return [self.record["question"]["answer"]]
+        """The accepted answers: those of the benchmark, or the one of the question."""
+        question = self.record["question"]
+        return list(question.get("references") or [question["answer"]])
 
     @property
     def input_tokens(self) -> int:
@@ -225,6 +227,7 @@ class ExportedRun:
             raise ConfigError(f"{directory}: no such run directory")
         results = read_json(directory / "results.json") or read_json(directory / "summary.json")
         run = cls(directory, read_json(directory / "config.json"), results)
+        tools_of_run(run.config)  # registers tools of the user's own, which parse their calls
         folder = directory / "trajectories"
         names = [name for name in record_names(folder) if name != TRAIN] if folder.is_dir() else []
         found = []

@@ -56,6 +56,15 @@ def test_records_of_all_hosts_and_the_newest_of_an_answer_count(tmp_path):
     assert {row.question_id: row.calls for row in run.rows} == {"a": 1, "b": 0}
 
 
+def test_calls_count_as_they_were_counted_when_they_were_made(tmp_path):
+    """Catches a recount of calls whose tool is unknown here, or whose rule has changed since."""
+    stored = answered("a", tool_counts={"crop": 1, "mark": 2, "other": 0})
+    run = read_run(
+        write_run(tmp_path, {"evaluate": [record("a", crop(), said(), answer=stored), record("b", crop(), said())]})
+    )
+    assert [row.kinds for row in run.rows] == [{"crop": 1, "mark": 2}, {"crop": 1}]
+
+
 def test_people_name_the_class_of_an_error(tmp_path):
     made = [record("a", compute(), said()), record("b", compute(), said())]
     run = write_run(tmp_path, {"evaluate": made})

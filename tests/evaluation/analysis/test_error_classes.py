@@ -59,6 +59,14 @@ def test_a_policy_without_image_search_did_not_choose_text_instead(images):
     assert error_class(made, images) == "not_found"
 
 
+def test_every_reference_of_a_benchmark_counts(images):
+    """Catches a search class for a result with the second of several accepted answers."""
+    made = record("q", search("Lutetia Parisiorum"), said(), images=())
+    assert error_class(made, images) == "not_found"
+    made["question"]["references"] = ["Paris", "Lutetia"]
+    assert error_class(made, images) == "result_ignored"
+
+
 def test_the_query_is_no_result(images):
     """Catches a search for "Paris" that counts as a result with "Paris", because its heading repeats the query."""
     assert error_class(record("q", search("London"), said(), images=()), images) == "not_found"
