@@ -6,7 +6,14 @@ from scipy.stats import norm
 from dv2_jax import compare
 from dv2_jax.evaluation.comparison.published_comparison import compare_published
 from dv2_jax.evaluation.comparison.stored_run import open_run
-from dv2_jax.evaluation.published import QUESTIONS, PublishedModelError, published_values
+from dv2_jax.evaluation.published import (
+    CAVEATS,
+    QUESTIONS,
+    PublishedModelError,
+    published_line,
+    published_realx,
+    published_values,
+)
 from dv2_jax.evaluation.statistics import wilson_interval
 from tests.evaluation.comparison.stored_evaluations import write_evaluation
 
@@ -58,12 +65,40 @@ def test_the_command_compares_a_single_run_with_a_paper(tmp_path, capsys):
 
 
 def test_unknown_models_and_benchmarks_are_named(tmp_path, capsys):
-    with pytest.raises(PublishedModelError, match="--published=deepeyes-7b: there are deepeyesv2-7b, qwen2.5-vl-7b"):
-        published_values("deepeyes-7b")
+    with pytest.raises(
+        PublishedModelError, match="--published=deepeyes-v2-7b: there are .*deepeyesv2-7b.*did you mean"
+    ):
+        published_values("deepeyes-v2-7b")
     run_dir = write_evaluation(tmp_path / "own", {"q1": 1.0})
     with pytest.raises(SystemExit):
         compare.main([str(run_dir), "--published=deepeyesv2-7b"])
     assert "the runs have none of its benchmarks (vstar, hrbench4k" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "line"),
+    [
+        ("vstar", "paper: 81.8, 75.7 to 86.6"),
+        ("hrbench4k", "paper: 77.9, 74.9 to 80.6"),
+        ("treebench", "paper: 42.5, 37.8 to 47.4"),
+        ("mathvista", "paper: 71.9, 69.0 to 74.6"),
+        ("mmsearch", "paper: 63.7, 56.3 to 70.5"),
+        ("fvqa", "paper: 60.6, 58.3 to 62.8"),
+        ("tir", "paper: 20.8, 18.6 to 23.2"),
+        ("realx", "paper: 28.3, 23.5 to 33.6"),
+        ("embedded", ""),
+    ],
+)
+def test_published_values_have_the_intervals_of_their_size(benchmark, line):
+    """Catches an interval of another number of questions; the bounds were computed by hand from the paper's tables."""
+    assert published_line(benchmark) == line
+
+
+def test_realx_has_subsets_and_every_benchmark_a_caveat():
+    realx = published_realx("deepeyesv2-7b")
+    assert str(realx["integration"]) == "18.1, 10.9 to 28.5" and str(realx["overall"]) == "28.3, 23.5 to 33.6"
+    assert published_realx("gpt-4o+both_searches")["overall"].value == 0.387 and published_realx("x") == {}
+    assert CAVEATS.keys() == QUESTIONS.keys() - {"mme_realworld", "ocrbench"}  # rules without a judge
 
 
 def test_every_column_of_the_paper_is_there():
