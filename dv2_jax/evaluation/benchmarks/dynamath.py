@@ -31,7 +31,9 @@ Example of expected JSON response format:
     "short answer": "[Concise Answer]"
 }}"""
 _FORMS = {
-    MULTIPLE_CHOICE: "Provide the corresponing choice option in the 'short answer' key, such as 'A', 'B', 'C', or 'D'.",
+    # As published, with its misprint.
+    MULTIPLE_CHOICE: "Provide the corresponing choice option "  # codespell:ignore corresponing
+    "in the 'short answer' key, such as 'A', 'B', 'C', or 'D'.",
     FLOAT: "Format the answer as a three-digit floating-point number and provide it in the 'short answer' key.",
 }
 _OTHER_FORM = "Float numbers in the answer should be formatted as three-digit floating-point numbers."
