@@ -2,8 +2,8 @@
 
 Source: DeepEyesV2 (arXiv 2511.05271), Tables 1 to 4 and 7 to 9, as printed there; the values of other models may differ
 from those of their own papers. `CAVEATS` says what is known of each protocol. Numbers of questions are those of the
-published files; WeMath is the strict score, OCRBench the share of its 1,000 points. `model+tools` is a model with other
-search tools; `qwen2.5-vl-7b` alone has search on the four search benchmarks, and none on RealX-Bench.
+published files; WeMath is the strict score, OCRBench the share of its 1,000 points. `model+search` is a model with no
+search (`none`), with search by `text`, by `image`, or `both`; `qwen2.5-vl-7b` alone has search on the four search benchmarks, and none on RealX-Bench.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ _REALX_ONLY: dict[str, _Row] = {
     "human": (70.0, 69.5, 63.5, 62.1, 51.4),
 }
 _TIR = {"qwen2.5-vl-7b": 16.0, "deepeyes-7b": 17.3, "deepeyesv2-7b-sft": 18.7, "deepeyesv2-7b": 20.8}
-TOOL_SETS = ("none", "text_search", "image_search", "both_searches")
+SEARCHES = ("none", "text", "image", "both")
 
 
 def _collect() -> dict[str, dict[str, float]]:
@@ -147,7 +147,7 @@ def _collect() -> dict[str, dict[str, float]]:
             add(model, columns, row)
     for model, rows in _TABLE_1.items():
         add(model, _REALX, rows[0])
-        for tools, row in zip(TOOL_SETS, rows, strict=True):
+        for tools, row in zip(SEARCHES, rows, strict=True):
             add(f"{model}+{tools}", _REALX, row)
     for model, value in _TIR.items():
         add(model, ("tir",), (value,))
