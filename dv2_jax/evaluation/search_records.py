@@ -113,8 +113,8 @@ class SearchRecords:
         """Makes released results known for the images of questions: of each its `index` and digest in `meta`."""
         for question in questions:
             digest, row = question.meta.get(IMAGE_DIGEST), question.meta.get("index")
-            if digest and row is not None:
-                self._rows.setdefault(digest, []).append(str(row))
+            if digest and row is not None and str(row) not in (rows := self._rows.setdefault(digest, [])):
+                rows.append(str(row))
 
     def find(self, request: SearchRequest) -> ToolResult | None:
         """Returns the recorded result of a search, or None."""

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import pickle
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,10 @@ from PIL import Image
 from dv2_jax.agent.trajectory import Finish, Trajectory, TurnRecord
 from dv2_jax.config import Config, ConfigError, EvalConfig, RunFailure
 from dv2_jax.data.question import Question
+from dv2_jax.endpoint import ChatEndpoint
+from dv2_jax.evaluation.answerers import endpoint_session
 from dv2_jax.evaluation.answerers.answerer import Answer, Answerer, AnswerRequest
+from dv2_jax.evaluation.answerers.endpoint_session import EndpointSession
 from dv2_jax.evaluation.readers.questions import LazyQuestions
 from dv2_jax.evaluation.readers.table_file import IMAGE_DIGEST
 from dv2_jax.evaluation.recorded_searches import (
@@ -296,3 +300,22 @@ def test_replay_needs_records(tmp_path):
         open_search_records(config, tmp_path, [])
     assert open_search_records(Config(), tmp_path, []) is None
     assert with_records(tools := NumberedTools(), None, "off") is tools
+
+
+def test_an_endpoint_searches_with_the_records_of_the_run(tmp_path, monkeypatch):
+    """Catches a replay that holds for the own engine alone."""
+    image, tools = jpeg(1), NumberedTools()
+    path = released(
+        tmp_path, {"fvqa_test_0": {"tool_returned_web_title_list": ["t"], "tool_returned_images_urls": [opened(image)]}}
+    )
+    meta = {"index": "fvqa_test_0", IMAGE_DIGEST: hashlib.sha256(image).hexdigest()}
+    text_only = Question("q0", "s", "search", "?", (), "", meta=meta)
+    questions = LazyQuestions(["q0"], lambda i: replace(text_only, images=(image,)), [text_only])
+    config = replace(Config(), eval=EvalConfig(search_record="replay", search_records=str(path)))
+    monkeypatch.setattr(endpoint_session, "open_tools", lambda *_: nullcontext(tools))
+    with EndpointSession(ChatEndpoint("http://127.0.0.1:9/v1", "m"), config, tmp_path) as session:
+        for _ in range(2):  # two stages
+            answerer = session.answerer(config.agent, questions=questions)
+        assert isinstance(answerer, ReplayedAnswers) and answerer.answerer.tools is session.tools()
+        assert titles(ask(session.tools(), ImageSearchRequest("a", image, 3))["a"]) == ["t"]
+    assert tools.submitted == []

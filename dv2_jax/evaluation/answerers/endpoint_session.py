@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
 from dv2_jax.config import AgentConfig, Config, ConfigError
+from dv2_jax.data.question import Question
 from dv2_jax.endpoint import ChatEndpoint, ReplyJournal
+from dv2_jax.evaluation.answerers.answerer import Answerer
 from dv2_jax.evaluation.answerers.endpoint_answerer import EndpointAnswerer, EndpointSampling
 from dv2_jax.evaluation.baselines import RefusingTools
+from dv2_jax.evaluation.recorded_searches import REPLAY, ReplayedAnswers, open_search_records, with_records
 from dv2_jax.parallel import distributed
 from dv2_jax.rollout.tool_requests import ToolBackend
 from dv2_jax.rollout.tools_client import open_tools
@@ -56,6 +60,7 @@ class EndpointSession:
     def __init__(self, endpoint: ChatEndpoint, config: Config, run_dir: str | Path):
         self.endpoint, self.config, self.run_dir = endpoint, config, run_dir
         self._tools: ToolBackend | None = None
+        self._records = open_search_records(config, Path(run_dir), ())
         self._stack = ExitStack()
 
     def __enter__(self) -> EndpointSession:
@@ -70,25 +75,35 @@ class EndpointSession:
         self._stack.close()
 
     def answerer(
-        self, agent: AgentConfig, tools: ToolBackend | None = None, *, refuses_tools: bool = False
-    ) -> EndpointAnswerer:
+        self,
+        agent: AgentConfig,
+        tools: ToolBackend | None = None,
+        *,
+        refuses_tools: bool = False,
+        questions: Sequence[Question] = (),
+    ) -> Answerer:
         """Returns the answerer of a stage.
 
         Args:
             agent: prompt, tools and limits of the stage.
             tools: replaces the tools of the run, for example to record searches.
             refuses_tools: every call is refused.
+            questions: of the stage; they make released search results known under `eval.search_record`.
         """
+        if self._records is not None:
+            self._records.add_rows(getattr(questions, "texts", ()))
         settings = self.config.eval
         if refuses_tools:
             tools = RefusingTools()
         elif agent.tools and tools is None:
             tools = self.tools()
         sampling = EndpointSampling(settings.temperature, settings.endpoint_max_tokens, settings.endpoint_concurrency)
-        return EndpointAnswerer(self.endpoint, sampling, agent, self.config.image, self.config.tools, tools)
+        answerer = EndpointAnswerer(self.endpoint, sampling, agent, self.config.image, self.config.tools, tools)
+        return ReplayedAnswers(answerer) if settings.search_record == REPLAY else answerer
 
     def tools(self) -> ToolBackend:
         """Returns the client of the tools service, which the first call starts or connects to."""
         if self._tools is None:
-            self._tools = self._stack.enter_context(open_tools(self.config, self.run_dir))
+            client = self._stack.enter_context(open_tools(self.config, self.run_dir))
+            self._tools = with_records(client, self._records, self.config.eval.search_record)
         return self._tools
