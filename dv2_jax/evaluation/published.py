@@ -157,11 +157,6 @@ def _collect() -> dict[str, dict[str, float]]:
 _PERCENT = _collect()
 
 
-def published_models() -> list[str]:
-    """Returns the models of which values are known."""
-    return list(_PERCENT)
-
-
 def published_values(model: str) -> dict[str, PublishedValue]:
     """Returns the published values of a model by benchmark.
 
@@ -193,3 +188,12 @@ def published_line(benchmark: str, model: str = "deepeyesv2-7b") -> str:
     """Returns the published value of a benchmark for a table, such as `paper: 81.8, 75.7 to 86.6`; empty if unknown."""
     value = published_values(model).get(benchmark)
     return f"paper: {value}" if value else ""
+
+
+def published_note(benchmark: str) -> str:
+    """Returns the paper's value, those of the subsets of RealX-Bench, and what is known of the protocol; empty if unknown."""
+    line = published_line(benchmark)
+    if benchmark == "realx":
+        subsets = published_realx("deepeyesv2-7b").items()
+        line += "".join(f"; {name} {value}" for name, value in subsets if name != "overall")
+    return f"{line} ({CAVEATS[benchmark]})" if line and benchmark in CAVEATS else line

@@ -12,6 +12,7 @@ from typing import Any
 from dv2_jax.agent.tools.base import Tool
 from dv2_jax.config import Config
 from dv2_jax.evaluation.benchmarks.benchmark import Benchmark, Score
+from dv2_jax.evaluation.published import published_note
 from dv2_jax.evaluation.records import AnswerInfo
 from dv2_jax.evaluation.scoring import has_judge, judge_model
 from dv2_jax.files import atomic_write
@@ -60,6 +61,7 @@ def protocol_line(
         f"{samples} sample{'s' * (samples > 1)} at temperature {config.eval.temperature:g}",
         f"{questions:,} of {benchmark.published_rows:,} rows" if benchmark.published_rows else f"{questions:,} rows",
         benchmark.protocol,
+        published_note(benchmark.name),
     ]
     return "; ".join(filter(None, parts))
 

@@ -11,6 +11,7 @@ from dv2_jax.evaluation.published import (
     QUESTIONS,
     PublishedModelError,
     published_line,
+    published_note,
     published_realx,
     published_values,
 )
@@ -98,6 +99,8 @@ def test_realx_has_subsets_and_every_benchmark_a_caveat():
     realx = published_realx("deepeyesv2-7b")
     assert str(realx["integration"]) == "18.1, 10.9 to 28.5" and str(realx["overall"]) == "28.3, 23.5 to 33.6"
     assert published_realx("gpt-4o+both")["overall"].value == 0.387 and published_realx("x") == {}
+    assert published_note("realx").startswith("paper: 28.3, 23.5 to 33.6; perception 19.5")
+    assert published_note("embedded") == "" and "rubric judge" in published_note("vstar")
     assert CAVEATS.keys() == QUESTIONS.keys() - {"mme_realworld", "ocrbench"}  # rules without a judge
 
 
