@@ -109,9 +109,10 @@ def _draw_rates(figure: Any, table: FigureTable) -> None:
     figure.set_size_inches(8, 1.2 + 0.4 * len(rows))
     axes = figure.subplots()
     values = [row["share"] for row in rows]
+    # A bound that equals the share may differ from it by rounding, and matplotlib refuses negative lengths.
     errors = [
-        [row["share"] - row["interval low"] for row in rows],
-        [row["interval high"] - row["share"] for row in rows],
+        [max(0.0, row["share"] - row["interval low"]) for row in rows],
+        [max(0.0, row["interval high"] - row["share"]) for row in rows],
     ]
     axes.barh(range(len(rows)), values, xerr=errors, color=COLORS[0], ecolor="#444444", capsize=2)
     for column, mark, label in (("paper cold start %", "|", "paper, cold start"), ("paper RL %", "D", "paper, RL")):
