@@ -4,6 +4,7 @@ import pytest
 from scipy.stats import norm
 
 from dv2_jax import compare
+from dv2_jax.evaluation.benchmarks.benchmark_registry import BENCHMARKS
 from dv2_jax.evaluation.comparison.published_comparison import compare_published
 from dv2_jax.evaluation.comparison.stored_run import open_run
 from dv2_jax.evaluation.published import (
@@ -115,3 +116,11 @@ def test_every_column_of_the_paper_is_there():
         for name in QUESTIONS
     }
     assert gains["vstar"] == pytest.approx(0.033) and gains["infoseek"] == pytest.approx(-0.026)
+
+
+def test_published_numbers_are_of_registered_benchmarks_with_their_rows():
+    """Catches a renamed benchmark, whose published value would no longer be found."""
+    rows = {name: BENCHMARKS.get(name)().published_rows for name in QUESTIONS}
+    other = {name: (QUESTIONS[name], rows[name]) for name in QUESTIONS if rows[name] != QUESTIONS[name]}
+    # 171 of 300 questions have images and are judged; 194 of 300 are public; 525 problems have 1,740 questions
+    assert other == {"mmsearch": (171, 300), "realx": (300, 194), "wemath": (525, 1740)}
