@@ -75,7 +75,8 @@ def plan_table(evaluator: Evaluator) -> Table:
     planned = plan(evaluator)
     table = Table(
         header_style="bold",
-        caption="estimates from stored answers; time at full concurrency, without compilation\n" + _visible(planned),
+        caption="estimates from stored answers; time at full concurrency, without compilation\n"
+        + visible_differences(evaluator),
         caption_justify="left",
     )
     for heading in HEADINGS:
@@ -91,9 +92,9 @@ def plan_table(evaluator: Evaluator) -> Table:
     return table
 
 
-def _visible(planned: Sequence[PlannedAnswers]) -> str:
+def visible_differences(evaluator: Evaluator) -> str:
     """Returns the smallest difference to another run that each benchmark can show, at 20 % discordance."""
-    rows = {row.benchmark: smallest_visible_difference(row.rows) for row in planned}
+    rows = {part.name: smallest_visible_difference(len(part.ids)) for part in evaluator.parts}
     points = [f"{name} {'none' if found is None else f'{100 * found:.1f}'}" for name, found in rows.items()]
     return f"smallest visible differences to another run, in points: {', '.join(points)}"
 

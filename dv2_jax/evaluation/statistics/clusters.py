@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import stdtrit
 
-from dv2_jax.evaluation.statistics.proportions import wilson_interval
+from dv2_jax.evaluation.statistics.proportions import Z95, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,9 @@ class ClusterTotals:
     def interval(self) -> tuple[float, float]:
         """Computes the 95 % interval of a mean of scores in [0, 1]; see `clustered_interval`."""
         p, n = min(max(self.mean, 0.0), 1.0), self.effective_n()
-        if self.is_trivial:
-            return wilson_interval(p * n, n)
-        quantile = float(stdtrit(max(self.effective_clusters - 1, 1.0), 0.975))
-        return wilson_interval(p * n, n, quantile)
+        quantile = Z95 if self.is_trivial else float(stdtrit(max(self.effective_clusters - 1, 1.0), 0.975))
+        low, high = wilson_interval(p * n, n, quantile)
+        return min(low, p), max(high, p)  # p · n / n may be rounded
 
 
 def clustered_standard_error(values: Sequence[float], clusters: Sequence[Hashable]) -> float:

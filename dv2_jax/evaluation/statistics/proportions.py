@@ -22,7 +22,8 @@ def wilson_interval(successes: float, n: float, z: float = Z95) -> tuple[float, 
     scale = 1.0 + z * z / n
     center = (p + z * z / (2 * n)) / scale
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / scale
-    return max(0.0, center - half), min(1.0, center + half)
+    # Rounding may leave the proportion itself outside by 1e-16, at 0 of n and n of n.
+    return min(p, max(0.0, center - half)), max(p, min(1.0, center + half))
 
 
 def mean(values: Sequence[float]) -> float:
