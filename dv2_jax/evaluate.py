@@ -68,7 +68,7 @@ def run(config: Config, *, rejudge: bool = False, retry_failed: bool = False) ->
     with Interrupt() as interrupt:
         evaluator, rows_left_out = _open(config, Budget.of_run(config, interrupt))
         main = distributed.is_main()
-        evaluator.prepare(retry_failed=retry_failed)
+        evaluator.prepare(retry_failed=retry_failed, any_weights=rejudge)
         if main:
             write_json(evaluator.run_dir / "config.json", config.to_dict())
         if "guessing" in config.eval.baselines:

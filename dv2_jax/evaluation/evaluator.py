@@ -74,13 +74,13 @@ class Evaluator:
         weights = self.weights.get(stage.init, "")
         return StageRun(stage, part, self.config, self.run_dir, name, stage.init, weights, self.tokenizer)
 
-    def prepare(self, *, retry_failed: bool = False) -> None:
+    def prepare(self, *, retry_failed: bool = False, any_weights: bool = False) -> None:
         """Reads the stored answers and finds what is missing; says which stored answers cannot be used, and why.
 
-        Collective.
+        Arguments are those of `StageRun.prepare`. Collective.
         """
         for run in self.runs:
-            run.prepare(retry_failed=retry_failed)
+            run.prepare(retry_failed=retry_failed, any_weights=any_weights)
         distributed.barrier("records are read")  # before any host appends to them
         for run in self.runs:
             changes: Counter[str] = Counter()

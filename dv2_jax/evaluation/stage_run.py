@@ -91,31 +91,35 @@ class StageRun:
         pairs = [(index, sample) for index in range(len(self.part.ids)) for sample in range(samples)]
         return distributed.shard_for_process(pairs)
 
-    def prepare(self, *, retry_failed: bool = False) -> None:
+    def prepare(self, *, retry_failed: bool = False, any_weights: bool = False) -> None:
         """Reads the index and finds what is missing: no answer, one to another prompt, or a failed attempt of several.
+
+        With `run.resume` off, stored records do not count.
 
         Args:
             retry_failed: one more attempt for answers that have failed `eval.attempts` times.
+            any_weights: use answers of weights that have changed since.
         """
-        self.store.load()
+        if self.config.run.resume:
+            self.store.load()
         self.missing, self.changes = [], Counter()
         for index, sample in self.own_keys:
             stored = self.store.answers.get((self.part.ids[index], sample))
             if stored is None:
                 self.missing.append(Missing(index, sample, 1))
-            elif change := self._change(stored, index):
+            elif change := self._change(stored, index, any_weights=any_weights):
                 self.changes[change] += 1
                 del self.store.answers[stored.info.key]
                 self.missing.append(Missing(index, sample, 1))
             elif stored.info.failure and (stored.info.attempt < self.config.eval.attempts or retry_failed):
                 self.missing.append(Missing(index, sample, stored.info.attempt + 1))
 
-    def _change(self, stored: StoredAnswer, index: int) -> str:
+    def _change(self, stored: StoredAnswer, index: int, *, any_weights: bool) -> str:
         """Returns the difference between a stored answer and one of this configuration; empty if there is none."""
         info, tools = stored.info, tuple(tool.name for tool in self.tools)
         if info.model != self.model:
             return f"the model is {self.model}, not {info.model}"
-        if info.weights != self.weights:
+        if info.weights != self.weights and not any_weights:
             return f"the weights of {self.model} have changed"
         if info.tools != tools:
             return f"the tools are {', '.join(tools) or 'none'}, not {', '.join(info.tools) or 'none'}"

@@ -179,6 +179,9 @@ def test_retrained_weights_are_another_model(tmp_path, engines, monkeypatch, cap
     evaluate.run(config)
     engines.started.clear()
     monkeypatch.setattr(policy_spec, "weights_fingerprint", lambda source, seed: "other")
+    assert (
+        overall(evaluate.run(config, rejudge=True))["n"] == 12 and engines.started == []
+    )  # the old ones, scored again
     evaluate.run(config)
     assert len(engines.started) == 12 and "the weights of random have changed" in capsys.readouterr().out
 
@@ -380,6 +383,10 @@ def test_the_plan_counts_what_is_missing_and_starts_nothing(tmp_path, engines, m
     engines.started.clear()
     evaluate.plan(config)
     (line, second) = [line for line in capsys.readouterr().out.splitlines() if "│ sums" in line]
+    evaluate.plan(
+        replace(config, run=replace(config.run, resume=False))
+    )  # would start over, but a plan removes nothing
+    assert "│      0 │" in capsys.readouterr().out and len(answers(config)) == 12
     cells = [cell.strip() for cell in line.split("│")[1:-1]]
     assert cells[:6] == ["result", "sums", "20", "12", "0", "8"] and int(cells[6].replace(",", "")) > 0
     assert engines.started == []
