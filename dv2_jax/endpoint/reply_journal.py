@@ -79,7 +79,9 @@ class ReplyJournal:
     def close(self) -> None:
         """Closes the file, which frees it for another process."""
         with self._lock:
-            os.close(self._file)
+            if self._file >= 0:
+                os.close(self._file)
+            self._file = -1  # the number may name another file from now on
 
     def _read_places(self) -> int:
         """Reads the digests of all complete lines; cuts an incomplete last line off. Returns the end of the file."""

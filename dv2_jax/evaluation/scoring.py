@@ -23,6 +23,7 @@ from dv2_jax.rewards.verdicts import judge_client
 THREADS = 32  # as in `rewards`
 WAITING = 64  # answers that may wait for their scores before the next one is taken
 NO_VERDICT = "the judge gave no verdict"
+NO_READABLE_VERDICT = "the judge's reply has no verdict"
 SCORERS: dict[str, Callable[[Benchmark], Callable[[Question, BenchmarkAnswer], Score]]] = {
     "official": lambda benchmark: benchmark.score,
     "deepeyesv2": lambda benchmark: benchmark.score_deepeyesv2,
@@ -142,6 +143,8 @@ class AnswerScorer:
             trajectory.turns[-1].text if trajectory.turns else "",
         )
         score = _score(self.benchmark, SCORERS[name](self.benchmark), question, seen)
+        if score.is_undecided and judge is not None and judge.replies:
+            score = replace(score, failure=f"{NO_READABLE_VERDICT}: {judge.replies[-1].reply[:200]}")
         reward, parts = None, None
         if name == next(iter(self.names)):
             reward, parts = None, {}

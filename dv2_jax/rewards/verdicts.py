@@ -23,6 +23,11 @@ def is_correct(question: Question, text: str, config: RewardConfig) -> bool:
         JudgeOutage: it has given none for `config.judge_outage_s`.
         ValueError: the question's reference does not suit its verifier.
     """
+    return first_verdict(question, text, config) is True
+
+
+def first_verdict(question: Question, text: str, config: RewardConfig) -> bool | None:
+    """Returns the verdict of the first source that decides; None if none does. Raises as `is_correct`."""
     answer = FinalAnswer(question, final_answer(text))
     if is_too_long(answer.prediction, question.data_source, config):
         return False
@@ -30,7 +35,7 @@ def is_correct(question: Question, text: str, config: RewardConfig) -> bool:
         verdict = source(answer, config)
         if verdict is not None:
             return verdict
-    return False
+    return None
 
 
 def verdict_sources(config: RewardConfig) -> list[VerdictSource]:

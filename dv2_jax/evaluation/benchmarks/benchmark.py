@@ -35,6 +35,7 @@ from dv2_jax.evaluation.statistics import (
     wilson_interval,
 )
 from dv2_jax.rewards import is_correct
+from dv2_jax.rewards.verdicts import first_verdict
 from dv2_jax.rollout.question_sources import ReadRows
 
 OVERALL_ROW = "overall"
@@ -301,7 +302,14 @@ class Benchmark(ABC):
 
         `question` is as loaded, so that a judge does not see the wording of the prompt.
         """
-        return Score(float(is_correct(question, answer.text, answer.reward_config)))
+        config, judge = answer.reward_config, answer.judge
+        if judge is None or JUDGE not in config.verdicts:
+            return Score(float(is_correct(question, answer.text, config)))
+        rules = replace(config, verdicts=tuple(name for name in config.verdicts if name != JUDGE))
+        verdict = first_verdict(question, answer.text, rules)
+        if verdict is None and answer.final:
+            return Score.from_verdict(judge.verdict(question.text, (question.answer,), answer.final))
+        return Score(float(verdict is True))
 
     def score_deepeyesv2(self, question: Question, answer: BenchmarkAnswer) -> Score:
         """Scores an answer as the released DeepEyesV2 evaluation does, its bugs included; by default as `score`.

@@ -1,0 +1,1 @@
+"""Judging answers with a language model: rubrics, and a judge that stores every reply and requests none twice."""

@@ -1,0 +1,1 @@
+"""Rubrics, one per module; adding one adds one file. See `evaluation.judging.rubric_registry`."""

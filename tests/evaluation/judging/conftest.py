@@ -1,0 +1,3 @@
+"""Local chat endpoints."""
+
+from tests.endpoint.conftest import serve  # noqa: F401
