@@ -3,6 +3,8 @@
     python -m dv2_jax.evaluate --config=configs/evaluate.py             two CPU cores, the shipped cold start
     python -m dv2_jax.evaluate --config=configs/evaluate.py:7b \\
         --config.model.init=hf:/models/deepeyesv2-7b --config.eval.benchmarks=embedded,/data/questions.jsonl
+    python -m dv2_jax.evaluate --config=configs/evaluate.py:table1 \\
+        --config.eval.endpoint=http://host:8000/v1 --config.eval.data=/data   another model, with and without searches
     python -m dv2_jax.evaluate --list                                    the benchmarks that there are
 
 Limits, prompts and image sizes equal those of the RL preset of the same name.
@@ -59,6 +61,22 @@ def evaluate_32b() -> Config:
     return evaluate_rl_preset("32b", "evaluate-32b")
 
 
+def table1() -> Config:
+    """The baselines of the paper's Table 1 on RealX-Bench: no search, text, image and both; with an endpoint or a 7B model."""
+    config = evaluate_7b()
+    return replace(
+        config,
+        run=replace(config.run, name="table1"),
+        agent=replace(config.agent, system_prompt="per_tool"),
+        eval=replace(
+            config.eval,
+            benchmarks=("realx",),
+            tool_sets=("none", "text_search", "image_search", "both_searches"),
+            search_record="auto",  # every model and every start gets the same search results
+        ),
+    )
+
+
 PRESETS = {
     "laptop": laptop,
     "smol": smol,
@@ -66,6 +84,7 @@ PRESETS = {
     "7b": evaluate_7b,
     "7b_v5p_32": evaluate_7b_v5p_32,
     "32b": evaluate_32b,
+    "table1": table1,
 }
 
 

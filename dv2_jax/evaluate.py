@@ -8,6 +8,7 @@ the same command on every host: each answers its shard, and process 0 writes the
 `--list` shows the benchmarks and `--plan` what a run would do; `--rejudge` scores stored answers again, without inference;
 `--retry-failed` grants failed answers one more attempt. `--config.eval.benchmarks=embedded,path/to/rows.jsonl,pkg.module:Class`
 chooses benchmarks, `--config.eval.baselines=guessing,no_tools` adds baselines, and
+`--config.eval.endpoint=http://host:8000/v1` evaluates a model behind a chat endpoint instead of `model.init`.
 `--config.eval.compare=package:base,checkpoint:runs/sft` evaluates further policies on the same questions, for one table:
 `--config=configs/paper_stages.py` does so for the paper's stages.
 """
@@ -28,10 +29,12 @@ from dv2_jax.config import Config, ConfigError, RunFailure, run_command
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dv2_jax.data.tokenizer import Tokenizer
     from dv2_jax.evaluation.answerers.answerer import Answerer
     from dv2_jax.evaluation.benchmark_run import BenchmarkRun
     from dv2_jax.evaluation.evaluator import Evaluator
     from dv2_jax.evaluation.run_budget import Budget
+    from dv2_jax.evaluation.run_services import RunServices
     from dv2_jax.evaluation.stage_run import StageRun
     from dv2_jax.rollout.scheduler import ToolBackend
     from dv2_jax.rollout.session import RolloutSession
@@ -57,6 +60,7 @@ def run(config: Config, *, rejudge: bool = False, retry_failed: bool = False) ->
     from rich.console import Console
 
     from dv2_jax.evaluation.run_budget import Budget
+    from dv2_jax.evaluation.run_services import RunServices
     from dv2_jax.parallel import distributed
     from dv2_jax.recipes.run import write_json
     from dv2_jax.rewards import prepare_rewards
@@ -65,8 +69,10 @@ def run(config: Config, *, rejudge: bool = False, retry_failed: bool = False) ->
     started = time.perf_counter()
     _check(config)
     prepare_rewards(config.reward)
-    with Interrupt() as interrupt:
-        evaluator, rows_left_out = _open(config, Budget.of_run(config, interrupt))
+    with Interrupt() as interrupt, ExitStack() as stack:
+        services = stack.enter_context(RunServices(config, answers=not rejudge))
+        evaluator, rows_left_out = _open(config, Budget.of_run(config, interrupt), services)
+        evaluator.make_judge = services.judge(evaluator.run_dir)
         main = distributed.is_main()
         evaluator.prepare(retry_failed=retry_failed, any_weights=rejudge)
         if main:
@@ -74,8 +80,12 @@ def run(config: Config, *, rejudge: bool = False, retry_failed: bool = False) ->
         if "guessing" in config.eval.baselines:
             evaluator.display.line("reading training answers")
             _guess(config, evaluator.parts)
-        recompilations = _evaluate(evaluator, rejudge=rejudge)
-    results: dict[str, Any] = {"model": config.model.init, "rows_left_out": rows_left_out, **evaluator.results()}
+        recompilations = _evaluate(evaluator, services, rejudge=rejudge)
+    results: dict[str, Any] = {
+        "model": services.model or config.model.init,
+        "rows_left_out": rows_left_out,
+        **evaluator.results(),
+    }
     results["recompilations"] = recompilations
     results["seconds"] = round(time.perf_counter() - started, 1)
     stopped = evaluator.budget.reason
@@ -98,9 +108,10 @@ def plan(config: Config) -> None:
 
     from dv2_jax.evaluation.evaluation_plan import plan_table
     from dv2_jax.evaluation.run_budget import Budget
+    from dv2_jax.evaluation.run_services import RunServices
 
     _check(config)
-    evaluator, _ = _open(config, Budget.of_run(config), read_only=True)
+    evaluator, _ = _open(config, Budget.of_run(config), RunServices(config, answers=False), read_only=True)
     evaluator.prepare()
     Console().print(plan_table(evaluator))
 
@@ -119,9 +130,9 @@ def _check(config: Config) -> None:
         )
 
 
-def _open(config: Config, budget: Budget, *, read_only: bool = False) -> tuple[Evaluator, int]:
+def _open(config: Config, budget: Budget, services: RunServices, *, read_only: bool = False) -> tuple[Evaluator, int]:
     """Loads the benchmarks; returns the evaluator and the number of rows left out. Nothing is answered yet. Collective."""
-    from dv2_jax.checkpoint.policy_spec import load_policy_spec, weights_fingerprint
+    from dv2_jax.checkpoint.policy_spec import weights_fingerprint
     from dv2_jax.data.tokenizer import Tokenizer
     from dv2_jax.evaluation.benchmark_run import BenchmarkRun
     from dv2_jax.evaluation.benchmarks.benchmark_registry import run_benchmarks
@@ -138,17 +149,17 @@ def _open(config: Config, budget: Budget, *, read_only: bool = False) -> tuple[E
     distributed.initialize(cpu_devices=config.mesh.cpu_devices)
     run_dir = Path(config.run.root) / config.run.name
     check_run_folder(run_dir, config)
-    stages = evaluation_stages(config)
-    spec = load_policy_spec(config.model)
-    if spec.tokenizer_file is None:
-        raise ConfigError(
-            f"model.init = {config.model.init!r} has no tokenizer: use hf:/path, checkpoint:/path or a package model"
-        )
-    tokenizer = Tokenizer.from_file(spec.tokenizer_file)
-    weights = {
-        init: weights_fingerprint(replace(config.model, init=init), config.run.seed)
-        for init in dict.fromkeys(stage.init for stage in stages)
-    }
+    stages = evaluation_stages(config, services.model)
+    services.check_prices([stage.init for stage in stages])
+    weights: dict[str, str] = {}
+    if services.model:
+        tokenizer = Tokenizer.from_package()  # checks the rows of data files; the endpoint has its own
+    else:
+        tokenizer = _tokenizer(config)
+        weights = {
+            init: weights_fingerprint(replace(config.model, init=init), config.run.seed)
+            for init in dict.fromkeys(stage.init for stage in stages)
+        }
     run_dir.mkdir(parents=True, exist_ok=True)
     display = Display(enabled=distributed.is_main())
     data = CheckedData(config, tokenizer, run_dir, display, is_training=False)
@@ -159,8 +170,23 @@ def _open(config: Config, budget: Budget, *, read_only: bool = False) -> tuple[E
         distributed.barrier("earlier records are removed")
     for line in check_labels(labels, [part.name for part in parts]):
         display.line(line)
-    evaluator = Evaluator(config, run_dir, stages, parts, tokenizer, display, budget, weights, labels=labels)
+    evaluator = Evaluator(
+        config, run_dir, stages, parts, tokenizer, display, budget, weights, services.price, labels=labels
+    )
     return evaluator, data.rows_left_out
+
+
+def _tokenizer(config: Config) -> Tokenizer:
+    """Returns the tokenizer of `model.init`. Raises ConfigError if it has none."""
+    from dv2_jax.checkpoint.policy_spec import load_policy_spec
+    from dv2_jax.data.tokenizer import Tokenizer
+
+    spec = load_policy_spec(config.model)
+    if spec.tokenizer_file is None:
+        raise ConfigError(
+            f"model.init = {config.model.init!r} has no tokenizer: use hf:/path, checkpoint:/path or a package model"
+        )
+    return Tokenizer.from_file(spec.tokenizer_file)
 
 
 def _guess(config: Config, parts: Sequence[BenchmarkRun]) -> None:
@@ -176,10 +202,13 @@ def _guess(config: Config, parts: Sequence[BenchmarkRun]) -> None:
         raise ConfigError(f"eval.baselines = guessing: needs training questions, as embedded has; {names} has none")
 
 
-def _evaluate(evaluator: Evaluator, *, rejudge: bool) -> int:
+def _evaluate(evaluator: Evaluator, services: RunServices, *, rejudge: bool) -> int:
     """Obtains what is missing; returns the number of programs compiled after the warm-up. Collective."""
     if rejudge or evaluator.is_complete():
         evaluator.evaluate(rejudge=rejudge)
+        return 0
+    if services.model:
+        evaluator.evaluate(services.answerer)
         return 0
     with ExitStack() as stack:
         engines = _Engines(evaluator, stack)

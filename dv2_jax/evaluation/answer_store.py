@@ -139,6 +139,7 @@ def answer_info(
         requests=answer.requests,
         text=answer.text,
         weights=weights,
+        cached_tokens=answer.cached_tokens,
     )
 
 

@@ -84,8 +84,7 @@ class PriceTable:
 
     def answer_cost(self, info: AnswerInfo) -> float:
         """Returns the cost of an answer, failed or not. Raises ConfigError if its model has no price."""
-        cached = int(getattr(info, "cached_tokens", 0))
-        return self.price(info.model).cost(info.prompt_tokens, info.completion_tokens, cached)
+        return self.price(info.model).cost(info.prompt_tokens, info.completion_tokens, info.cached_tokens)
 
     def judge_cost(self, reply: JudgeReply) -> float:
         """Returns the cost of a judge's reply. Raises ConfigError if its model has no price."""

@@ -176,7 +176,7 @@ class Evaluator:
         path = part.path(self.run_dir)
         path.parent.mkdir(parents=True, exist_ok=True)
         stages = [stage.to_dict() for stage in self.done]
-        content = part.file_content(self.config.model.init, stages)
+        content = part.file_content(self.stages[-1].init, stages)
         atomic_write(path, json.dumps(content, indent=2) + "\n", durable=True)
         write_lines(path.with_suffix(".disagreements.jsonl"), part.examples)
         entries = {entry.name: entry.to_dict() for entry in self.parts if entry.rows}

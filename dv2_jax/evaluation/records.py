@@ -36,6 +36,7 @@ class AnswerInfo:
         seconds: from the first request to the last token, tools included.
         tool_counts: calls per class of use, as `agent.tool_use.tool_kinds` counts them.
         requests: number of requests to the endpoint; 0 with the own engine.
+        cached_tokens: those of `prompt_tokens` that the endpoint had cached and may bill for less.
         text: for an endpoint, everything after the prompt; with the own engine it is decoded from the token ids.
         weights: fingerprint of the weights (`checkpoint.policy_spec.weights_fingerprint`); empty for an endpoint.
     """
@@ -56,6 +57,7 @@ class AnswerInfo:
     requests: int = 0
     text: str = ""
     weights: str = ""
+    cached_tokens: int = 0
 
     @property
     def key(self) -> tuple[str, int]:

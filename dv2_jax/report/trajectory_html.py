@@ -95,8 +95,12 @@ def _question(record: dict, image: Callable[[str, str], str]) -> str:
     rows.append(("reward", "–" if record["reward"] is None else f"{record['reward']:.2f}"))
     if record.get("advantage") is not None:
         rows.append(("advantage", f"{record['advantage']:+.3f}"))
-    rows += [("ended by", str(record["finish"]).replace("_", " ")), ("tokens", str(len(record["token_ids"])))]
-    rows.append(("… of the policy", str(len(record["logprobs"]))))
+    sampled, tokens = len(record["logprobs"]), len(record["token_ids"])
+    if not tokens and (answer := record.get("answer")):  # of an endpoint
+        sampled = answer["completion_tokens"]
+        tokens = answer["prompt_tokens"] + sampled
+    rows += [("ended by", str(record["finish"]).replace("_", " ")), ("tokens", str(tokens))]
+    rows.append(("… of the policy", str(sampled)))
     if record["versions"]:
         low, high = min(record["versions"]), max(record["versions"])
         rows.append(("policy version", str(low) if low == high else f"{low}–{high}"))

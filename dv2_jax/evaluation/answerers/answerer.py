@@ -53,6 +53,7 @@ class Answer:
         seconds: from the first request to the last token, tools included.
         prompt_tokens, completion_tokens: over all turns, as sampled or as the endpoint reports them.
         requests: number of requests to the endpoint; 0 with the own engine.
+        cached_tokens: those of `prompt_tokens` that the endpoint had cached.
         text: everything after the prompt, observations included; empty: decoded from the token ids of the trajectory.
     """
 
@@ -64,6 +65,7 @@ class Answer:
     completion_tokens: int = 0
     requests: int = 0
     text: str = ""
+    cached_tokens: int = 0
 
 
 class Answerer(ABC):

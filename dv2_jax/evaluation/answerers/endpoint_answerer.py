@@ -284,6 +284,7 @@ class _Run:
                 entry.completion_tokens,
                 entry.requests,
                 text or turns_text(trajectory.turns),
+                entry.cached_tokens,
             )
         )
 

@@ -30,12 +30,16 @@ class CachingJudge:
         self.endpoint, self.rubric = endpoint, rubric
 
     @classmethod
-    def open(cls, config: Config, journal: str | Path) -> CachingJudge:
-        """Returns the judge at `reward.judge_base_url`; its replies are stored in the file `journal`."""
+    def open(cls, config: Config, journal: str | Path, model: str = "") -> CachingJudge:
+        """Returns the judge at `reward.judge_base_url`; its replies are stored in the file `journal`.
+
+        Args:
+            model: its name, if `reward.judge_model` leaves it to the endpoint.
+        """
         reward = config.reward
         endpoint = judge_endpoint(
             reward.judge_base_url,
-            reward.judge_model,
+            reward.judge_model or model,
             journal=ReplyJournal(journal),
             timeout_s=120.0,
             outage_s=reward.judge_outage_s,

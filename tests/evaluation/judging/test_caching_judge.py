@@ -130,7 +130,12 @@ class Plain(Benchmark):
 
 @pytest.mark.parametrize(
     ("answer", "asks", "outcome"),
-    [("7", 0, "correct"), ("<answer></answer>", 0, "wrong"), ("a lucky one", 1, "correct"), ("nonsense", 1, "undecided")],
+    [
+        ("7", 0, "correct"),
+        ("<answer></answer>", 0, "wrong"),
+        ("a lucky one", 1, "correct"),
+        ("nonsense", 1, "undecided"),
+    ],
 )
 def test_the_default_score_asks_the_stored_judge_where_the_rules_do_not_decide(judge, answer, asks, outcome):
     """Catches: a default that asks the judge of the reward, whose replies are neither greedy nor stored."""
