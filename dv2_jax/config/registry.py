@@ -1,45 +1,46 @@
-"""Registries of functions that a configuration names: adding one is a function with a decorator, in one file.
+"""Registries of functions and classes that a configuration names: adding one is a decorator in one file.
 
-A configuration names a registered function (`ppo_clip`), or any function by its import path (`my_package.my_module:my_loss`),
-which needs no registration.
+A configuration names a registered entry (`ppo_clip`), or any by its import path (`my_package.my_module:my_loss`), which
+needs no registration.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from dv2_jax.config.overrides import ConfigError, suggest
 
-FunctionT = TypeVar("FunctionT", bound=Callable)
+EntryT = TypeVar("EntryT", bound=Callable)
 
 
-class Registry(Generic[FunctionT]):
-    """Functions by name.
+class Registry(Generic[EntryT]):
+    """Functions by name, or, with `base`, concrete subclasses of that class.
 
-    `kind` and `key` are the kind of function and its configuration field, as error messages name them. The modules of
-    `package`, which register the functions that come with dv2_jax, are imported when a name is first looked up.
+    `kind` and `key` are the kind of entry and its configuration field, as error messages name them. The modules of
+    `package`, which register the entries that come with dv2_jax, are imported when a name is first looked up.
     """
 
-    def __init__(self, kind: str, key: str, package: str = ""):
-        self.kind, self.key, self.package = kind, key, package
-        self.entries: dict[str, FunctionT] = {}
+    def __init__(self, kind: str, key: str, package: str = "", *, base: type | None = None):
+        self.kind, self.key, self.package, self.base = kind, key, package, base
+        self.entries: dict[str, EntryT] = {}
 
-    def register(self, name: str) -> Callable[[FunctionT], FunctionT]:
-        """Returns a decorator that registers a function as `name`.
+    def register(self, name: str) -> Callable[[EntryT], EntryT]:
+        """Returns a decorator that registers an entry as `name`.
 
         Raises:
-            ValueError: another function has that name.
+            ValueError: another entry has that name.
         """
 
-        def add(function: FunctionT) -> FunctionT:
+        def add(entry: EntryT) -> EntryT:
             present = self.entries.get(name)
-            if present is not None and _path(present) != _path(function):
+            if present is not None and _path(present) != _path(entry):
                 raise ValueError(f"{self.kind} {name!r} is registered already, by {_path(present)}")
-            self.entries[name] = function
-            return function
+            self.entries[name] = entry
+            return entry
 
         return add
 
@@ -48,28 +49,36 @@ class Registry(Generic[FunctionT]):
         self._import_package()
         return list(self.entries)
 
-    def get(self, name: str | None) -> FunctionT:
-        """Returns the function of that name or import path.
+    def get(self, name: str | None) -> EntryT:
+        """Returns the entry of that name or import path.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is none, or it is not what this registry holds.
         """
         names = self.names()
         if name in self.entries:
             return self.entries[name]
         module, colon, attribute = name.partition(":")
         if not colon:
-            raise ConfigError(
-                f"{self.key}: {name!r} is none of {', '.join(names)}{suggest(name, names)};"
-                " a function elsewhere is package.module:function"
-            )
+            elsewhere = f"a {self.kind} elsewhere is package.module:ClassName"
+            if self.base is None:
+                elsewhere = "a function elsewhere is package.module:function"
+            raise ConfigError(f"{self.key}: {name!r} is none of {', '.join(names)}{suggest(name, names)}; {elsewhere}")
         try:
-            function = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+            entry = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
             raise ConfigError(f"{self.key}: cannot import {name!r}: {error}") from None
-        if not callable(function):
-            raise ConfigError(f"{self.key}: {name!r} is a {type(function).__name__}, not a function")
-        return function
+        if problem := self._problem(entry):
+            raise ConfigError(f"{self.key}: {name!r} {problem}")
+        return entry
+
+    def _problem(self, entry: Any) -> str | None:
+        if self.base is None:
+            return None if callable(entry) else f"is a {type(entry).__name__}, not a function"
+        if not (inspect.isclass(entry) and issubclass(entry, self.base)):
+            return f"is no subclass of {_path(self.base)}"
+        missing = ", ".join(sorted(getattr(entry, "__abstractmethods__", ())))
+        return f"does not implement {missing}" if missing else None
 
     def _import_package(self) -> None:
         if self.package:
@@ -78,5 +87,5 @@ class Registry(Generic[FunctionT]):
                 importlib.import_module(f"{self.package}.{module.name}")
 
 
-def _path(function: Callable) -> str:
-    return f"{function.__module__}.{function.__qualname__}"
+def _path(entry: Callable) -> str:
+    return f"{entry.__module__}.{entry.__qualname__}"

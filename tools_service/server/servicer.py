@@ -194,7 +194,7 @@ class ToolsService(tools_pb2_grpc.ToolsServicer):
         if len(request.code.encode("utf-8", "replace")) > limits.code_kb << 10:
             raise InvalidRequest(f"the code has {len(request.code)} characters; the limit is {limits.code_kb} KB")
         if not 0 <= request.timeout_s <= limits.max_timeout_s:
-            raise InvalidRequest(f"timeout_s {request.timeout_s:g} must lie between 0 and {limits.max_timeout_s:g}")
+            raise InvalidRequest(f"timeout_s {request.timeout_s:g} must be between 0 and {limits.max_timeout_s:g}")
         if len(request.image_digests) > limits.input_images:
             raise InvalidRequest(f"{len(request.image_digests)} pictures; the limit is {limits.input_images}")
         if request.image_format not in pb.ImageFormat.values():
@@ -209,7 +209,7 @@ class ToolsService(tools_pb2_grpc.ToolsServicer):
             if kind is None:
                 raise InvalidRequest("a search needs a text or an image")
             if not 1 <= request.k <= 100:
-                raise InvalidRequest(f"k {request.k} must lie between 1 and 100")
+                raise InvalidRequest(f"k {request.k} must be between 1 and 100")
             if kind == "text" and len(request.text.query) > _MAX_QUERY_CHARS:
                 raise InvalidRequest(
                     f"the query has {len(request.text.query)} characters; the limit is {_MAX_QUERY_CHARS}"

@@ -212,7 +212,7 @@ class Tool(abc.ABC):
         """Renders the result of a call that succeeded: its text, then its images."""
         images = context.readable_images(result.images)
         body = "\n".join(filter(None, [context.escape(result.stdout), IMAGE_MARKER * len(images)]))
-        return Observation(f"<{RESPONSE_TAG}>\n{body}\n</{RESPONSE_TAG}>", images)
+        return tool_response(body, images)
 
     def is_called_in(self, text: str) -> bool:
         """Returns True if `text` holds a call of this tool, well-formed or not; the rewards count these."""
@@ -231,6 +231,11 @@ class Tool(abc.ABC):
     def output_parts(self, observation: str) -> list[tuple[str, bool]]:
         """Splits an observation into (text, is an error) for people: without tags and image markers."""
         return plain_output(observation, self.output_tags)
+
+
+def tool_response(body: str, images: tuple[bytes, ...] = ()) -> Observation:
+    """Returns the observation of an escaped text between the tags of tool output."""
+    return Observation(f"<{RESPONSE_TAG}>\n{body}\n</{RESPONSE_TAG}>", images)
 
 
 def plain_output(observation: str, tags: Sequence[str] = (RESPONSE_TAG,)) -> list[tuple[str, bool]]:

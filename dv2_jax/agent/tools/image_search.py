@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from dv2_jax.agent.agent_images import fit_returned_image
 from dv2_jax.agent.tools.base import (
-    RESPONSE_TAG,
     Observation,
     ParsedTurn,
     Refusal,
@@ -14,7 +13,9 @@ from dv2_jax.agent.tools.base import (
     RequestContext,
     ToolOutput,
     malformed,
+    tool_response,
 )
+from dv2_jax.agent.tools.google_results import render_results, shown_items
 from dv2_jax.agent.tools.json_call import JsonCallTool
 from dv2_jax.agent.tools.tool_registry import register_tool
 from dv2_jax.data.chat_encoder import IMAGE_MARKER
@@ -55,19 +56,16 @@ pictures. It takes no arguments; use it at most once. Write exactly this:
         return ImageSearchRequest(context.request_id, context.question.images[0], context.agent.search_results)
 
     def render_success(self, turn: ParsedTurn, result: ToolOutput, context: RenderContext) -> Observation:
-        items = list(result.items)[: context.config.search_results]
         entries: list[str] = []
         thumbnails: list[bytes] = []
-        for number, item in enumerate(items, start=1):
+        for number, item in enumerate(shown_items(result, context), start=1):
             # An item without a usable thumbnail, or beyond the limit, still shows its title, which holds the answer.
             usable = item.thumbnail and len(thumbnails) < context.max_images
             image = fit_returned_image(item.thumbnail) if usable else None
             if image:
                 thumbnails.append(image)
             entries.append(f"{number}. {IMAGE_MARKER if image else ''}\n[{context.escape(item.title)}] \n")
-        head = f"A Google image search for the image found {len(items)} results:\n\n## Web Results\n"
-        body = head + "\n\n".join(entries)
-        return Observation(f"<{RESPONSE_TAG}>\n{body}\n</{RESPONSE_TAG}>", tuple(thumbnails))
+        return tool_response(render_results("image search for the image", entries), tuple(thumbnails))
 
     def display(self, payload: str) -> RenderableType:
         from rich.text import Text

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dv2_jax.agent.tools.base import (
-    RESPONSE_TAG,
     Observation,
     ParsedTurn,
     RenderContext,
     RequestContext,
     ToolOutput,
     malformed,
+    tool_response,
 )
+from dv2_jax.agent.tools.google_results import render_results, shown_items
 from dv2_jax.agent.tools.json_call import JsonCallTool, text_problem
 from dv2_jax.agent.tools.tool_registry import register_tool
 
@@ -56,16 +57,13 @@ You may search many times, with one query per turn. Compare sources, and prefer 
         return TextSearchRequest(context.request_id, turn.payload, context.agent.search_results)
 
     def render_success(self, turn: ParsedTurn, result: ToolOutput, context: RenderContext) -> Observation:
-        items = list(result.items)[: context.config.search_results]
         entries = []
-        for number, item in enumerate(items, start=1):
+        for number, item in enumerate(shown_items(result, context), start=1):
             date = f"\nDate published: {item.date}" if item.date else ""
             snippet = f"\n{item.snippet}" if item.snippet else ""
             entry = f"{number}. [{item.title}]({item.url}){date}\n{snippet}"
             entries.append(entry.replace("Your browser can't play this video.", ""))
-        head = f"A Google search for '{turn.payload}' found {len(items)} results:\n\n## Web Results\n"
-        body = context.escape(head + "\n\n".join(entries))
-        return Observation(f"<{RESPONSE_TAG}>\n{body}\n</{RESPONSE_TAG}>")
+        return tool_response(context.escape(render_results(f"search for '{turn.payload}'", entries)))
 
     def display(self, payload: str) -> RenderableType:
         from rich.text import Text

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import inspect
 import re
 from collections.abc import Iterable, Sequence
 
 from dv2_jax.agent.tools.base import NOT_TOOLS, Tool
 from dv2_jax.config import AgentConfig, ConfigError
-from dv2_jax.config.overrides import suggest
+from dv2_jax.config.registry import Registry
 
-_TOOLS: dict[str, Tool] = {}
+TOOLS: Registry[type[Tool]] = Registry("tool", "agent.tools", base=Tool)
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
 _OTHER_TAGS = ("think", "answer", "image", "video")  # tags of the protocol that no tool may take
 
@@ -32,20 +30,17 @@ def register_tool(tool: type[Tool]) -> type[Tool]:
         raise ValueError(
             f"{tool.__qualname__}.tag = {tag!r}: use lower-case letters, digits and _, and none of {_OTHER_TAGS}"
         )
-    present = _TOOLS.get(name)
-    if present is not None and _identity(type(present)) != _identity(tool):
-        raise ValueError(f"tool {name!r} is registered already, by {'.'.join(_identity(type(present)))}")
-    _TOOLS[name] = tool()
-    return tool
-
-
-def _identity(tool: type[Tool]) -> tuple[str, str]:
-    return tool.__module__, tool.__qualname__
+    return TOOLS.register(name)(tool)
 
 
 def find_tool(name: str) -> Tool | None:
     """Returns the registered tool of that name, or None."""
-    return _TOOLS.get(name)
+    return _instance(TOOLS.entries[name]) if name in TOOLS.entries else None
+
+
+@functools.cache
+def _instance(tool: type[Tool]) -> Tool:
+    return tool()
 
 
 def run_tools(config: AgentConfig) -> tuple[Tool, ...]:
@@ -67,32 +62,18 @@ def _resolve(names: tuple[str, ...]) -> tuple[Tool, ...]:
     tools = tuple(_find(name) for name in names)
     for index, tool in enumerate(tools):
         if tool in tools[:index]:
-            raise ConfigError(f"agent.tools: {tool.name!r} is named twice")
+            raise ConfigError(f"{TOOLS.key}: {tool.name!r} is named twice")
     return tools
 
 
 def _find(name: str) -> Tool:
-    if name in _TOOLS:
-        return _TOOLS[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise ConfigError(
-            f"agent.tools: {name!r} is none of {', '.join(_TOOLS)}{suggest(name, _TOOLS)};"
-            " a tool elsewhere is package.module:ClassName"
-        )
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"agent.tools: cannot import {name!r}: {error}") from None
-    if not (inspect.isclass(found) and issubclass(found, Tool)):
-        raise ConfigError(f"agent.tools: {name!r} is no subclass of dv2_jax.agent.tools.base.Tool")
-    if missing := ", ".join(sorted(found.__abstractmethods__)):
-        raise ConfigError(f"agent.tools: {name!r} does not implement {missing}")
-    try:
-        register_tool(found)
-    except ValueError as error:
-        raise ConfigError(f"agent.tools: {error}") from None
-    return _TOOLS[found.name]
+    tool = TOOLS.get(name)
+    if name not in TOOLS.entries:  # an import path
+        try:
+            register_tool(tool)
+        except ValueError as error:
+            raise ConfigError(f"{TOOLS.key}: {error}") from None
+    return _instance(tool)
 
 
 def stop_strings(tools: Iterable[Tool]) -> tuple[str, ...]:
