@@ -15,10 +15,14 @@ from dv2_jax.model.positions import mrope_positions
 SHAPES = ("text", "image", "packed")
 # 4 million parameters; wide enough that matrix products and attention dominate as in larger models.
 CONFIG = ModelConfig.tiny(
-    1024, image_token_id=10, video_token_id=11, vision_start_token_id=12, vision_end_token_id=13, bos_token_id=14,
-    eos_token_id=15, pad_token_id=14, hidden_size=256, num_layers=4, num_heads=4, num_kv_heads=2, intermediate_size=512,
-    mrope_section=(8, 12, 12), tie_word_embeddings=False, rope_theta=1e6, vision_depth=4, vision_hidden_size=128,
-    vision_num_heads=4, vision_intermediate_size=256, fullatt_block_indexes=(1, 3), max_position_embeddings=8192,
+    1024,
+    text=dict(
+        hidden_size=256, intermediate_size=512, mrope_section=(8, 12, 12), tie_word_embeddings=False, rope_theta=1e6,
+        max_position_embeddings=8192,
+    ),
+    vision=dict(depth=4, hidden_size=128, num_heads=4, intermediate_size=256, fullatt_block_indexes=(1, 3)),
+    image_token_id=10, video_token_id=11, vision_start_token_id=12, vision_end_token_id=13, bos_token_id=14,
+    eos_token_id=15, pad_token_id=14,
 )  # fmt: skip
 
 

@@ -115,62 +115,17 @@ class ModelConfig:
         cls,
         vocab_size: int,
         *,
-        image_token_id: int,
-        video_token_id: int,
-        vision_start_token_id: int,
-        vision_end_token_id: int,
-        bos_token_id: int,
-        eos_token_id: int,
-        pad_token_id: int,
-        hidden_size: int = 128,
-        num_layers: int = 4,
-        num_heads: int = 4,
-        num_kv_heads: int = 2,
-        intermediate_size: int = 384,
-        mrope_section: tuple[int, int, int] = (4, 6, 6),
-        rope_theta: float = 1e3,  # for rows of about 1,000 tokens; at 1e4 neighboring image columns are hardly distinguishable
-        tie_word_embeddings: bool = True,
-        max_position_embeddings: int = 4096,
-        vision_depth: int = 2,
-        vision_hidden_size: int = 96,
-        vision_num_heads: int = 3,
-        vision_intermediate_size: int = 224,
-        window_size: int = 112,
-        fullatt_block_indexes: tuple[int, ...] = (1,),
+        text: Mapping[str, Any] | None = None,
+        vision: Mapping[str, Any] | None = None,
+        **token_ids: int,
     ) -> ModelConfig:
-        """Returns the laptop size: every part of the published architecture with 1.4 million parameters."""
-        vision = VisionConfig(
-            depth=vision_depth,
-            hidden_size=vision_hidden_size,
-            intermediate_size=vision_intermediate_size,
-            num_heads=vision_num_heads,
-            out_hidden_size=hidden_size,
-            window_size=window_size,
-            fullatt_block_indexes=fullatt_block_indexes,
-        )
-        text = TextConfig(
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            intermediate_size=intermediate_size,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            mrope_section=mrope_section,
-            tie_word_embeddings=tie_word_embeddings,
-            rope_theta=rope_theta,
-            max_position_embeddings=max_position_embeddings,
-        )
-        return cls(
-            vision,
-            text,
-            image_token_id,
-            video_token_id,
-            vision_start_token_id,
-            vision_end_token_id,
-            bos_token_id,
-            eos_token_id,
-            pad_token_id,
-        )
+        """Returns the laptop size: every part of the published architecture with 1.4 million parameters.
+
+        `text` and `vision` replace fields of its towers; `token_ids` are the fields of this class for special tokens.
+        """
+        text_config = dataclasses.replace(_TINY_TEXT, vocab_size=vocab_size, **(text or {}))
+        vision_config = dataclasses.replace(_TINY_VISION, out_hidden_size=text_config.hidden_size, **(vision or {}))
+        return cls(vision_config, text_config, **token_ids)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
@@ -267,6 +222,23 @@ _SPECIAL_IDS = (
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",
+)
+
+
+_TINY_TEXT = TextConfig(
+    vocab_size=1024,
+    hidden_size=128,
+    intermediate_size=384,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    mrope_section=(4, 6, 6),
+    tie_word_embeddings=True,
+    rope_theta=1e3,  # for rows of about 1,000 tokens; at 1e4 neighboring image columns are hardly distinguishable
+    max_position_embeddings=4096,
+)
+_TINY_VISION = VisionConfig(
+    depth=2, hidden_size=96, intermediate_size=224, num_heads=3, out_hidden_size=128, fullatt_block_indexes=(1,)
 )
 
 

@@ -21,9 +21,13 @@ from dv2_jax.model.params import init_params, logical_axes
 from dv2_jax.parallel.mesh import make_mesh, param_shardings
 
 CONFIG = ModelConfig.tiny(
-    8_192, image_token_id=1, video_token_id=2, vision_start_token_id=3, vision_end_token_id=4, bos_token_id=5,
-    eos_token_id=6, pad_token_id=7, hidden_size=512, num_heads=4, num_layers=16, intermediate_size=2048,
-    mrope_section=(16, 24, 24), tie_word_embeddings=False, vision_hidden_size=64, vision_num_heads=2,
+    8_192,
+    text=dict(
+        hidden_size=512, num_layers=16, intermediate_size=2048, mrope_section=(16, 24, 24), tie_word_embeddings=False
+    ),
+    vision=dict(hidden_size=64, num_heads=2),
+    image_token_id=1, video_token_id=2, vision_start_token_id=3, vision_end_token_id=4, bos_token_id=5,
+    eos_token_id=6, pad_token_id=7,
 )  # fmt: skip
 
 

@@ -22,8 +22,10 @@ from dv2_jax.ops.attention import causal_segment_attention
 
 def tiny(tied: bool) -> ModelConfig:
     return ModelConfig.tiny(
-        320, image_token_id=1, video_token_id=2, vision_start_token_id=3, vision_end_token_id=4, bos_token_id=5,
-        eos_token_id=6, pad_token_id=7, tie_word_embeddings=tied, hidden_size=64, num_heads=2, num_layers=3,
+        320,
+        text=dict(hidden_size=64, num_heads=2, num_layers=3, tie_word_embeddings=tied),
+        image_token_id=1, video_token_id=2, vision_start_token_id=3, vision_end_token_id=4, bos_token_id=5,
+        eos_token_id=6, pad_token_id=7,
     )  # fmt: skip
 
 

@@ -179,19 +179,11 @@ def make_world() -> World:
     }
     config = ModelConfig.tiny(
         vocab,
+        text=dict(
+            hidden_size=64, num_layers=2, intermediate_size=96, mrope_section=(2, 3, 3), tie_word_embeddings=False
+        ),
+        vision=dict(hidden_size=32, num_heads=2, intermediate_size=48),
         **{field: tokenizer.id(name) for field, name in names.items()},
-        hidden_size=64,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        intermediate_size=96,
-        mrope_section=(2, 3, 3),
-        vision_depth=2,
-        vision_hidden_size=32,
-        vision_num_heads=2,
-        vision_intermediate_size=48,
-        fullatt_block_indexes=(1,),
-        tie_word_embeddings=False,
     )
     graphdef, _ = build(config)
     params = init_params(config, jax.random.key(0))

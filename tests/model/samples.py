@@ -19,22 +19,13 @@ IDS = dict(
 )
 
 
-def tiny_config(**changes) -> ModelConfig:
+def tiny_config(*, text=None, vision=None, **token_ids) -> ModelConfig:
     """Returns a small architecture with alternating windowed and full vision blocks; ids above 15 are text."""
-    sizes = dict(
-        hidden_size=64,
-        num_heads=2,
-        num_kv_heads=1,
-        num_layers=3,
-        intermediate_size=96,
-        vision_depth=4,
-        vision_hidden_size=32,
-        vision_num_heads=2,
-        vision_intermediate_size=48,
-        mrope_section=(4, 6, 6),
-        fullatt_block_indexes=(1, 3),
+    text_sizes = dict(hidden_size=64, num_heads=2, num_kv_heads=1, num_layers=3, intermediate_size=96)
+    vision_sizes = dict(depth=4, hidden_size=32, num_heads=2, intermediate_size=48, fullatt_block_indexes=(1, 3))
+    return ModelConfig.tiny(
+        256, text=text_sizes | (text or {}), vision=vision_sizes | (vision or {}), **(IDS | token_ids)
     )
-    return ModelConfig.tiny(256, **IDS, **(sizes | changes))
 
 
 def structured_image(height: int, width: int, seed: int = 0) -> Image.Image:

@@ -19,7 +19,7 @@ from tests.model.samples import images_of, tiny_config
 from dv2_jax.ops.attention import causal_segment_attention
 from dv2_jax.ops.logprobs import row_logprobs
 
-config = tiny_config(num_layers=1, vision_depth=2, fullatt_block_indexes=(1,))
+config = tiny_config(text={"num_layers": 1}, vision={"depth": 2, "fullatt_block_indexes": (1,)})
 graphdef, _ = build(config)
 images = images_of([(140, 168)], 400 * 400)
 ids = [20, 12, *[10] * num_image_tokens(images[0][1]), 13] + [30] * 120

@@ -22,7 +22,7 @@ def test_published_sizes_have_the_published_number_of_parameters(name, published
 
 
 @pytest.mark.parametrize(
-    "config", [tiny_config(), tiny_config(tie_word_embeddings=False), *map(ModelConfig.preset, SIZES)]
+    "config", [tiny_config(), tiny_config(text={"tie_word_embeddings": False}), *map(ModelConfig.preset, SIZES)]
 )
 def test_config_json_comes_back_unchanged(config):
     assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
@@ -115,10 +115,10 @@ def test_what_the_model_does_not_have_is_refused(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mrope_section": (4, 4, 4)}, "must sum to half of head_dim 32"),
-        ({"num_kv_heads": 3}, "must be a multiple"),
-        ({"vision_num_heads": 3}, "must be a multiple of 4"),
-        ({"window_size": 100}, "must be a multiple of patch_size"),
+        ({"text": {"mrope_section": (4, 4, 4)}}, "must sum to half of head_dim 32"),
+        ({"text": {"num_kv_heads": 3}}, "must be a multiple"),
+        ({"vision": {"num_heads": 3}}, "must be a multiple of 4"),
+        ({"vision": {"window_size": 100}}, "must be a multiple of patch_size"),
     ],
 )
 def test_sizes_that_do_not_fit_together_are_refused(changes, message):

@@ -29,7 +29,7 @@ LARGE = [(300, 200), (90, 350), (252, 392)]  # several windows, cut at right and
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def pair(request, tmp_path_factory):
-    config = tiny_config(tie_word_embeddings=request.param)
+    config = tiny_config(text={"tie_word_embeddings": request.param})
     theirs = random_torch_model(config)
     ours = to_ours(theirs.state_dict(), config, tmp_path_factory.mktemp("weights") / "x")
     return config, theirs, ours

@@ -20,7 +20,7 @@ from dv2_jax.ops.attention import causal_segment_attention  # noqa: E402
 from tests.model.reference import Conversation, random_torch_model, relative, to_ours  # noqa: E402
 from tests.model.samples import images_of, tiny_config  # noqa: E402
 
-CONFIG = tiny_config(tie_word_embeddings=False)
+CONFIG = tiny_config(text={"tie_word_embeddings": False})
 LENGTH = 512
 BUCKET = VisionBucket.for_patches(1, 1280)
 SIZES = {  # height and width of each image in pixels

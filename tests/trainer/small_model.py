@@ -55,10 +55,11 @@ def make_examples(seed=0, count=9) -> list[Example]:
 
 def tiny_config() -> ModelConfig:
     return ModelConfig.tiny(
-        64, **SPECIAL, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=48,
-        mrope_section=(1, 1, 2), vision_depth=2, vision_hidden_size=16, vision_num_heads=2,
-        vision_intermediate_size=24, fullatt_block_indexes=(1,),
-    )  # fmt: skip
+        64,
+        text=dict(hidden_size=32, num_layers=2, intermediate_size=48, mrope_section=(1, 1, 2)),
+        vision=dict(hidden_size=16, num_heads=2, intermediate_size=24),
+        **SPECIAL,
+    )
 
 
 @pytest.fixture(scope="session")
