@@ -8,6 +8,7 @@ import os
 import uuid
 from pathlib import Path
 
+DATA_ENDINGS = (".parquet", ".jsonl", ".json")  # of files of rows; a folder of such files is one data set
 PARTIAL = ".partial"  # suffix of a temporary file; a reader ignores it, and a killed writer may leave one
 
 

@@ -6,8 +6,9 @@ fields that change neither data nor weights of a step may differ.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,10 +18,11 @@ from dv2_jax.config.errors import ConfigError
 from dv2_jax.config.migrations import migrate
 from dv2_jax.config.overrides import field_types, flatten
 from dv2_jax.config.schema import Config
-from dv2_jax.files import file_digest
+from dv2_jax.files import DATA_ENDINGS, file_digest
 
 CONFIG_FILE = "config.json"
-INPUTS_FILE = "inputs.json"  # digests of the data files of a run
+INPUTS_FILE = "inputs.json"  # digests of the data files of a run, and of the image files that their rows name
+IMAGES = "images_sha256"  # entry of a data file in INPUTS_FILE: digest of the image files; None before they are read
 
 # Fields that may differ. run.seed is not one of them: it orders the data. Engine sizes and the mesh change neither
 # sampled tokens in float32 nor the examples of a step; the order of sums differs in the last bits.
@@ -31,7 +33,7 @@ MAY_CHANGE = (
 )  # fmt: skip
 # Fields whose value is free as long as it is set, or empty, in both: the address of a judge.
 MAY_MOVE = ("reward.judge_base_url",)
-# Fields that may name a file: the digest of its content counts, not its path.
+# Fields that may name a file, or a folder of data files: the digest of the content counts, not the path.
 FILES = ("sft.data", "task.source", "task.eval_source", "agent.system_prompt")
 # Sections that a recipe does not read.
 UNUSED = {"sft": ("rl.*", "reward.*", "sampling.*"), "rl": ("sft.*",)}
@@ -52,20 +54,36 @@ class Difference:
 def file_digests(config: Config, known: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """Returns the digest of every data file that the configuration names: field → path, size, mtime_ns, sha256.
 
-    A file with path, size and time of modification as in `known`, an earlier result, is not read again.
+    For a folder, `size` and `mtime_ns` are lists with one entry per data file. What has path, size and time of
+    modification as in `known`, an earlier result, is not read again. Other entries of `known` are kept.
     """
     values = {key: value for key, _, value in flatten(config)}
     found = {}
     for key in FILES:
         path = Path(values[key]) if values[key] else None
-        if path is None or not path.is_file():
+        if path is None or not (files := _data_files(path)):
             continue
-        status = path.stat()
-        entry = {"path": str(path.absolute()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+        sizes, times = zip(*((status.st_size, status.st_mtime_ns) for status in map(Path.stat, files)), strict=True)
+        entry: dict[str, Any] = {"path": str(path.absolute()), "size": sizes[0], "mtime_ns": times[0]}
+        if path.is_dir():
+            entry |= {"size": list(sizes), "mtime_ns": list(times)}
         old = (known or {}).get(key, {})
         same = "sha256" in old and all(old.get(name) == value for name, value in entry.items())
-        found[key] = entry | {"sha256": old["sha256"] if same else file_digest(path)}
+        found[key] = {**old, **entry, "sha256": old["sha256"] if same else _digest(path, files)}
     return found
+
+
+def _data_files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.suffix in DATA_ENDINGS and file.is_file())
+    return [path] if path.is_file() else []
+
+
+def _digest(path: Path, files: Sequence[Path]) -> str:
+    if not path.is_dir():
+        return file_digest(path)
+    lines = "".join(f"{file_digest(file)} {file.name}\n" for file in files)
+    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
 
 
 def read_stored(path: Path) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class DataReport:
     faults: list[Fault] = field(default_factory=list)
     seconds: float = 0.0
     cached: bool = False  # the result of an earlier check of the same content
+    images_sha256: str = ""  # of the image files that usable rows name, in order; empty if they name none
 
     @property
     def file_faults(self) -> list[Fault]:
@@ -106,11 +107,13 @@ class DataReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a JSON document; `from_dict` reads it back."""
-        return {"path": self.path, "rows": self.rows, "faults": [asdict(fault) for fault in self.faults]}
+        faults = [asdict(fault) for fault in self.faults]
+        return {"path": self.path, "rows": self.rows, "faults": faults, "images_sha256": self.images_sha256}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> DataReport:
-        return cls(document["path"], document["rows"], [Fault(**fault) for fault in document["faults"]])
+        faults = [Fault(**fault) for fault in document["faults"]]
+        return cls(document["path"], document["rows"], faults, images_sha256=document["images_sha256"])
 
 
 def clip(value: Any, length: int = MAX_SHOWN) -> str:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dv2_jax.data.faults import Fault, Issue, RowError, clip, clip_text
+from dv2_jax.files import DATA_ENDINGS
 
-QUESTION_ENDINGS = (".parquet", ".jsonl", ".json")
+QUESTION_ENDINGS = DATA_ENDINGS
 CONVERSATION_ENDINGS = (".jsonl", ".json")
 _BATCH_ROWS = 16  # parquet rows decoded at a time
 _CHUNK_BYTES = 1 << 20

@@ -7,6 +7,7 @@ release the interpreter lock) in a window of bounded size, so that memory does n
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +33,7 @@ from dv2_jax.data.row_files import (
     iter_raw_rows,
     list_data_files,
 )
-from dv2_jax.data.rows import make_fault, parse_row
+from dv2_jax.data.rows import ParsedRow, make_fault, parse_row
 from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.data.validation_cache import ValidationCache, estimate_rows
 
@@ -251,6 +252,7 @@ class _Pass:
         self.check, self.on_progress = check, on_progress
         self.report = DataReport(str(path))
         self.image_paths: set[Path] = set()
+        self._images = hashlib.sha256()
         self._first_row_of_id: dict[str, str] = {}
 
     def run(self, files: Sequence[Path], limit: int | None, threads: int) -> None:
@@ -262,6 +264,8 @@ class _Pass:
                     self._merge(*pending.popleft().result())
             for future in pending:
                 self._merge(*future.result())
+        if self.image_paths:
+            self.report.images_sha256 = self._images.hexdigest()
         if not self.report.rows and not self.report.faults:
             fault = FileFault(
                 files[0], "holds no rows", "write the data, or name another file", kind="empty file"
@@ -286,12 +290,13 @@ class _Pass:
             if rows:
                 yield file, rows
 
-    def _merge(self, file: Path, results: list[tuple[RawRow, str, list[Issue], tuple[str, ...]]]) -> None:
+    def _merge(self, file: Path, results: Sequence[_CheckedRow]) -> None:
         report = self.report
-        for raw, own_id, issues, image_paths in results:
+        for raw, own_id, issues, image_paths, images in results:
             report.rows += 1
             report.faults += [make_fault(file, raw, own_id, issue) for issue in issues]
             self.image_paths.update(file.parent / name for name in image_paths)
+            self._images.update(images)
             if own_id and (fault := self._repeated_id(file, raw, own_id)):
                 report.faults.append(fault)
         self.on_progress(report.rows)
@@ -305,13 +310,28 @@ class _Pass:
         return make_fault(file, raw, own_id, issue)
 
 
-def _check_chunk(file: Path, rows: Sequence[RawRow], check: RecordCheck) -> tuple[Path, list]:
+class _CheckedRow(NamedTuple):
+    raw: RawRow  # without the parsed value, which may hold the row's images
+    own_id: str
+    issues: list[Issue]
+    image_paths: tuple[str, ...]
+    images: bytes  # digest of the images if the row names files
+
+
+def _check_chunk(file: Path, rows: Sequence[RawRow], check: RecordCheck) -> tuple[Path, list[_CheckedRow]]:
     results = []
     for raw in rows:
         parsed = parse_row(raw, file, check.parse)
         issues = list(parsed.issues)
         if parsed.record is not None:
             issues = check.issues(parsed.record)
-        # The parsed value is not kept: it may hold the row's images.
-        results.append((RawRow(raw.number, None, raw.line), parsed.own_id, issues, parsed.image_paths))
+        kept = RawRow(raw.number, None, raw.line)
+        results.append(_CheckedRow(kept, parsed.own_id, issues, parsed.image_paths, _digest_images(parsed)))
     return file, results
+
+
+def _digest_images(parsed: ParsedRow) -> bytes:
+    """Returns a digest of the images of a usable row that names files; images in the row are part of its own file."""
+    if parsed.record is None or not parsed.image_paths:
+        return b""
+    return b"".join(hashlib.sha256(image).digest() for image in parsed.record.images)

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dv2_jax.config import Config, ConfigError
+from dv2_jax.config.resume import IMAGES, INPUTS_FILE, read_stored
 from dv2_jax.data.faults import DataReport, Fault, RowError
 from dv2_jax.data.question import Question
 from dv2_jax.data.rows import Conversation, read_conversations, read_questions
@@ -20,7 +21,7 @@ from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.data.validation import RecordCheck, check_source
 from dv2_jax.data.validation_cache import default_cache_folder
 from dv2_jax.parallel import distributed
-from dv2_jax.recipes.run import Interrupted, Run
+from dv2_jax.recipes.run import Interrupted, Run, write_json
 from dv2_jax.rollout.data_checks import conversation_check, question_check
 from dv2_jax.rollout.question_sources import BUILTIN, check_exists
 from dv2_jax.telemetry.progress import Display
@@ -81,7 +82,8 @@ class CheckedData:
         if (path, size) not in self._questions:
             check_exists(key, path)
             keep_long = not self.is_training or key == "task.eval_source"
-            report = self._check(path, question_check(self.config, self.tokenizer), size, keep_long=keep_long)
+            check = question_check(self.config, self.tokenizer)
+            report = self._check(key, path, check, size, keep_long=keep_long)
             failed: list[Fault] = []
             skip = report.bad_rows if keep_long else report.bad_rows | report.long_rows
             records = list(read_questions(path, skip=skip, limit=size or None, on_fault=failed.append))
@@ -92,13 +94,14 @@ class CheckedData:
         """Check and read the conversations of a file. Collective."""
         if not Path(path).exists():
             raise ConfigError(f"sft.data = {path!r}: use cold_start, pretrain, or the path of a json or jsonl file")
-        report = self._check(path, conversation_check(self.config, self.tokenizer), 0, keep_long=False)
+        check = conversation_check(self.config, self.tokenizer)
+        report = self._check("sft.data", path, check, 0, keep_long=False)
         failed: list[Fault] = []
         skip = report.bad_rows | report.long_rows
         records = list(read_conversations(path, skip=skip, on_fault=failed.append))
         return self._agree_on_records(records, failed)
 
-    def _check(self, path: str, check: RecordCheck, size: int, *, keep_long: bool) -> DataReport:
+    def _check(self, key: str, path: str, check: RecordCheck, size: int, *, keep_long: bool) -> DataReport:
         report, error = None, None
         try:
             report = self._check_here(path, check, size)
@@ -114,12 +117,13 @@ class CheckedData:
         if errors:
             raise RowError(errors[0])
         if any(outcome != everywhere[0] for outcome in everywhere):
-            rows = ", ".join(f"host {host}: {rows:,} rows, {faults:,} faults" for host, (_, rows, faults, _) in
+            rows = ", ".join(f"host {host}: {rows:,} rows, {faults:,} faults" for host, (_, rows, faults, *_) in
                              enumerate(everywhere))  # fmt: skip
-            raise RowError(f"{path} differs between hosts ({rows}): give every host the same file")
+            raise RowError(f"{path} differs between hosts ({rows}): give every host the same file and images")
         self._reports[path, size] = report
         self._write_faults()
         self._apply_policy(report, keep_long=keep_long)
+        self._compare_images(key, path, report)
         return report
 
     def _check_here(self, path: str, check: RecordCheck, size: int) -> DataReport:
@@ -166,6 +170,28 @@ class CheckedData:
             self.display.line(f"{what}: {count_rows(len(report.long_rows))} of {report.path}, too long")
         self.rows_left_out += bad + (0 if keep_long else len(report.long_rows))
 
+    def _compare_images(self, key: str, path: str, report: DataReport) -> None:
+        """Compare the images of a data file with those that the run in the directory was started with. Collective.
+
+        Raises:
+            ConfigError: they are others.
+        """
+        error = ""
+        inputs_file = self.directory / INPUTS_FILE
+        if self.is_training and distributed.is_main() and inputs_file.exists():
+            inputs = read_stored(inputs_file)
+            known = inputs.get(key, {}).get(IMAGES)
+            if known is not None and known != report.images_sha256:
+                error = (
+                    f"{key} = {path!r}: its image files are not those that the run in {self.directory} was started"
+                    " with; put those back, or choose another run with --config.run.name=NAME"
+                )
+            elif known is None and key in inputs:
+                inputs[key][IMAGES] = report.images_sha256
+                write_json(inputs_file, inputs)
+        if error := distributed.broadcast_from_main(error):
+            raise ConfigError(error)
+
     def _agree_on_records(self, records: list, failed: list[Fault]) -> list:
         """Leave out, on every host, the rows that some host could no longer read. Collective."""
         lost: dict[str, str] = {}
@@ -193,8 +219,9 @@ def count_rows(count: int) -> str:
 
 
 def _outcome(report: DataReport | None) -> list:
-    """Return (rows, faults, digest of the faults) of a report."""
+    """Return (rows, faults, digest of the faults, digest of the images) of a report."""
     if report is None:
-        return [0, 0, ""]
+        return [0, 0, "", ""]
     keys = sorted([Path(f.file).name, -1 if f.row is None else f.row, f.field, f.kind] for f in report.faults)
-    return [report.rows, len(report.faults), hashlib.sha256(json.dumps(keys).encode()).hexdigest()]
+    faults = hashlib.sha256(json.dumps(keys).encode()).hexdigest()
+    return [report.rows, len(report.faults), faults, report.images_sha256]

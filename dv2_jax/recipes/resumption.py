@@ -11,6 +11,7 @@ from typing import Any
 from dv2_jax.config import Config, ConfigError
 from dv2_jax.config.resume import (
     CONFIG_FILE,
+    IMAGES,
     INPUTS_FILE,
     Difference,
     differences,
@@ -59,7 +60,7 @@ def _check(directory: Path, config: Config, complete: Callable[[Config], Config]
     stored_files = read_stored(directory / INPUTS_FILE) if (directory / INPUTS_FILE).exists() else {}
     files = file_digests(config, stored_files)
     if not has_state:
-        return Resumption(files)
+        return Resumption({key: entry | {IMAGES: None} for key, entry in files.items()})
     done = max(steps, default=0)
     if done and not config.run.resume:
         raise ConfigError(

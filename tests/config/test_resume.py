@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 
-from dv2_jax.config import Config, ConfigError, EngineConfig, OptimConfig, RLConfig, RunConfig, SFTConfig
+from dv2_jax.config import Config, ConfigError, EngineConfig, OptimConfig, RLConfig, RunConfig, SFTConfig, TaskConfig
 from dv2_jax.config.overrides import flatten
 from dv2_jax.config.resume import (
     FILES,
@@ -95,6 +95,24 @@ def test_files__an_unchanged_file_is_not_read_again(tmp_path):
     known = file_digests(config)
     known["sft.data"]["sha256"] = "remembered"
     assert file_digests(config, known)["sft.data"]["sha256"] == "remembered"
+
+
+def test_files__a_folder_counts_with_all_its_data_files(tmp_path):
+    """Catches: a run over a folder that is resumed after a file of it was changed, added or renamed."""
+    config = Config(task=TaskConfig(source=str(tmp_path)))
+    (tmp_path / "a.jsonl").write_text("a\n")
+    before = file_digests(config)
+    (tmp_path / "notes.txt").write_text("of no row")
+    assert file_digests(config, before) == before
+    digests = [before["task.source"]["sha256"]]
+    for change in (
+        lambda: (tmp_path / "b.json").write_text("[]"),
+        lambda: (tmp_path / "a.jsonl").write_text("b\n"),
+        lambda: (tmp_path / "a.jsonl").rename(tmp_path / "c.jsonl"),
+    ):
+        change()
+        digests.append(file_digests(config, before)["task.source"]["sha256"])
+    assert len(set(digests)) == 4
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.recipes import checked_data
 from dv2_jax.recipes.checked_data import CheckedData
 from dv2_jax.recipes.rl_prompts import PromptLoader
-from dv2_jax.recipes.run import Interrupted
+from dv2_jax.recipes.run import Interrupted, open_run
 from dv2_jax.telemetry.progress import Display
 from tests.data.row_cases import rl_row, sft_row, user, write_jsonl
 
@@ -165,6 +166,34 @@ def opened_output(opened, config) -> str:
     data, out = opened(config)
     data.check_tasks()
     return out.getvalue()
+
+
+def test_a_run_is_not_continued_with_other_images(tmp_path):
+    """Catches: an SFT run that is resumed after an image file was replaced, and one that is refused because it was copied."""
+    from tests.data.row_cases import PNG, png
+
+    rows = [sft_row(images=["p.png"])]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    config = replace(config_of(path), recipe="sft", run=RunConfig(name="run", root=str(tmp_path), tensorboard=False))
+    image = tmp_path / "p.png"
+
+    def start() -> int:
+        with open_run(config) as run:
+            return len(CheckedData.of_run(run, Tokenizer.from_package()).read_conversations(str(path)))
+
+    image.write_bytes(PNG)
+    assert start() == 1
+    image.write_bytes(png((60, 40)))
+    assert start() == 1  # nothing was trained yet
+    (tmp_path / "run" / "evaluations").mkdir()
+    (tmp_path / "run" / "evaluations" / "base.json").write_text("{}")
+    os.utime(image, ns=(1, 1))
+    assert start() == 1
+    image.write_bytes(PNG)
+    with pytest.raises(ConfigError, match=r"sft.data = .*rows.jsonl': its image files are not those"):
+        start()
+    image.write_bytes(png((60, 40)))
+    assert start() == 1
 
 
 HOSTS = """
