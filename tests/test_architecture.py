@@ -332,8 +332,11 @@ def test_the_constraints_satisfy_every_declared_range():
     pinned = {normalize_name(name): version for name, version in (line.split("==") for line in lines if "==" in line)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wrong = []
-    for text in [*project["dependencies"], *project["optional-dependencies"]["test"]]:
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["test"], *extras["docs"], *extras["dev"]]:
         requirement = Requirement(text)
+        if normalize_name(requirement.name) == normalize_name(project["name"]):
+            continue
         version = pinned.get(normalize_name(requirement.name))
         if version is None or not requirement.specifier.contains(version):
             wrong.append(f"{text}: constraints.txt has {version}")
