@@ -31,10 +31,10 @@ from dv2_jax.ops.paged_attention import Pages, empty_pages
 from dv2_jax.parallel.mesh import make_mesh, num_data_shards
 from dv2_jax.policy import Policy, assemble_policy
 from dv2_jax.trainer.optimizer import OptimizerBundle, make_optimizer_bundle
-from dv2_jax.trainer.rl_step import make_logprob_fn, make_rl_step
-from dv2_jax.trainer.sft_step import make_sft_step
+from dv2_jax.trainer.rl_step import make_logprob_fn
 from dv2_jax.trainer.state import TrainState, abstract_state
-from dv2_jax.trainer.train_step import TrainStep, batch_shardings
+from dv2_jax.trainer.train_step import batch_shardings
+from dv2_jax.trainer.training_setup import TrainingSetup, rl_setup, sft_setup
 
 
 @dataclass(frozen=True)
@@ -68,18 +68,8 @@ def abstract_policy(config: Config, devices: Sequence[Any], host_devices: Sequen
 
 def sft_programs(policy: Policy, config: Config) -> list[Program]:
     """Returns the SFT programs: the gradient of a microbatch for each image bucket, and the optimizer step."""
-    sft = config.sft
-    bundle = make_optimizer_bundle(config, policy.logical_axes, sft.steps)
-    train_step = make_sft_step(
-        policy.graphdef,
-        bundle.optimizer,
-        bundle.trainable,
-        schedule=bundle.schedule,
-        param_shardings=policy.shardings,
-    )
-    rows = sft.batch_rows // sft.microbatches
-    spec = policy.pack_spec(config, rows, sft.row_tokens, key="sft.batch_rows / sft.microbatches")
-    return _update_programs("SFT", policy, train_step, bundle, spec, resident_bytes=0, microbatches=sft.microbatches)
+    setup = sft_setup(policy, config)
+    return _update_programs("SFT", policy, setup, resident_bytes=0, microbatches=config.sft.microbatches)
 
 
 def rl_programs(policy: Policy, config: Config) -> list[Program]:
@@ -88,31 +78,19 @@ def rl_programs(policy: Policy, config: Config) -> list[Program]:
     The engine's pages are resident, and with a KL term the weights of the reference policy.
     """
     rl, temperature = config.rl, config.sampling.temperature
-    bundle = make_optimizer_bundle(config, policy.logical_axes, rl.steps * rl.minibatches)
-    train_step = make_rl_step(
-        policy.graphdef,
-        rl,
-        bundle.optimizer,
-        bundle.trainable,
-        temperature=temperature,
-        forbidden=policy.forbidden,
-        schedule=bundle.schedule,
-        param_shardings=policy.shardings,
-    )
-    spec = policy.pack_spec(config, rl.microbatch_rows, rl.row_tokens, key="rl.microbatch_rows")
+    setup = rl_setup(policy, config)
+    spec = setup.pack_spec
     reference_bytes = _reference_bytes(policy, config)
     resident_bytes = bytes_per_device(_engine_memory(policy, config)) + reference_bytes
     # One row per trajectory: trajectories of full length cannot share a row.
     microbatches = -(-rl.prompts_per_step * rl.group_size // rl.minibatches // rl.microbatch_rows)
-    programs = _update_programs(
-        "RL", policy, train_step, bundle, spec, resident_bytes, microbatches, reference=bool(reference_bytes)
-    )
+    programs = _update_programs("RL", policy, setup, resident_bytes, microbatches, reference=bool(reference_bytes))
     if not reference_bytes:
         return programs
     logprob_fn = make_logprob_fn(policy.graphdef, temperature=temperature, forbidden=policy.forbidden, mesh=policy.mesh)
     batch = abstract_batch(spec, spec.image_buckets[0], policy.mesh)
     # The program's arguments are the reference's weights; the trainer's weights and moments stay resident.
-    resident_bytes += bytes_per_device(_train_state(policy, bundle)) - reference_bytes
+    resident_bytes += bytes_per_device(_train_state(policy, setup.optimizer_bundle)) - reference_bytes
     model_flops = forward_flops(policy.config, **_size(spec, spec.image_buckets[0])) / policy.mesh.size
     shape = _shape(spec, batch)
     arguments = (policy.params, batch)
@@ -247,20 +225,19 @@ def abstract_batch(spec: PackSpec, bucket: VisionBucket, mesh: Mesh, *, referenc
 def _update_programs(
     name: str,
     policy: Policy,
-    train_step: TrainStep,
-    bundle: OptimizerBundle,
-    spec: PackSpec,
+    setup: TrainingSetup,
     resident_bytes: int,
     microbatches: int,
     *,
     reference: bool = False,
 ) -> list[Program]:
+    bundle, spec = setup.optimizer_bundle, setup.pack_spec
     state = _train_state(policy, bundle)
     gradients = {
         n: jax.ShapeDtypeStruct(state.params[n].shape, jnp.float32, sharding=policy.shardings[n])
         for n in bundle.trainable
     }
-    functions = train_step.jit_functions()
+    functions = setup.train_step.jit_functions()
     programs = []
     for number, bucket in enumerate(spec.image_buckets):
         batch = abstract_batch(spec, bucket, policy.mesh, reference=reference)

@@ -9,7 +9,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 def masked_logits(
-    logits: Float[Array, "... V"], forbidden: Bool[Array, "V"] | None, temperature: float | Float[Array, ""]
+    logits: Float[Array, "... V"],
+    forbidden: Bool[Array | np.ndarray, "V"] | None,
+    temperature: float | Float[Array, ""],
 ) -> Float[Array, "... V"]:
     """Returns the logits that sampling and training share: fp32, divided by the temperature, forbidden ids at the lowest
     finite value instead of -inf."""
@@ -23,7 +25,7 @@ def chunked_logprobs(
     targets: Int[Array, "N"],
     *,
     temperature: float | Float[Array, ""] = 1.0,
-    forbidden: Bool[Array, "V"] | None = None,
+    forbidden: Bool[Array | np.ndarray, "V"] | None = None,
     chunk: int = 1024,
 ) -> tuple[Float[Array, "N"], Float[Array, "N"]]:
     """Returns fp32 log-probabilities of the targets and entropies (nats) of the distributions; see `row_logprobs`."""
@@ -39,7 +41,7 @@ def row_logprobs(
     targets: Int[Array, "B T"],
     *,
     temperature: float | Float[Array, ""] = 1.0,
-    forbidden: Bool[Array, "V"] | None = None,
+    forbidden: Bool[Array | np.ndarray, "V"] | None = None,
     chunk: int = 1024,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Returns fp32 log-probabilities of the targets and entropies (nats) of the distributions.
@@ -64,7 +66,7 @@ def _chunked_logprobs(
     head: Float[Array, "D V"],
     targets: Int[Array, "n B S"],
     temperature: Float[Array, ""],
-    forbidden: Bool[Array, "V"] | None,
+    forbidden: Bool[Array | np.ndarray, "V"] | None,
 ) -> tuple[Float[Array, "n B S"], Float[Array, "n B S"]]:
     return _forward(hidden, head, targets, temperature, forbidden)[0]
 

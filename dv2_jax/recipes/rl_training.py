@@ -20,9 +20,8 @@ from dv2_jax.rollout.session import RolloutSession
 from dv2_jax.telemetry.progress import ProgressTask
 from dv2_jax.telemetry.recompilation import RecompilationCounter
 from dv2_jax.telemetry.trajectories import TrajectoryWriter
-from dv2_jax.trainer.optimizer import make_optimizer_bundle
-from dv2_jax.trainer.rl_step import make_rl_step
-from dv2_jax.trainer.train_step import TrainStep, pack_local, to_global_array
+from dv2_jax.trainer.train_step import pack_local, to_global_array
+from dv2_jax.trainer.training_setup import rl_setup
 
 SHOWN = {  # metric -> its name in the progress bar
     "reward": "reward",
@@ -42,22 +41,11 @@ class Training:
     ):
         config = run.config
         self.run, self.policy, self.session, self.writer, self.rl = run, policy, session, writer, config.rl
-        optimizer_bundle = make_optimizer_bundle(config, policy.logical_axes, config.rl.steps * config.rl.minibatches)
-        self.train_step: TrainStep = make_rl_step(
-            policy.graphdef,
-            config.rl,
-            optimizer_bundle.optimizer,
-            optimizer_bundle.trainable,
-            temperature=config.sampling.temperature,
-            forbidden=policy.forbidden,
-            schedule=optimizer_bundle.schedule,
-            param_shardings=policy.shardings,
-        )
-        rows, row_tokens = config.rl.microbatch_rows, config.rl.row_tokens
-        self.pack_spec = policy.pack_spec(config, rows, row_tokens, key="rl.microbatch_rows")
-        hosts = policy.num_hosts
-        self.local_spec = replace(self.pack_spec, rows=rows // hosts, groups=self.pack_spec.groups // hosts)
-        self.state, extra = init_or_restore(run, policy, optimizer_bundle)
+        setup = rl_setup(policy, config)
+        self.train_step, self.pack_spec = setup.train_step, setup.pack_spec
+        hosts, spec = policy.num_hosts, self.pack_spec
+        self.local_spec = replace(spec, rows=spec.rows // hosts, groups=spec.groups // hosts)
+        self.state, extra = init_or_restore(run, policy, setup.optimizer_bundle)
         self.reference = ReferencePolicy(config, policy) if config.rl.kl_coefficient else None
         self.rollouts = RolloutCollector(run, session, reward_fn)
         self.done = run.start

@@ -43,9 +43,9 @@ from dv2_jax.recipes.run import (
 )
 from dv2_jax.telemetry.recompilation import RecompilationCounter
 from dv2_jax.toy import tasks
-from dv2_jax.trainer.optimizer import make_optimizer_bundle
-from dv2_jax.trainer.sft_step import make_sft_step, sft_loop
+from dv2_jax.trainer.sft_step import sft_loop
 from dv2_jax.trainer.state import TrainState
+from dv2_jax.trainer.training_setup import sft_setup
 
 DATA_SEED = 1  # added to task.seed, so that cold start and RL draw different questions
 
@@ -81,21 +81,12 @@ def train(run: Run, policy: Policy) -> dict[str, Any]:
     if sft.batch_rows % sft.microbatches:
         raise ConfigError(f"sft.batch_rows = {sft.batch_rows} is no multiple of sft.microbatches = {sft.microbatches}")
     started = time.monotonic()  # includes data generation
-    optimizer_bundle = make_optimizer_bundle(config, policy.logical_axes, sft.steps)
-    step = make_sft_step(
-        policy.graphdef,
-        optimizer_bundle.optimizer,
-        optimizer_bundle.trainable,
-        schedule=optimizer_bundle.schedule,
-        param_shardings=policy.shardings,
-    )
-    spec = policy.pack_spec(
-        config, sft.batch_rows // sft.microbatches, sft.row_tokens, key="sft.batch_rows / sft.microbatches"
-    )
+    setup = sft_setup(policy, config)
+    step, spec = setup.train_step, setup.pack_spec
     failed_rows: set[str] = set()
     with ExitStack() as stack:
         iterator = stack.enter_context(closing(open_data(run, policy, spec, failed_rows)))
-        state, extra = init_or_restore(run, policy, optimizer_bundle)
+        state, extra = init_or_restore(run, policy, setup.optimizer_bundle)
         bar = stack.enter_context(run.display.track("SFT", sft.steps, done=run.start))
         if extra:
             iterator.set_state(extra["data"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from dv2_jax.data.packing import PackedBatch
@@ -27,7 +28,7 @@ def token_logprobs(
     batch: PackedBatch,
     *,
     temperature: float = 1.0,
-    forbidden: Bool[Array, " V"] | None = None,
+    forbidden: Bool[Array | np.ndarray, " V"] | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Compute the log-probability of `batch.targets` and the entropy at every position, in fp32.
 

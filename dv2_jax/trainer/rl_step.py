@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
@@ -19,7 +20,9 @@ from dv2_jax.trainer.forward import token_logprobs
 from dv2_jax.trainer.train_step import LossFn, TrainStep
 
 
-def rl_loss(graphdef: GraphDef, config: RLConfig, *, temperature: float, forbidden: Bool[Array, " V"] | None) -> LossFn:
+def rl_loss(
+    graphdef: GraphDef, config: RLConfig, *, temperature: float, forbidden: Bool[Array | np.ndarray, " V"] | None
+) -> LossFn:
     """Build the loss of the configured algorithm, with the sampler's log-probs as the old log-probs of the ratio.
 
     The engine samples with the trainer's model and weights, so its log-probs are those of the policy at the start of
@@ -54,7 +57,7 @@ def make_rl_step(
     trainable: tuple[str, ...],
     *,
     temperature: float = 1.0,
-    forbidden: Bool[Array, " V"] | None = None,
+    forbidden: Bool[Array | np.ndarray, " V"] | None = None,
     schedule: optax.Schedule | None = None,
     param_shardings=None,
 ) -> TrainStep:
@@ -67,7 +70,7 @@ def make_logprob_fn(
     graphdef: GraphDef,
     *,
     temperature: float = 1.0,
-    forbidden: Bool[Array, " V"] | None = None,
+    forbidden: Bool[Array | np.ndarray, " V"] | None = None,
     mesh: Mesh | None = None,
 ) -> Callable[[Params, PackedBatch], Float[Array, "B T"]]:
     """Build the jitted `logprob_fn(params, batch)`: the sampler's log-probs of `batch.targets`, without gradient.
