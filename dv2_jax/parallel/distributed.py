@@ -13,7 +13,8 @@ import importlib.util
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
@@ -114,6 +115,18 @@ def broadcast_from_main(value: Any) -> Any:
 def any_process(flag: bool) -> bool:
     """Tests if `flag` is true on at least one process, e.g. for an interrupt that only one host received."""
     return process_max(int(flag)) > 0
+
+
+@contextmanager
+def raise_together(error: type[Exception], *arguments: Any) -> Iterator[None]:
+    """If the block raises `error` on one process, all raise it at its end: the others with `arguments`. Collective."""
+    raised = None
+    try:
+        yield
+    except error as found:
+        raised = found
+    if any_process(raised is not None):
+        raise raised or error(*arguments)
 
 
 def process_max(value: int) -> int:

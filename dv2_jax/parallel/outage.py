@@ -14,10 +14,6 @@ __all__ = ["ServiceOutage", "raise_outage_together"]
 @contextmanager
 def raise_outage_together() -> Iterator[None]:
     """If the block raises ServiceOutage on one host, all hosts raise it at its end. Every host must enter the block."""
-    outage = None
-    try:
+    message = "another host of the run has an outage of the judge or of the tools service"
+    with distributed.raise_together(ServiceOutage, message):
         yield
-    except ServiceOutage as error:
-        outage = error
-    if distributed.any_process(outage is not None):
-        raise outage or ServiceOutage("another host of the run has an outage of the judge or of the tools service")

@@ -34,13 +34,8 @@ class Interrupted(Exception):
 @contextmanager
 def stop_together() -> Iterator[None]:
     """Agree over all hosts on an interrupt: if the block raised Interrupted on one host, all raise it at its end."""
-    stopped = False
-    try:
+    with distributed.raise_together(Interrupted):
         yield
-    except Interrupted:
-        stopped = True
-    if distributed.any_process(stopped):
-        raise Interrupted
 
 
 @dataclass
