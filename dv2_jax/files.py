@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 DATA_ENDINGS = (".parquet", ".jsonl", ".json")  # of files of rows; a folder of such files is one data set
@@ -43,6 +44,12 @@ def file_digest(path: str | Path) -> str:
     """Returns the SHA-256 of a file's content as hexadecimal text. Reads in chunks, so memory does not grow."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def data_set_digest(files: Iterable[Path]) -> str:
+    """Returns the SHA-256 of the names and contents of the files of a data set as hexadecimal text."""
+    lines = "".join(f"{file_digest(file)} {file.name}\n" for file in files)
+    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,11 +8,10 @@ import math
 import PIL.Image
 
 from dv2_jax.config import AgentConfig, ImageConfig
-from dv2_jax.data.images import ImageError, load_image, smart_resize
+from dv2_jax.data.images import MAX_ASPECT, ImageError, load_image, smart_resize
 from dv2_jax.data.question import Question
 
 MIN_SIDE = 32  # pixels; as released
-MAX_ASPECT = 200  # long side over short side; the vision preprocessing refuses more
 
 
 def returned_image_size(width: int, height: int) -> tuple[int, int]:

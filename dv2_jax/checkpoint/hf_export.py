@@ -10,11 +10,8 @@ from dv2_jax.checkpoint.hf import write_weights
 from dv2_jax.checkpoint.output_folder import output_folder
 from dv2_jax.checkpoint.policy_spec import PolicySpec
 from dv2_jax.config import ImageConfig
+from dv2_jax.model.image_grid import IMAGE_MEAN, IMAGE_STD
 from dv2_jax.model.params import Params
-
-# CLIP's pixel statistics, as in the preprocessor config of every published Qwen2.5-VL.
-_MEAN = [0.48145466, 0.4578275, 0.40821073]
-_STD = [0.26862954, 0.26130258, 0.27577711]
 
 # ChatML. Message content is a string or a list of {"type": "text" | "image" | "video"} parts, as in transformers.
 CHAT_TEMPLATE = """\
@@ -129,8 +126,8 @@ def _settings(spec: PolicySpec, image: ImageConfig) -> dict[str, dict]:
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
-            "image_mean": _MEAN,
-            "image_std": _STD,
+            "image_mean": list(IMAGE_MEAN),
+            "image_std": list(IMAGE_STD),
             "resample": 3,
         },
     }

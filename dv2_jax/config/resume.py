@@ -6,9 +6,8 @@ fields that change neither data nor weights of a step may differ.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,7 +17,7 @@ from dv2_jax.config.errors import ConfigError
 from dv2_jax.config.migrations import migrate
 from dv2_jax.config.overrides import field_types, flatten
 from dv2_jax.config.schema import Config
-from dv2_jax.files import DATA_ENDINGS, file_digest
+from dv2_jax.files import DATA_ENDINGS, data_set_digest, file_digest
 
 CONFIG_FILE = "config.json"
 INPUTS_FILE = "inputs.json"  # digests of the data files of a run, and of the image files that their rows name
@@ -54,8 +53,8 @@ class Difference:
 def file_digests(config: Config, known: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """Returns the digest of every data file that the configuration names: field → path, size, mtime_ns, sha256.
 
-    For a folder, `size` and `mtime_ns` are lists with one entry per data file. What has path, size and time of
-    modification as in `known`, an earlier result, is not read again. Other entries of `known` are kept.
+    For a folder, `files`, `size` and `mtime_ns` are lists with one entry per data file. What has name, size and time
+    of modification as in `known`, an earlier result, is not read again. Other entries of `known` are kept.
     """
     values = {key: value for key, _, value in flatten(config)}
     found = {}
@@ -66,10 +65,12 @@ def file_digests(config: Config, known: Mapping[str, Any] | None = None) -> dict
         sizes, times = zip(*((status.st_size, status.st_mtime_ns) for status in map(Path.stat, files)), strict=True)
         entry: dict[str, Any] = {"path": str(path.absolute()), "size": sizes[0], "mtime_ns": times[0]}
         if path.is_dir():
-            entry |= {"size": list(sizes), "mtime_ns": list(times)}
+            entry |= {"files": [file.name for file in files], "size": list(sizes), "mtime_ns": list(times)}
         old = (known or {}).get(key, {})
         same = "sha256" in old and all(old.get(name) == value for name, value in entry.items())
-        found[key] = {**old, **entry, "sha256": old["sha256"] if same else _digest(path, files)}
+        if not same:
+            entry["sha256"] = data_set_digest(files) if path.is_dir() else file_digest(path)
+        found[key] = {**old, **entry}
     return found
 
 
@@ -77,13 +78,6 @@ def _data_files(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.suffix in DATA_ENDINGS and file.is_file())
     return [path] if path.is_file() else []
-
-
-def _digest(path: Path, files: Sequence[Path]) -> str:
-    if not path.is_dir():
-        return file_digest(path)
-    lines = "".join(f"{file_digest(file)} {file.name}\n" for file in files)
-    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
 
 
 def read_stored(path: Path) -> dict[str, Any]:

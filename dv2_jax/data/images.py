@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageOps
 
+from dv2_jax.model.image_grid import IMAGE_MEAN, IMAGE_STD
+
 PATCH = 14  # patch size in pixels per side
 MERGE = 2  # spatial merge size: patches per side of an image token
 FRAMES = 2  # temporal patch size; a still image fills both frames
 MAX_ASPECT = 200  # long side over short side, as in the released processor
 
-# Normalization of CLIP's training data, which Qwen2.5-VL keeps (preprocessor_config.json).
-_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+_MEAN, _STD = np.array(IMAGE_MEAN, np.float32), np.array(IMAGE_STD, np.float32)
 # Lookup table from byte to normalized value, per channel: scaled in float64, then normalized in float32, like the
 # released processor.
 _LEVELS = (((np.arange(256, dtype=np.float64) / 255).astype(np.float32)[:, None] - _MEAN) / _STD).T.copy()

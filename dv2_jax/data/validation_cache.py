@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dv2_jax.data.faults import DataReport
+from dv2_jax.files import atomic_write, data_set_digest
 
 _BLOCK = 1 << 22  # bytes read at a time
 
@@ -42,7 +43,7 @@ class ValidationCache:
             return None
         try:
             document = json.loads(self._entry.read_text(encoding="utf-8"))
-            same = document["files"] == self._state or document["digest"] == digest_files(self._files)
+            same = document["files"] == self._state or document["digest"] == data_set_digest(self._files)
             if not same or document["image_state"] != _state_digest(map(Path, document["images"])):
                 return None
             report = DataReport.from_dict(document["report"])
@@ -58,26 +59,13 @@ class ValidationCache:
         names = sorted(str(path.absolute()) for path in image_paths)
         document = {
             "files": self._state,
-            "digest": digest_files(self._files),
+            "digest": data_set_digest(self._files),
             "images": names,
             "image_state": _state_digest(map(Path, names)),
             "report": report.to_dict(),
         }
         with contextlib.suppress(OSError):  # a read-only or full home: the next start checks again
-            self._entry.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._entry.with_name(f"{self._entry.name}.{os.getpid()}.partial")
-            partial.write_text(json.dumps(document), encoding="utf-8")
-            os.replace(partial, self._entry)
-
-
-def digest_files(files: Sequence[Path]) -> str:
-    """Returns the SHA-256 digest of the names and contents of `files`."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {file.stat().st_size}\n".encode(errors="surrogateescape"))
-        for block in _blocks(file):
-            digest.update(block)
-    return digest.hexdigest()
+            atomic_write(self._entry, json.dumps(document))
 
 
 def estimate_rows(file: Path) -> int:

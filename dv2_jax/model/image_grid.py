@@ -1,8 +1,12 @@
-"""Counts the tokens of an image from its patch grid. This module does not import JAX."""
+"""The patch grid of an image, its number of tokens, and the normalization of pixels. This module does not import JAX."""
 
 from __future__ import annotations
 
 from dv2_jax.model.model_config import VisionConfig
+
+# Statistics of CLIP's training data, which Qwen2.5-VL keeps (preprocessor_config.json).
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 Grid = tuple[int, int, int]  # frames, rows of patches, columns of patches
 

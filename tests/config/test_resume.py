@@ -106,13 +106,15 @@ def test_files__a_folder_counts_with_all_its_data_files(tmp_path):
     assert file_digests(config, before) == before
     digests = [before["task.source"]["sha256"]]
     for change in (
+        lambda: (tmp_path / "a.jsonl").rename(tmp_path / "z.jsonl"),
+        lambda: (tmp_path / "z.jsonl").rename(tmp_path / "a.jsonl"),
         lambda: (tmp_path / "b.json").write_text("[]"),
         lambda: (tmp_path / "a.jsonl").write_text("b\n"),
         lambda: (tmp_path / "a.jsonl").rename(tmp_path / "c.jsonl"),
     ):
         change()
         digests.append(file_digests(config, before)["task.source"]["sha256"])
-    assert len(set(digests)) == 4
+    assert digests[0] == digests[2] and len(set(digests)) == 5
 
 
 @pytest.mark.parametrize(
