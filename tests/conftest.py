@@ -2,8 +2,6 @@
 
 import json
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch: two workers on two cores
 import pytest  # noqa: E402 - after the environment is set
 from hypothesis import settings  # noqa: E402
 
+from tests.host_processes import run_on_hosts  # noqa: E402
+
 settings.register_profile("no_deadline", deadline=None)  # a busy machine is not a failure
 settings.load_profile("no_deadline")
 
@@ -28,33 +28,8 @@ def two_processes():
     """Returns a function that runs a program as two JAX processes over loopback and parses each one's last line as JSON."""
 
     def run(program: str, *, devices_each: int = 1) -> list:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-            "JAX_NUM_PROCESSES": "2",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices_each}",
-        }
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", program],
-                env=environment | {"JAX_PROCESS_ID": str(index)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for index in range(2)
-        ]
-        try:
-            outputs = [process.communicate(timeout=300) for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-        for process, (_, errors) in zip(processes, outputs, strict=True):
-            assert process.returncode == 0, errors[-3000:]
-        return [json.loads(out.splitlines()[-1]) for out, _ in outputs]  # Gloo prints lines of its own first
+        outputs = run_on_hosts([sys.executable, "-c", program], devices_each=devices_each)
+        return [json.loads(out.splitlines()[-1]) for out in outputs]  # Gloo prints lines of its own first
 
     return run
 

@@ -1,6 +1,6 @@
 """Runs a small RL run on four devices in one or several processes; `test_rl_on_hosts.py` starts one per host.
 
-The optional second argument is the index of a process that receives SIGINT in the first step.
+Further arguments: `interrupt=INDEX`, the process that receives SIGINT in the first step; `gspo`, with a KL term.
 """
 
 import os
@@ -30,7 +30,8 @@ def config_of(root):
 
 def main() -> None:
     distributed.initialize()
-    if len(sys.argv) > 2 and int(sys.argv[2]) == distributed.process_index():
+    root, *options = sys.argv[1:]
+    if f"interrupt={distributed.process_index()}" in options:
         written = run_module.MetricsWriter.write
 
         def write_and_interrupt(self, step, values):
@@ -38,7 +39,10 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
         run_module.MetricsWriter.write = write_and_interrupt
-    config = config_of(sys.argv[1])
+    config = config_of(root)
+    if "gspo" in options:
+        rl_config = replace(config.rl, algorithm="gspo", kl_coefficient=0.1, minibatches=1)
+        config = replace(config, rl=rl_config, eval=EvalConfig(stages=()))
     summary = rl.run_rl(config, reward_by_length, one_layer_policy(config))
     print(f"steps {summary['steps']}, recompilations {summary['recompilations']}")
 

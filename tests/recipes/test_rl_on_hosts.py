@@ -1,8 +1,5 @@
 """Tests of the RL recipe on two hosts (two processes of two devices each) against one host with four devices."""
 
-import os
-import socket
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,45 +10,16 @@ import pytest
 from dv2_jax.config import MeshConfig
 from dv2_jax.telemetry.metrics_writer import read_metrics
 from dv2_jax.telemetry.trajectories import read_trajectories
+from tests.host_processes import run_on_hosts
 from tests.recipes.rl_on_hosts import config_of
 from tests.recipes.small_rl import weights
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(root: Path, *arguments: str, hosts: int) -> list[str]:
     """Run the recipe with `hosts` processes; returns the last line printed by each."""
     root.mkdir(exist_ok=True)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        address = "127.0.0.1:%d" % listener.getsockname()[1]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // hosts}",
-        "PYTHONPATH": str(ROOT),
-    }
     command = [sys.executable, "-m", "tests.recipes.rl_on_hosts", str(root), *arguments]
-    running = []
-    for index in range(hosts):
-        process_environment = {
-            "JAX_COORDINATOR_ADDRESS": address,
-            "JAX_NUM_PROCESSES": str(hosts),
-            "JAX_PROCESS_ID": str(index),
-        }
-        log = open(root / f"{index}.log", "w")
-        running.append(
-            subprocess.Popen(
-                command, env=environment | (process_environment if hosts > 1 else {}), stdout=log, stderr=log
-            )
-        )
-    try:
-        codes = [process.wait(timeout=540) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    logs = [(root / f"{index}.log").read_text() for index in range(hosts)]
-    assert codes == [0] * hosts, "\n".join(logs)[-6000:]
-    return [log.splitlines()[-1] for log in logs]
+    return [out.splitlines()[-1] for out in run_on_hosts(command, hosts=hosts, devices_each=4 // hosts)]
 
 
 @pytest.mark.slow
@@ -59,7 +27,7 @@ def test_two_hosts_train_like_one_and_stop_and_resume_together(tmp_path):
     """Catches: sampling that depends on the number of hosts, statistics or gradients of one host only, rows on another
     host's devices, deadlocks between hosts, and Ctrl-C that reaches only one host."""
     assert run(tmp_path / "one", hosts=1) == ["steps 2, recompilations 0"]
-    assert run(tmp_path / "two", "1", hosts=2) == ["steps 1, recompilations 0"] * 2
+    assert run(tmp_path / "two", "interrupt=1", hosts=2) == ["steps 1, recompilations 0"] * 2
     assert run(tmp_path / "two", hosts=2) == ["steps 2, recompilations 0"] * 2
 
     one, two = (tmp_path / name / "rl" for name in ("one", "two"))
@@ -84,3 +52,15 @@ def test_two_hosts_train_like_one_and_stop_and_resume_together(tmp_path):
     assert step == 2
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_gspo_with_a_kl_term_trains_on_two_hosts_as_on_one(tmp_path):
+    """Catches: a sequence's importance ratio, or its KL to the reference, over the rows of one host only."""
+    assert run(tmp_path / "one", "gspo", hosts=1) == ["steps 2, recompilations 0"]
+    assert run(tmp_path / "two", "gspo", hosts=2) == ["steps 2, recompilations 0"] * 2
+    one, two = (read_metrics(tmp_path / name / "rl") for name in ("one", "two"))
+    assert one[0]["kl_reference"] <= 1e-6 < 1e-4 < one[1]["kl_reference"]
+    for expected, found in zip(one, two, strict=True):
+        for name in ("loss", "grad_norm", "kl_reference", "reward", "entropy"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
