@@ -5,7 +5,7 @@ from __future__ import annotations
 from dv2_jax.data.question import Question
 from dv2_jax.evaluation.benchmarks.benchmark import BenchmarkAnswer, Score
 from dv2_jax.evaluation.benchmarks.kit_benchmark import KitBenchmark, choice_prompt, choices_of, prediction_deepeyesv2
-from dv2_jax.evaluation.scorers.choice_inference import NONE_FITS, infer_choice
+from dv2_jax.evaluation.scorers.choice_inference import NONE_FITS, infer_choice, read_option
 from dv2_jax.evaluation.scorers.judge_prompts import match_option
 
 RULE = "option letter or text by the rules of ms-vlmeval 0.0.20, then a judge matches the options"
@@ -47,7 +47,7 @@ class ChoiceBenchmark(KitBenchmark):
     def _choice(self, question: Question, prediction: str, answer: BenchmarkAnswer) -> str | Score:
         """Returns the letter that a reply names, or the score of an answer for which none can be found."""
         choices = choices_of(question)
-        if choice := infer_choice(prediction, choices):
+        if choice := read_option(prediction, choices):
             return choice
         if answer.judge is None:
             return self.needs_judge(question, "the reply names no option clearly")

@@ -9,7 +9,7 @@ from dv2_jax.evaluation.benchmarks.benchmark_registry import register_benchmark
 from dv2_jax.evaluation.benchmarks.extraction_benchmark import ExtractionBenchmark
 from dv2_jax.evaluation.benchmarks.kit_benchmark import columns_of
 from dv2_jax.evaluation.scorers.arithmetic import compute
-from dv2_jax.evaluation.scorers.choice_inference import infer_choice
+from dv2_jax.evaluation.scorers.choice_inference import infer_choice, read_option
 from dv2_jax.evaluation.scorers.expression_equality import expressions_equal, without_wrapping
 from dv2_jax.evaluation.scorers.literal_lists import lettered, read_list
 
@@ -32,7 +32,7 @@ class MathVision(ExtractionBenchmark):
 
     def bare_answer(self, question: Question, prediction: str) -> str | None:
         if choices := _choices(question):
-            return infer_choice(prediction, choices)
+            return read_option(prediction, choices)
         is_bare = _BARE.fullmatch(prediction.strip()) and compute(prediction.strip()) is not None
         return prediction if is_bare or expressions_equal(prediction, question.answer) else None
 

@@ -10,7 +10,7 @@ from dv2_jax.evaluation.benchmarks.benchmark import OVERALL_ROW, ResultRow, Scor
 from dv2_jax.evaluation.benchmarks.benchmark_registry import register_benchmark
 from dv2_jax.evaluation.benchmarks.extraction_benchmark import ExtractionBenchmark
 from dv2_jax.evaluation.benchmarks.kit_benchmark import columns_of, group_rows
-from dv2_jax.evaluation.scorers.choice_inference import infer_choice
+from dv2_jax.evaluation.scorers.choice_inference import read_option
 from dv2_jax.evaluation.scorers.literal_lists import lettered, read_list
 from dv2_jax.evaluation.scorers.typed_equality import MULTI_CHOICE, choice_equal, read_typed, typed_equal
 
@@ -33,7 +33,7 @@ class MathVista(ExtractionBenchmark):
     def bare_answer(self, question: Question, prediction: str) -> str | None:
         columns = columns_of(question)
         if columns["question_type"] == MULTI_CHOICE:
-            return infer_choice(prediction, _choices(question))
+            return read_option(prediction, _choices(question))
         answer_type = columns["answer_type"]
         if answer_type not in ("integer", "float") or read_typed(prediction, answer_type) is not None:
             return prediction

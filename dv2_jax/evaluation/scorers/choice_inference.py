@@ -16,6 +16,8 @@ _REFUSALS = (
 )
 _SEPARATORS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _LAST_TOKENS = 4
+_LETTER_ALONE = re.compile(r"[\s*(\[]*([A-Za-z])[\s*)\].:]*")
+_LETTER_AND_TEXT = re.compile(r"[\s*(\[]*([A-Za-z])(?:[*)\].:]+\s*|\s+)(.+)", re.DOTALL)
 _ANSWER_IS = re.compile(r"(?:correct\s+)?answer\s+is\s+\**([ABCD])\**", re.IGNORECASE)
 
 
@@ -55,3 +57,32 @@ def _worded(reply: str, choices: Mapping[str, str]) -> str | None:
         return None
     contained = [letter for letter, text in choices.items() if text.lower() in reply.lower()]
     return contained[0] if len(contained) == 1 else None
+
+
+def stated_option(reply: str, choices: Mapping[str, str]) -> str | None:
+    """Returns the letter of the option of which a reply consists: its letter in either case, its text, or both.
+
+    It decides what `infer_choice` leaves to the judge although there is nothing to interpret: `b`, a text that contains
+    the text of another option (`dark red` next to `red`), and a letter before a text of more than three words. None where
+    a reply has anything else, or fits several options.
+    """
+    found = {letter for letter, text in choices.items() if _plain(text) == _plain(reply)}
+    if alone := _LETTER_ALONE.fullmatch(reply):
+        found.add(alone[1].upper())
+    if both := _LETTER_AND_TEXT.fullmatch(reply):
+        letter = both[1].upper()
+        if letter in choices and _plain(choices[letter]) == _plain(both[2]):
+            found.add(letter)
+    return found.pop() if len(found) == 1 and found <= choices.keys() else None
+
+
+def read_option(reply: str, choices: Mapping[str, str]) -> str | None:
+    """Returns the letter that rules read in a reply, `Z` for none of the options, or None if a judge must decide.
+
+    An empty reply names none: there is nothing for a judge to read.
+    """
+    return infer_choice(reply, choices) or stated_option(reply, choices) or (None if reply.strip() else NONE_FITS)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.strip(" \t\n\r*`\"'").rstrip(".").split()).casefold()

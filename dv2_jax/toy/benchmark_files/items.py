@@ -60,11 +60,6 @@ MAKERS: dict[str, Callable[[np.random.Generator], Item]] = {
 }
 
 
-def arithmetic(rng: np.random.Generator) -> Item:
-    """Returns a question about numbers, without an image."""
-    return Item.of(reasoning.make_question(reasoning.KIND_BY_NAME["multiply_add"], rng, SPLIT, ""))
-
-
 def plate_scene(rng: np.random.Generator, questions: int) -> list[Item]:
     """Returns questions about several positions of one image."""
     image, centers, labels = drawing.scene(rng, SPLIT, [perception.PLAIN_PLATE] * 6)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dv2_jax.evaluation.scorers.choice_inference import MS_VLMEVAL, UPSTREAM, infer_choice
+from dv2_jax.evaluation.scorers.choice_inference import MS_VLMEVAL, UPSTREAM, infer_choice, read_option, stated_option
 from dv2_jax.evaluation.scorers.literal_lists import lettered, read_list
 from dv2_jax.evaluation.scorers.option_letter import read_letter, read_letter_deepeyesv2, read_tagged_letter
 
@@ -57,6 +57,44 @@ def test_a_lone_letter_is_read_in_every_version(letter, sentence):
 def test_infer_choice_names_an_option_or_nothing(reply, choices):
     """Catches an exception on any reply, and a letter that no option has."""
     assert infer_choice(reply, choices) in {*choices, "Z", None}
+
+
+SHADES = {"A": "red", "B": "dark red", "C": "a red cube to the left of the gray ball", "D": "5"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("b", "B"), ("(b)", "B"), ("b.", "B"), ("dark red", "B"), ("Dark red.", "B"), ("**dark red**", "B"),
+        ("B. dark red", "B"), ("(B) dark red", "B"), ("b: dark red", "B"), ("B dark red", "B"), ("D. 5", "D"),
+        ("C. a red cube to the left of the gray ball", "C"), ("A red cube to the left of the gray ball.", "C"),
+        ("A. dark red", "A"),  # by the rule of the kit, which reads the letter first
+        ("e", None), ("b or c", None), ("rather dark red", None), ("b. red", "A"),  # contains red: the kit's rule
+        ("", "Z"), (" \n", "Z"), ("x", None),
+    ],
+)  # fmt: skip
+def test_a_reply_that_is_nothing_but_an_option_needs_no_judge(reply, expected):
+    """Catches sensible replies that fail for want of a judge, and replies with something to interpret that do not."""
+    assert read_option(reply, SHADES) == expected
+
+
+@given(st.text(max_size=40), st.dictionaries(LETTERS, st.text(min_size=1, max_size=8), min_size=1))
+def test_stated_options_only_decide_what_the_pinned_rule_leaves_open(reply, choices):
+    """Catches a verdict of the kit that is replaced, and a letter that no option has."""
+    named = infer_choice(reply, choices)
+    assert stated_option(reply, choices) in {*choices, None}
+    assert named is None or read_option(reply, choices) == named
+
+
+@given(st.dictionaries(LETTERS, st.text("ab \t", min_size=1, max_size=4).filter(str.strip), min_size=2), st.data())
+def test_an_option_in_any_usual_form_is_itself_or_undecided(choices, data):
+    """Catches a letter or text that is read as another option."""
+    letter = data.draw(st.sampled_from(sorted(choices)))
+    form = data.draw(st.sampled_from(["{0}. {1}", "({0}) {1}", "{0}: {1}", "{0}) {1}"]))
+    same = [other for other, text in choices.items() if text.split() == choices[letter].split()]
+    assert stated_option(form.format(letter, choices[letter]), choices) in (
+        [letter] if len(same) == 1 else [letter, None]
+    )
 
 
 @pytest.mark.parametrize(
