@@ -94,9 +94,7 @@ class AnswerScorer:
 
     def basis(self, info: AnswerInfo) -> str:
         """Returns the digest of an answer and of the settings that its score depends on."""
-        settings = {key: value for key, value in asdict(self.config).items() if key not in _BASIS_FREE}
-        parts = [info.prompt_digest, info.model, info.weights, info.attempt, settings]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+        return score_basis(info, self.config)
 
     def submit(self, answer: ScoredAnswer, names: Sequence[str]) -> None:
         """Scores an answer by some scorers in a thread; waits while `WAITING` answers have no score yet.
@@ -193,6 +191,13 @@ def _score(
     if not isinstance(score, Score):
         return Score(None, f"score returned {score!r}, not a Score")
     return score
+
+
+def score_basis(info: AnswerInfo, config: RewardConfig) -> str:
+    """Returns the digest of an answer and of the settings that its score depends on, as `ScoreRecord.basis` has it."""
+    settings = {key: value for key, value in asdict(config).items() if key not in _BASIS_FREE}
+    parts = [info.prompt_digest, info.model, info.weights, info.attempt, settings]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
 def scorer_name(name: str, config: Config) -> str:

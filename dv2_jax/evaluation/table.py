@@ -37,7 +37,8 @@ def comparison_table(stages: Mapping[str, Mapping[str, Mapping[str, float]]], ti
         for summary in stages.values():
             row = summary.get(skill)
             for key, _, percent in COLUMNS:
-                cells.append("–" if row is None else f"{row[key]:.1%}" if percent else f"{row[key]:.2f}")
+                is_known = row is not None and row.get("n", 1) > 0  # all answers failed, or have no verdict
+                cells.append("–" if not is_known else f"{row[key]:.1%}" if percent else f"{row[key]:.2f}")
         if skill == "overall":
             table.add_section()
         table.add_row(skill, *cells, style="bold" if skill == "overall" else None)

@@ -302,17 +302,20 @@ def test_an_outage_of_the_judge_loses_no_answer(tmp_path, monkeypatch, engines):
     assert overall(evaluate.run(config))["n"] == 12 and len(engines.started) == 12 - stored
 
 
-def test_a_full_disk_ends_with_one_sentence_and_the_same_command_continues(tmp_path, engines):
+@pytest.mark.parametrize("records", ["trajectories", "scores"])
+def test_a_full_disk_ends_with_one_sentence_and_the_same_command_continues(tmp_path, engines, records):
     """Catches a traceback, an incomplete line, and stored answers that are asked for again."""
     config = config_of(tmp_path)
-    folder = run_dir(config) / "trajectories"
+    folder = run_dir(config) / records
     folder.mkdir(parents=True)
     path = folder / f"{NAME}.jsonl"
     path.symlink_to("/dev/full")
     with pytest.raises(StorageFailure, match=r"sums.jsonl: No space left on device; every answer before is stored"):
         evaluate.run(config)
     path.unlink()
-    assert overall(evaluate.run(config))["n"] == 12
+    stored = len(answers(config)) if records == "scores" else 0
+    engines.started.clear()
+    assert overall(evaluate.run(config))["n"] == 12 and len(engines.started) == 12 - stored
 
 
 def test_a_line_that_does_not_fit_is_removed_again(tmp_path):

@@ -30,6 +30,14 @@ def test_the_table_shows_every_number_at_any_width(width):
     assert ("–" in lines[0]) == (width == 160)
 
 
+def test_a_row_without_a_verdict_has_no_accuracy():
+    """Catches 0 % where every answer failed or is undecided."""
+    unknown = _row(0.0) | {"n": 0}
+    out = io.StringIO()
+    print_comparison({"evaluate": {"overall": unknown, "search": unknown}}, console=Console(file=out, width=160))
+    assert "0.0%" not in out.getvalue() and out.getvalue().count("–") == 8
+
+
 def test_the_table_is_titled_and_ordered_as_the_summary_lists():
     """Catches: a policy shown under its name in files, in another order, or without a result."""
     listed = [("m_7b", "m 7b"), ("initial", "cold start"), ("final", "RL"), ("later", "later")]

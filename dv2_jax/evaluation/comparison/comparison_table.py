@@ -68,6 +68,11 @@ def notes(comparison: BenchmarkComparison) -> list[str]:
     ]
     if parts := [f"{count:,} {text}" for count, text in left_out if count]:
         found.append(f"left out: questions {', '.join(parts)}")
+    if comparison.judged_a or comparison.judged_b:
+        found.append(
+            f"scored by the judge: {comparison.judged_a:,} questions of {comparison.a} and {comparison.judged_b:,} of"
+            f" {comparison.b}, {comparison.judged_in_one:,} of them in one run alone; the others by rules"
+        )
     if comparison.own_score is not None:
         found.append(str(comparison.own_score))
     if comparison.error:
@@ -150,7 +155,7 @@ def as_csv(comparisons: Sequence[BenchmarkComparison]) -> str:
     writer.writerow(
         ("benchmark", "a", "b", "n", "clusters", "both", "only_a", "only_b", "neither", "value_a", "value_b", "difference",
          "low", "high", "p", "adjusted_p", "test", "discordance", "smallest_visible", "only_answered_a", "only_answered_b",
-         "unscored_a", "unscored_b", *(f"{field}_{run}" for run in "ab" for field in _EFFORT_FIELDS), "warnings")
+         "unscored_a", "unscored_b", "judged_a", "judged_b", "judged_in_one", *(f"{field}_{run}" for run in "ab" for field in _EFFORT_FIELDS), "warnings")
     )  # fmt: skip
     for row in comparisons:
         found, counts = row.difference, row.counts
@@ -161,7 +166,7 @@ def as_csv(comparisons: Sequence[BenchmarkComparison]) -> str:
         writer.writerow(
             (row.benchmark, row.a, row.b, counts.n, 0 if found is None else found.clusters, counts.both, counts.only_a,
              counts.only_b, counts.neither, *difference, row.only_answered_a, row.only_answered_b, row.unscored_a,
-             row.unscored_b, *(getattr(effort, field) for effort in (row.effort_a, row.effort_b)
+             row.unscored_b, row.judged_a, row.judged_b, row.judged_in_one, *(getattr(effort, field) for effort in (row.effort_a, row.effort_b)
              for field in _EFFORT_FIELDS), "; ".join(row.warnings))
         )  # fmt: skip
     return out.getvalue()

@@ -47,6 +47,8 @@ class BenchmarkComparison:
     Attributes:
         only_answered_a, only_answered_b: questions that the other run does not have.
         unscored_a, unscored_b: questions of both runs for which this one has no score: failed or undecided.
+        judged_a, judged_b: compared questions whose score is by the judge; rules decided the others.
+        judged_in_one: compared questions whose score is by the judge in one run, and by rules in the other.
         warnings: differences of protocol that make the numbers incomparable.
         adjusted_p: p-value adjusted by Holm's method for all comparisons of the command.
         table_a, table_b: overall values of the runs' own tables, over their own questions.
@@ -65,6 +67,9 @@ class BenchmarkComparison:
     unscored_b: int
     effort_a: Effort
     effort_b: Effort
+    judged_a: int = 0
+    judged_b: int = 0
+    judged_in_one: int = 0
     warnings: tuple[str, ...] = ()
     table_a: float | None = None
     table_b: float | None = None
@@ -141,6 +146,7 @@ def compare_benchmark(name: str, a: ComparedRun, b: ComparedRun) -> BenchmarkCom
             [scores_b[question].value for question in paired],
             [scores_a[question].cluster for question in paired],
         )
+    judged_a, judged_b = ({question for question, _ in part.judged} & set(paired) for part in (part_a, part_b))
     own_score, error = None, ""
     try:
         own_score = own_score_difference(name, _scores(part_a, paired), _scores(part_b, paired)) if paired else None
@@ -158,6 +164,9 @@ def compare_benchmark(name: str, a: ComparedRun, b: ComparedRun) -> BenchmarkCom
         unscored_b=sum(question not in scores_b for question in shared),
         effort_a=effort(a, name),
         effort_b=effort(b, name),
+        judged_a=len(judged_a),
+        judged_b=len(judged_b),
+        judged_in_one=len(judged_a ^ judged_b),
         warnings=tuple(protocol_differences(name, a, b)),
         table_a=_table_value(a, name),
         table_b=_table_value(b, name),
@@ -193,11 +202,21 @@ def protocol_differences(name: str, a: ComparedRun, b: ComparedRun) -> list[str]
         ("sampling temperature", *(_setting(run, "eval", "temperature") for run in (a, b))),
         ("rows", len(part_a.questions), len(part_b.questions)),
         ("judge", *(_setting(run, "reward", "judge_model") for run in (a, b))),
+        *(
+            (f"reward.{key}", *(_setting(run, "reward", key) for run in (a, b)))
+            for key in ("verdicts", "max_answer_chars")
+        ),
         ("source", *(run.results.get("benchmarks", {}).get(name, {}).get("source") for run in (a, b))),
     ]
     if not part_a.infos or not part_b.infos:
         pairs = [pair for pair in pairs if pair[0] not in ("tools",)]  # not stored
     found = [f"{what}: {x} and {y}" for what, x, y in pairs if x != y and None not in (x, y)]
+    for run, part in ((a, part_a), (b, part_b)):
+        if part.stale:
+            found.append(
+                f"{part.stale:,} scores of {run.title} are of earlier answers or settings, and left out; the same command of"
+                " evaluate scores these answers again"
+            )
     both = [key for key in part_a.infos if key in part_b.infos]
     other = sum(part_a.infos[key].prompt_digest != part_b.infos[key].prompt_digest for key in both)
     if other:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dv2_jax.config import UserError
+from dv2_jax.config import RewardConfig, UserError
 from dv2_jax.evaluation.answer_store import ANSWERS, SCORES
 from dv2_jax.evaluation.record_files import host_files, read_line, read_lines
 from dv2_jax.evaluation.records import AnswerInfo, ScoreRecord
+from dv2_jax.evaluation.scoring import score_basis
 from dv2_jax.telemetry.stage_titles import stage_title, stage_titles
 from dv2_jax.telemetry.trajectories import IMAGE_FOLDER
 
@@ -32,12 +33,16 @@ class BenchmarkAnswers:
         scorer: full name of the scorer, with judge and rubric.
         scores: valid scores by (question id, sample), without the replies of the judge.
         infos: facts of every stored answer, without its text.
+        judged: keys of the scores for which the judge was asked; rules decided the others.
+        stale: number of scores of an earlier answer or under other settings, which are left out.
     """
 
     name: str
     scorer: str = ""
     scores: dict[Key, ScoreRecord] = field(default_factory=dict)
     infos: dict[Key, AnswerInfo] = field(default_factory=dict)
+    judged: set[Key] = field(default_factory=set)
+    stale: int = 0
     _places: dict[Key, tuple[Path, int]] = field(default_factory=dict)
 
     @property
@@ -125,7 +130,7 @@ def open_run(spec: str, stage: str = "", scorer: str = "") -> ComparedRun:
     wanted = scorer or next(iter(config.get("eval", {}).get("scorers", ())), "")
     benchmarks: dict[str, BenchmarkAnswers] = {}
     for name in (name for name in names if name.partition("@")[0] == stage):
-        for part in _read(directory, name, wanted):
+        for part in _read(directory, name, wanted, _reward_settings(config)):
             benchmarks[part.name] = part
     if not any(part.scores for part in benchmarks.values()):
         raise ComparisonError(
@@ -144,7 +149,7 @@ def distinct_titles(runs: list[ComparedRun]) -> list[ComparedRun]:
     ]  # the same policy of the same run keeps its title: comparing it with itself shows no difference
 
 
-def _read(directory: Path, name: str, scorer: str) -> list[BenchmarkAnswers]:
+def _read(directory: Path, name: str, scorer: str, settings: RewardConfig | None) -> list[BenchmarkAnswers]:
     """Reads the files of one policy; usually they contain one benchmark."""
     found: dict[str, BenchmarkAnswers] = {}
     newest: dict[tuple[str, Key], float] = {}
@@ -158,17 +163,51 @@ def _read(directory: Path, name: str, scorer: str) -> list[BenchmarkAnswers]:
                 newest[info.benchmark, info.key] = time
                 found.setdefault(info.benchmark, BenchmarkAnswers(info.benchmark)).add_answer(info, path, offset)
     by_scorer: dict[tuple[str, str], dict[Key, ScoreRecord]] = {}
+    judged: dict[tuple[str, str], set[Key]] = {}
     for path in host_files(directory / SCORES, name):
         for _, line in read_lines(path):
-            record = replace(ScoreRecord.from_dict(line), judge=())
+            record = ScoreRecord.from_dict(line)
             if not scorer or record.scorer.partition("+")[0] == scorer:
+                key = record.question_id, record.sample
+                asked = judged.setdefault((record.benchmark, record.scorer), set())
+                (asked.add if record.judge else asked.discard)(key)
                 scores = by_scorer.pop((record.benchmark, record.scorer), {})
-                scores[record.question_id, record.sample] = record
+                scores[key] = replace(record, judge=())
                 by_scorer[record.benchmark, record.scorer] = scores  # last: the scorer that was used last
     for (benchmark, full_name), scores in by_scorer.items():
         part = found.setdefault(benchmark, BenchmarkAnswers(benchmark))
-        part.scorer, part.scores = full_name, {key: record for key, record in scores.items() if _is_valid(record, part)}
+        current = {key: record for key, record in scores.items() if _is_valid(record, part)}
+        part.scorer, part.scores = full_name, _of_current_answers(current, part, settings)
+        part.stale = len(current) - len(part.scores)
+        part.judged = judged[benchmark, full_name] & part.scores.keys()
     return list(found.values())
+
+
+def _of_current_answers(
+    scores: Mapping[Key, ScoreRecord], part: BenchmarkAnswers, settings: RewardConfig | None
+) -> dict[Key, ScoreRecord]:
+    """Leaves out the scores whose `basis` is not that of the stored answer under the settings of the run.
+
+    An interrupted run has such scores: the answer, or `reward`, has changed since. If no score has that basis, it cannot be
+    computed again (another version has stored it), and all are kept.
+    """
+    if settings is None:
+        return dict(scores)
+    own = {
+        key: record
+        for key, record in scores.items()
+        if not record.basis or key not in part.infos or record.basis == score_basis(part.infos[key], settings)
+    }
+    return own or dict(scores)
+
+
+def _reward_settings(config: Mapping[str, Any]) -> RewardConfig | None:
+    """Returns the settings of scores of a stored configuration; None for one of another version."""
+    try:
+        stored = {name: tuple(value) if isinstance(value, list) else value for name, value in config["reward"].items()}
+        return RewardConfig(**stored)
+    except (KeyError, TypeError):
+        return None
 
 
 def _is_valid(record: ScoreRecord, part: BenchmarkAnswers) -> bool:

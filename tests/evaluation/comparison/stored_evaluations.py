@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from PIL import Image
 
+from dv2_jax.config import RewardConfig
 from dv2_jax.evaluation.benchmarks.benchmark import Score
-from dv2_jax.evaluation.records import AnswerInfo, ScoreRecord
+from dv2_jax.evaluation.records import AnswerInfo, JudgeReply, ScoreRecord
+from dv2_jax.evaluation.scoring import score_basis
 from dv2_jax.telemetry.stage_titles import benchmark_stage
 from dv2_jax.telemetry.trajectories import IMAGE_FOLDER, image_file_name
 
@@ -36,6 +39,8 @@ def write_evaluation(
     attempt: int = 1,
     tokens: int = 100,
     rows: list[dict] | None = None,
+    judged: tuple[str, ...] = (),
+    basis: str = "",
 ) -> Path:
     """Appends the answers of a policy; `outcomes` has the score of each question, or a list of those of its samples."""
     name = benchmark_stage(stage, benchmark, is_first=benchmark == "embedded")
@@ -68,7 +73,10 @@ def write_evaluation(
             if value is not None:
                 cluster = (clusters or {}).get(question, "")
                 score = Score(value, group="a", question_id=question, sample=sample, cluster=cluster, extracted=final)
-                scores.append(ScoreRecord(benchmark, question, sample, attempt, scorer, score).to_dict())
+                replies = (JudgeReply("judge", "consistency", "p", "Yes"),) * (question in judged)
+                shown = score_basis(info, RewardConfig()) if basis == "own" else basis
+                line = ScoreRecord(benchmark, question, sample, attempt, scorer, score, replies, shown)
+                scores.append(line.to_dict())
     for folder, lines in (("trajectories", answers), ("scores", scores)):
         with open(directory / folder / f"{name}.jsonl", "a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
@@ -78,7 +86,7 @@ def write_evaluation(
         "benchmarks": {benchmark: {"source": "x", "questions": len(outcomes), "rows": {stage: rows or []}}},
     }
     (directory / "results.json").write_text(json.dumps(results))
-    config = {"eval": {"scorers": ["official"], "temperature": 0.0}, "reward": {"judge_model": ""}}
+    config = {"eval": {"scorers": ["official"], "temperature": 0.0}, "reward": asdict(RewardConfig())}
     (directory / "config.json").write_text(json.dumps(config))
     return directory
 

@@ -110,6 +110,25 @@ def test_other_protocols_are_reported(tmp_path, fields, warning):
     assert any(line.startswith("warning: not the same protocol") for line in notes(found))
 
 
+def test_scores_by_the_judge_in_one_run_alone_are_counted(tmp_path):
+    """Catches two runs that are compared as if one rule had scored both."""
+    outcomes = {"q1": 1.0, "q2": 0.0, "q3": 1.0}
+    (found,) = compare_runs(two_runs(tmp_path, outcomes, outcomes, {"judged": ("q1", "q2")}))
+    assert (found.judged_a, found.judged_b, found.judged_in_one) == (0, 2, 2)
+    assert any(
+        "scored by the judge: 0 questions of a and 2 of b, 2 of them in one run alone" in line for line in notes(found)
+    )
+    assert not any("judge" in line for line in notes(compare_runs(two_runs(tmp_path / "rules", outcomes, outcomes))[0]))
+
+
+def test_other_settings_of_scores_are_reported(tmp_path):
+    outcomes = {"q1": 1.0}
+    runs = two_runs(tmp_path, outcomes, outcomes)
+    runs[1].config["reward"]["verdicts"] = ["rules"]
+    (found,) = compare_runs(runs)
+    assert found.warnings == ("reward.verdicts: ['rules', 'judge'] and ['rules']",)
+
+
 def test_other_rows_and_samples_are_reported(tmp_path):
     found = compare_benchmark("embedded", *two_runs(tmp_path, {"q1": 1.0}, {"q1": [1.0, 0.0], "q2": 0.0}))
     assert found.warnings == ("samples per question: 1 and 2", "rows: 1 and 2")

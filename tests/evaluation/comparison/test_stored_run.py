@@ -45,6 +45,18 @@ def test_further_hosts_have_files_of_their_own(tmp_path):
     assert part.record(("q2", 0))["question"]["id"] == "q2"
 
 
+def test_scores_of_an_earlier_answer_are_left_out_and_counted(tmp_path):
+    """Catches the score of an answer that was replaced, in a run that was killed before the new one was scored."""
+    write_evaluation(tmp_path / "a", {"q1": 1.0, "q2": 0.0}, basis="own")
+    part = open_run(str(tmp_path / "a")).benchmarks["embedded"]
+    assert len(part.scores) == 2 and part.stale == 0
+    write_evaluation(tmp_path / "a", {"q2": 1.0}, basis="of other settings")
+    part = open_run(str(tmp_path / "a")).benchmarks["embedded"]
+    assert list(part.scores) == [("q1", 0)] and part.stale == 1
+    write_evaluation(tmp_path / "b", {"q1": 1.0}, basis="of another version")
+    assert len(open_run(str(tmp_path / "b")).benchmarks["embedded"].scores) == 1
+
+
 def test_the_scorer_that_was_used_last_counts(tmp_path):
     """Catches scores of two judges that are mixed after scoring again."""
     run_dir = write_evaluation(tmp_path / "a", {"q1": 0.0, "q2": 0.0}, scorer="official+old/consistency")
