@@ -5,6 +5,8 @@
         --config.model.init=hf:/models/deepeyesv2-7b --config.eval.benchmarks=embedded,/data/questions.jsonl
     python -m dv2_jax.evaluate --config=configs/evaluate.py:table1 \\
         --config.eval.endpoint=http://host:8000/v1 --config.eval.data=/data   another model, with and without searches
+    python -m dv2_jax.evaluate --config=configs/evaluate.py:laptop_files \\
+        --config.eval.data=/tmp/files          also on the files that python -m dv2_jax.toy.benchmark_files /tmp/files writes
     python -m dv2_jax.evaluate --list                                    the benchmarks that there are
 
 Limits, prompts and image sizes equal those of the RL preset of the same name.
@@ -34,6 +36,24 @@ def evaluate_rl_preset(preset: str, name: str) -> Config:
 def laptop() -> Config:
     """The tiny model on two CPU cores, on the embedded tasks."""
     return evaluate_rl_preset("laptop", "evaluate")
+
+
+def laptop_files() -> Config:
+    """Both shipped policies, with tools and with every call refused, on the embedded tasks and on small files.
+
+    `python -m dv2_jax.toy.benchmark_files FOLDER` writes the files; `--config.eval.data=FOLDER` names their folder.
+    """
+    config = laptop()
+    return replace(
+        config,
+        run=replace(config.run, name="laptop-files"),
+        eval=replace(
+            config.eval,
+            benchmarks=("embedded", "realx", "vstar", "hrbench4k", "chartqa", "mathvista", "fvqa", "mmsearch", "tir"),
+            compare=("package:base",),
+            baselines=("no_tools",),
+        ),
+    )
 
 
 def smol() -> Config:
@@ -79,6 +99,7 @@ def table1() -> Config:
 
 PRESETS = {
     "laptop": laptop,
+    "laptop_files": laptop_files,
     "smol": smol,
     "3b": evaluate_3b,
     "7b": evaluate_7b,

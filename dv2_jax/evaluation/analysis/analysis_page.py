@@ -129,7 +129,8 @@ def steps_section(table: FigureTable) -> str:
             means, spread = [row[f"{name} mean"] for row in rows], [row[f"{name} std"] for row in rows]
             note = f"paper: {STEP_TRENDS[name]}"
             charts.append(line_chart(name.capitalize(), [Series(name, steps, means, spread)], note=note))
-    hint = _hint(table.note, f"The paper's values are {READ_OFF}; it trains about 60 steps.")
+    policies = "; ".join(f"{row['step']}: {row['policy']}" for row in table.dicts() if row["policy"])
+    hint = _hint(table.note, policies, f"The paper's values are {READ_OFF}; it trains about 60 steps.")
     return f'<h2>{escape(table.title)}</h2>{hint}<div class="charts">{"".join(charts)}</div>{_numbers(table)}'
 
 

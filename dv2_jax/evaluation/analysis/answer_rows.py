@@ -17,7 +17,7 @@ from dv2_jax.agent.tools.tool_registry import find_tool, use_titles
 from dv2_jax.evaluation.analysis.error_classes import error_class
 from dv2_jax.report.page import tools_of_run
 from dv2_jax.report.sections import metric_rows
-from dv2_jax.telemetry.stage_titles import FINAL, INITIAL, stage_titles, trajectory_title
+from dv2_jax.telemetry.stage_titles import FINAL, INITIAL, TITLES, stage_titles, trajectory_title
 from dv2_jax.telemetry.trajectories import IMAGE_FOLDER, read_trajectories, stages
 
 TRAIN = "train"  # the stage of RL steps
@@ -109,8 +109,9 @@ class AnalyzedRun:
         return dict(sorted(found.items()))
 
     def title(self, stage: str) -> str:
-        """Returns the title of a policy."""
-        return trajectory_title(stage, self.titles)
+        """Returns the title of a policy: that of the run's tables, if it has one."""
+        given = self.titles.get(stage, "")
+        return given if given not in ("", TITLES.get(stage)) else trajectory_title(stage, self.titles)
 
 
 def has_tools(rows: Sequence[AnswerRow]) -> bool:

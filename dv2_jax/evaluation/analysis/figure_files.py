@@ -136,7 +136,9 @@ def _draw_steps(figure: Any, table: FigureTable) -> None:
         low = [center - std for center, std in zip(means, spread, strict=True)]
         high = [center + std for center, std in zip(means, spread, strict=True)]
         axes.fill_between(steps, low, high, color=COLORS[0], alpha=0.15, linewidth=0)
-        axes.set(title=name, xlabel="step")
+        axes.set(title=name, xlabel="" if rows[0]["policy"] else "step")
+        if rows[0]["policy"]:
+            axes.set_xticks(steps, [row["policy"] for row in points])
     figure.suptitle(table.title)
 
 

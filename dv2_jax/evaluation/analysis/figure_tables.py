@@ -76,7 +76,8 @@ def tool_rate_table(run: AnalyzedRun) -> FigureTable:
 def step_table(run: AnalyzedRun) -> FigureTable:
     """Computes Figure 8: mean and standard deviation of response length, reward and tool calls per RL step.
 
-    Where `metrics.jsonl` has both, they are those of all trajectories of a step; else those of the stored ones.
+    Where `metrics.jsonl` has both, they are those of all trajectories of a step; else those of the stored ones. An
+    evaluation has no steps: there the evaluated policies take their place, in the order of its tables.
     """
     stored, logged = run.steps(), {row["step"]: row for row in run.metrics}
     rows = []
@@ -84,23 +85,43 @@ def step_table(run: AnalyzedRun) -> FigureTable:
         metrics, answers = logged.get(step, {}), [row for row in stored.get(step, ()) if row.outcome != FAILED]
         if all(f"{key}_std" in metrics and key in metrics for _, key, _ in STEP_METRICS):
             numbers = [metrics[name] for _, key, _ in STEP_METRICS for name in (key, f"{key}_std")]
-            rows.append((step, int(metrics.get("n", 0)), "all", *numbers))
+            rows.append((step, int(metrics.get("n", 0)), "all", "", *numbers))
         elif answers:
-            numbers = [number for _, _, name in STEP_METRICS for number in _mean_std(getattr(a, name) for a in answers)]
-            rows.append((step, len(answers), "stored", *numbers))
+            rows.append((step, len(answers), "stored", "", *_step_numbers(answers)))
+    title = "Figure 8: RL steps, mean ± standard deviation"
+    if not rows:
+        title = "Figure 8: evaluated policies, mean ± standard deviation"
+        for number, (stage, answers) in enumerate(_answers_with_tools(run).items()):
+            rows.append((number, len(answers), "evaluated", run.title(stage), *_step_numbers(answers)))
     columns = (
         "step",
         "trajectories",
         "source",
+        "policy",
         *(f"{name} {part}" for name, _, _ in STEP_METRICS for part in ("mean", "std")),
     )
     return FigureTable(
         "figure8_steps",
-        "Figure 8: RL steps, mean ± standard deviation",
+        title,
         columns,
         tuple(rows),
-        'Over all trajectories of a step; with source "stored", over those that rl.keep_trajectories kept.',
+        'Over all trajectories of a step; with source "stored", over those that rl.keep_trajectories kept; with source'
+        ' "evaluated", over all answers of a policy, of which "step" is the position.',
     )
+
+
+def _step_numbers(answers: Sequence[AnswerRow]) -> list[float | None]:
+    return [number for _, _, name in STEP_METRICS for number in _mean_std(getattr(a, name) for a in answers)]
+
+
+def _answers_with_tools(run: AnalyzedRun) -> dict[str, list[AnswerRow]]:
+    """Returns the answers of every policy with tools over all benchmarks, failed ones aside."""
+    found: dict[str, list[AnswerRow]] = {}
+    for (_, stage), answers in run.evaluations().items():
+        counted = [answer for answer in answers if answer.outcome != FAILED]
+        if counted and has_tools(answers):
+            found.setdefault(stage, []).extend(counted)
+    return found
 
 
 def step_kinds_table(run: AnalyzedRun) -> FigureTable:

@@ -71,6 +71,23 @@ def test_figures_8_and_10_come_from_the_stored_trajectories_of_older_runs(tmp_pa
     assert shares == {(1, "crop"): 1.0, (2, "crop"): pytest.approx(1 / 3), (2, "numerical"): pytest.approx(2 / 3)}
 
 
+def test_figure_8_of_an_evaluation_has_its_policies_in_place_of_steps(tmp_path):
+    """Catches a figure without data, and answers without tools or of the infrastructure that count in it."""
+    made = {
+        "base": [record("a", said(), tokens=4, reward=0.0), record("b", said(), tokens=8, reward=1.0)],
+        "evaluate": [record("a", crop(), said(), tokens=6, reward=0.5), record("b", dropped=True)],
+        "no_tools": [record("a", crop("refused"), said(), tokens=2, reward=0.0)],
+    }
+    stages = [{"name": "base", "title": "base"}, {"name": "evaluate", "title": "RL"}]
+    run = read_run(write_run(tmp_path, made, stages=stages, base={}, evaluate={}))
+    table = tables.step_table(run)
+    assert table.title.startswith("Figure 8: evaluated policies")
+    first, second = table.dicts()
+    assert (first["step"], first["policy"], first["source"], first["trajectories"]) == (0, "base", "evaluated", 2)
+    assert (first["response tokens mean"], first["response tokens std"], first["reward mean"]) == (6, 2, 0.5)
+    assert (second["step"], second["policy"], second["trajectories"], second["tool calls mean"]) == (1, "RL", 1, 1.0)
+
+
 def test_figures_8_and_10_use_the_metrics_of_all_trajectories_where_they_are_logged(tmp_path):
     numbers = {"n": 128, "response_tokens": 70.0, "response_tokens_std": 9.0, "reward": 0.6, "reward_std": 0.2}
     metrics = numbers | {"tool_calls": 1.5, "tool_calls_std": 0.5, "tool_kinds/crop": 0.75, "tool_kinds/search": 0.25}
