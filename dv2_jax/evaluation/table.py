@@ -27,7 +27,7 @@ def comparison_table(stages: Mapping[str, Mapping[str, Mapping[str, float]]], ti
     `stages` maps the titles of stages to the summaries of their evaluations, in display order.
     """
     table = Table(title=title or None, title_justify="left", header_style="bold")
-    table.add_column("skill")
+    table.add_column("skill", overflow="fold")
     for name in stages:
         for position, (_, heading, _) in enumerate(COLUMNS):
             table.add_column(f"{name if position == 0 else ''}\n{heading}", justify="right", no_wrap=True)
@@ -51,7 +51,7 @@ def score_table(benchmark: Mapping[str, Any], titles: Mapping[str, str], title: 
     `benchmark` is an entry of `benchmarks` in `results.json`; `titles` maps the names of stages to their titles.
     """
     table = Table(title=title or None, title_justify="left", header_style="bold")
-    table.add_column("row")
+    table.add_column("row", overflow="fold")
     stages = {title: benchmark["rows"][name] for name, title in titles.items() if name in benchmark["rows"]}
     for name in stages:
         for position, heading in enumerate(SCORE_HEADINGS):
@@ -69,17 +69,22 @@ def print_scores(results: Mapping[str, Any], console: Console) -> None:
     """Prints one table per benchmark of a `results.json`, or one per benchmark and stage on a narrow terminal."""
     titles = stage_titles(results)
     for name, benchmark in results["benchmarks"].items():
-        heading = f"{name}: {benchmark['questions']:,} questions"
-        table = score_table(benchmark, titles, heading)
-        if console.measure(table, options=console.options.update(width=1000)).maximum <= console.width:
-            console.print(table)
-        else:
-            for stage, title in titles.items():
-                console.print(score_table(benchmark, {stage: title}, heading))
+        _print_fitting(benchmark, titles, f"{name}: {benchmark['questions']:,} questions", console)
         for scorer, rows in benchmark.get("scorers", {}).items():
-            console.print(score_table(benchmark | {"rows": rows}, titles, f"{name}, scorer {scorer}"))
+            _print_fitting(benchmark | {"rows": rows}, titles, f"{name}, scorer {scorer}", console)
         for line in benchmark_notes(benchmark, titles):
             console.print(line, markup=False, highlight=False)
+
+
+def _print_fitting(benchmark: Mapping[str, Any], titles: Mapping[str, str], heading: str, console: Console) -> None:
+    """Prints a table of all stages or, where the terminal is too narrow for it, one of each with the stage in its title."""
+    table = score_table(benchmark, titles, heading)
+    if console.measure(table, options=console.options.update(width=1000)).maximum <= console.width:
+        console.print(table)
+        return
+    for stage, title in titles.items():
+        if stage in benchmark["rows"]:
+            console.print(score_table(benchmark, {stage: ""}, f"{heading}; {title}"))
 
 
 def print_comparison(summary: Mapping[str, Any], title: str = "", console: Console | None = None) -> None:

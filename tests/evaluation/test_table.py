@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from dv2_jax.evaluation.table import print_comparison
+from dv2_jax.evaluation.table import print_comparison, print_scores
 
 
 def _row(accuracy: float) -> dict:
@@ -28,6 +28,28 @@ def test_the_table_shows_every_number_at_any_width(width):
     assert "…" not in text
     lines = [line for line in text.splitlines() if "search" in line]
     assert ("–" in lines[0]) == (width == 160)
+
+
+@pytest.mark.parametrize("width", [80, 250])
+def test_scores_of_every_policy_and_scorer_are_shown_at_any_width(width):
+    """Catches columns without width, which show nothing, on a narrow terminal or in a log."""
+    rows = {
+        stage: [{"name": name, "value": 0.111 * (i + 1), "interval": (0.01, 0.99), "n": 7, "failed": 2, "undecided": 1}
+                for name in ("perception+reasoning+search", "overall")]
+        for i, stage in enumerate(("base", "evaluate", "evaluate-none"))
+    }  # fmt: skip
+    titles = ["base", "a model with a long name, both searches", "a model with a long name, without tools"]
+    benchmark = {"questions": 10, "rows": rows, "scorers": {"deepeyesv2": rows}}
+    stages = [{"name": name, "title": title} for name, title in zip(rows, titles, strict=True)]
+    results = {"stages": stages, "benchmarks": {"realx": benchmark}} | {name: {} for name in rows}
+    out = io.StringIO()
+    print_scores(results, Console(file=out, width=width))
+    text = " ".join(out.getvalue().split())
+    assert "…" not in text
+    for value in ("11.1%", "22.2%", "33.3%"):
+        assert text.count(value) == 4  # two rows by two scorers
+    for title in titles:
+        assert title in text
 
 
 def test_a_row_without_a_verdict_has_no_accuracy():
