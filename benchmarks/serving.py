@@ -1,6 +1,6 @@
 """Throughput of the server under concurrent clients, against rollouts of the same questions on the same engine.
 
-    python -m benchmarks.serving --json serving.json [--rows 128] [--clients 64] [--rounds 3]
+    python -m benchmarks.serving --json serving.json [--rows 128] [--clients 64] [--rounds 3] [--slots 64]
 
 Rounds of both alternate in one process with one engine, so that load on the machine affects both alike; the clients are a
 process of their own. Reported are the medians of answers per second, and that all answers are equal.
@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--json", type=Path, help="file to write the numbers to")
     result.add_argument("--rows", type=int, default=128, help="embedded questions per round")
     result.add_argument("--clients", type=int, default=64, help="concurrent clients")
+    result.add_argument("--slots", type=int, default=64, help="sequences that the engine decodes together")
     result.add_argument("--rounds", type=int, default=3, help="rounds of each kind")
     result.add_argument("--ask", nargs=2, metavar=("URL", "FILE"), help=argparse.SUPPRESS)  # the client process
     return result
@@ -52,7 +53,7 @@ async def ask_all(url: str, bodies: list[dict], clients: int) -> tuple[float, li
         return time.perf_counter() - started, answers
 
 
-def measure(rows: int, clients: int, rounds: int) -> dict:
+def measure(rows: int, clients: int, rounds: int, slots: int) -> dict:
     """Returns the numbers of both kinds of rounds."""
     from dv2_jax.config import load
     from dv2_jax.parallel import distributed
@@ -62,7 +63,8 @@ def measure(rows: int, clients: int, rounds: int) -> dict:
     from dv2_jax.serving.chat_response import answer_text
     from dv2_jax.toy.tasks import make_questions
 
-    config = load([], command="serve", default_config="configs/serve.py")
+    words = [f"--config.engine.slots={slots}"]
+    config = load(words, command="serve", default_config="configs/serve.py")
     distributed.initialize(cpu_devices=config.mesh.cpu_devices)
     policy = load_policy(config)
     questions = [made for made in make_questions("eval", rows, 0)]
@@ -92,7 +94,7 @@ def measure(rows: int, clients: int, rounds: int) -> dict:
                 seconds["server"].append(served_s)
     rates = {kind: rows / statistics.median(times) for kind, times in seconds.items()}
     return {
-        "rows": rows, "clients": clients, "rounds": rounds, "seconds": seconds, "answers_per_s": rates,
+        "rows": rows, "clients": clients, "rounds": rounds, "slots": slots, "seconds": seconds, "answers_per_s": rates,
         "server_over_evaluate": rates["server"] / rates["evaluate"], "different_answers": 0,
     }  # fmt: skip
 
@@ -144,7 +146,7 @@ def main() -> None:
         seconds, answers = asyncio.run(ask_all(url, json.loads(Path(file).read_text()), arguments.clients))
         print(json.dumps({"seconds": seconds, "answers": answers}))
         return
-    result = measure(arguments.rows, arguments.clients, arguments.rounds)
+    result = measure(arguments.rows, arguments.clients, arguments.rounds, arguments.slots)
     print(json.dumps(result, indent=2))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")

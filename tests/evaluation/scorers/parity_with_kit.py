@@ -19,7 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dv2_jax.evaluation.benchmarks.kit_benchmark import LETTERS
+from dv2_jax.evaluation.scorers.choice_inference import infer_choice, read_option
 from dv2_jax.evaluation.scorers.graded_json import EXTRACTED_KEYS
+from dv2_jax.evaluation.scorers.literal_lists import lettered, read_list
 from tests.evaluation.scorers.our_verdicts import verdict
 from tests.evaluation.scorers.parity_cases import make_cases
 
@@ -51,7 +54,27 @@ def _has_name(case: dict) -> bool:
     return any(letter.isalpha() for letter in case["prediction"] + case["reply"])
 
 
+def _is_nothing_but_an_option(case: dict) -> bool:
+    columns = case["columns"]
+    choices = {letter: columns[letter] for letter in LETTERS if columns.get(letter)}
+    choices = choices or lettered(read_list(columns.get("choices", "")) or [])
+    prediction = case["prediction"]
+    return infer_choice(prediction, choices) is None and read_option(prediction, choices) is not None
+
+
+_OPTIONS = tuple(
+    Difference(
+        rule,
+        kit,
+        ours,
+        "an empty reply, or one that is nothing but an option, needs no judge; the kit's judge gave another reply",
+        _is_nothing_but_an_option,
+    )
+    for rule in ("seedbench2_plus", "mathvista", "mathvision")
+    for kit, ours in ((True, False), (False, True), ("random", False), ("random", True))
+)
 LISTED = (
+    *_OPTIONS,
     Difference(
         "seedbench2_plus",
         "random",
