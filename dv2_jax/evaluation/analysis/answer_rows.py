@@ -7,6 +7,7 @@ records without a field `answer` or a folder `scores/` are classified by their r
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -149,10 +150,20 @@ def read_run(directory: str | Path) -> AnalyzedRun:
             scores = read_scores(directory / "scores", name, scorer)
             stage, _, benchmark = name.partition("@")
             place = benchmark or ("" if stage == TRAIN else first)
-            rows += [_row(record, stage, place, scores, labels, folder) for record in read_records(folder, name)]
+            found = [_row(record, stage, place, scores, labels, folder) for record in read_records(folder, name)]
+            rows += found if stage == TRAIN else sorted(found, key=_order)
     return AnalyzedRun(
         directory, rows, stage_titles(summary), config, metric_rows(directory / "metrics.jsonl"), kind_titles
     )
+
+
+def _order(row: AnswerRow) -> tuple[list[tuple[int, int, str]], int]:
+    """Returns the key by which answers are sorted: records are in the order in which answers ended, which chance decides.
+
+    Numbers in ids are compared as numbers: `q9` is before `q10`.
+    """
+    parts = re.split(r"(\d+)", row.question_id)
+    return [(int(i % 2 == 0), 0 if i % 2 == 0 else int(part), part) for i, part in enumerate(parts)], row.sample
 
 
 def _first_benchmark(summary: Mapping[str, Any]) -> str:

@@ -92,3 +92,13 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such run directory"):
         read_run(tmp_path / "missing")
     assert read_run(tmp_path).rows == []
+
+
+def test_answers_are_in_the_order_of_their_questions(tmp_path):
+    """Catches figures that depend on which answer ended first, and so differ after an interruption."""
+    names = ["q10", "q9", "q9", "a", "2", "10"]
+    made = [record(f"{name}-{i}", said(), answer=answered(name, sample=i)) for i, name in enumerate(names)]
+    run = read_run(write_run(tmp_path, {"evaluate@vstar": made}))
+    assert [(row.question_id, row.sample) for row in run.rows] == [
+        ("2", 4), ("10", 5), ("a", 3), ("q9", 1), ("q9", 2), ("q10", 0),
+    ]  # fmt: skip
