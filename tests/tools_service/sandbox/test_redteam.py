@@ -20,11 +20,7 @@ from tools_service.sandbox.protocol.isolation_config import IsolationConfig, Lim
 CASES = redteam_cases.load()
 LIMIT_CASES = [case for case in CASES if "limit" in case]
 _EVERY_CASE = ("root, namespaces, cgroups", "nobody")  # isolations on which all cases run
-_ATTACKS = [
-    pytest.param(isolation, case, id=f"{isolation}: {case['id']} {case['title']}")
-    for isolation in ISOLATIONS
-    for case in (CASES if isolation in _EVERY_CASE else LIMIT_CASES)
-]
+_LIMITS_ONLY = tuple(isolation for isolation in ISOLATIONS if isolation not in _EVERY_CASE)
 _LIMITS = ["--grace-s", "0.5", "--memory-mb", "512", "--max-sessions", "40"]
 _AFTER = "import os\nprint('after')\nprint('next', os.getpid() == OWN)"
 
@@ -47,8 +43,25 @@ def attacked(request, tmp_path_factory):
     assert counters["opened"] > 0
 
 
-@pytest.mark.parametrize(("attacked", "case"), _ATTACKS, indirect=["attacked"])
+def _title(case: dict) -> str:
+    return f"{case['id']} {case['title']}"
+
+
+# The isolation is a parameter of its own: parametrized together with the case, pytest starts a service for every test.
+@pytest.mark.parametrize("case", CASES, ids=_title)
+@pytest.mark.parametrize("attacked", _EVERY_CASE, indirect=True, scope="module")
 def test_a_hostile_cell_is_contained(attacked, case):
+    check_containment(attacked, case)
+
+
+@pytest.mark.parametrize("case", LIMIT_CASES, ids=_title)
+@pytest.mark.parametrize("attacked", _LIMITS_ONLY, indirect=True, scope="module")
+def test_a_cell_that_exceeds_a_limit_is_contained(attacked, case):
+    check_containment(attacked, case)
+
+
+def check_containment(attacked: Bench, case: dict) -> None:
+    """Runs a case in a session next to another one and checks both, then the session that was attacked again."""
     case = redteam_cases.under(case, attacked.enforced_by)
     attacker, other = attacked.new_session(), attacked.new_session()
     own = int(attacked.run(attacker, "import os\nos.getpid()").stdout)
@@ -82,7 +95,7 @@ def test_a_hostile_cell_is_contained(attacked, case):
     assert attacked.client.poll(0) == []
 
 
-@pytest.mark.parametrize("case", redteam_cases.against_the_service(), ids=lambda case: f"{case['id']} {case['title']}")
+@pytest.mark.parametrize("case", redteam_cases.against_the_service(), ids=_title)
 def test_a_case_against_the_service_has_a_test_that_holds_it(case):
     if "documented" in case:
         policy = Path(__file__).resolve().parents[3] / "SECURITY.md"
