@@ -22,8 +22,8 @@ LEVELS = {
     "engine": 3, "rl": 3, "agent": 3, "rewards": 3, "data": 3, "toy.tasks": 3,
     "rollout": 4, "trainer": 4, "policy": 4, "report": 4,
     "evaluation": 5, "toy": 5, "aot": 5, "serving": 5,
-    "recipes": 6,
-    "train": 7, "evaluate": 7, "export": 7, "chat": 7, "compile_ahead": 7, "data.check": 7,
+    "recipes": 6, "curation": 6,
+    "curate": 7, "train": 7, "evaluate": 7, "export": 7, "chat": 7, "compile_ahead": 7, "data.check": 7,
     "serve": 7, "compare": 7, "export_evaluation": 7, "report.__main__": 7,
 }  # fmt: skip
 GENERATED = re.compile(r"_pb2(_grpc)?\.py$")

@@ -5,6 +5,7 @@ from dv2_jax.config.loading import load, run_command
 from dv2_jax.config.schema import (
     AgentConfig,
     Config,
+    CurateConfig,
     DataConfig,
     EngineConfig,
     EvalConfig,
@@ -26,6 +27,7 @@ __all__ = [
     "AgentConfig",
     "Config",
     "ConfigError",
+    "CurateConfig",
     "DataConfig",
     "EngineConfig",
     "EvalConfig",

@@ -10,13 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dv2_jax.config.curate_config import CurateConfig
 from dv2_jax.config.migrations import migrate
 from dv2_jax.config.overrides import from_mapping
-
-
-def setting(default: Any, help_text: str) -> Any:
-    """Returns a dataclass field with a default value and the help text that `--help` prints."""
-    return field(default=default, metadata={"help": help_text})
+from dv2_jax.config.setting import setting
 
 
 @dataclass(frozen=True)
@@ -373,7 +370,9 @@ class ServeConfig:
 class Config:
     """Complete configuration of one run."""
 
-    recipe: Literal["sft", "rl", "evaluate", "serve"] = setting("rl", "Entry point that the configuration is for.")
+    recipe: Literal["sft", "rl", "evaluate", "serve", "curate"] = setting(
+        "rl", "Entry point that the configuration is for."
+    )
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelSource = field(default_factory=ModelSource)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -390,6 +389,7 @@ class Config:
     rl: RLConfig = field(default_factory=RLConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+    curate: CurateConfig = field(default_factory=CurateConfig)
 
     def to_dict(self) -> dict:
         """Returns nested dictionaries, as stored in a run's `config.json`."""

@@ -1,0 +1,139 @@
+"""Writes the released formats: SFT conversations as one JSON list, RL rows as parquet. Rows are streamed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from dv2_jax.data.question import Question
+from dv2_jax.files import PARTIAL
+
+RL_FILE, SFT_FILE = "rl.parquet", "sft.json"
+ROW_GROUP = 64  # rows; a row may hold megabytes of images
+ENV_NAME = "deepeyes_v2"  # selects the environment in the released trainer
+
+
+class SFTWriter:
+    """Writes `{"messages": …, "images": [path, …]}` objects; `images` is always present, as an empty list if need be.
+
+    Mixing rows with and without the field makes Arrow infer two types, and LLaMA-Factory then fails.
+    """
+
+    def __init__(self, file: IO[str]):
+        self._file = file
+        self.rows = 0
+
+    def write(self, messages: list[dict[str, str]], images: list[str]) -> None:
+        """Appends a conversation; `images` are paths relative to the file."""
+        row = json.dumps({"messages": messages, "images": images}, ensure_ascii=False)
+        self._file.write(("[\n" if self.rows == 0 else ",\n") + row)
+        self.rows += 1
+
+    def finish(self) -> None:
+        """Closes the list."""
+        self._file.write("\n]\n" if self.rows else "[]\n")
+
+
+@contextlib.contextmanager
+def sft_writer(path: Path) -> Iterator[SFTWriter]:
+    """Opens a writer whose file appears under `path` only when the block ends without an error."""
+    partial = _partial(path)
+    with open(partial, "w", encoding="utf-8") as file:
+        writer = SFTWriter(file)
+        yield writer
+        writer.finish()
+    os.replace(partial, path)
+
+
+def write_rl_file(path: Path, questions: Iterable[tuple[Question, list[dict[str, str]]]]) -> int:
+    """Writes RL rows and returns their number; an interrupted call leaves no file.
+
+    Args:
+        questions: (question, its system and user message).
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text = pa.string()
+    message = pa.struct([("role", text), ("content", text)])
+    extra = pa.struct(
+        [
+            *((name, text) for name in ("question", "answer", "index", "skill", "verifier", "unit", "kind")),
+            *((name, pa.float64()) for name in ("tolerance", "relative_tolerance")),
+            *((name, pa.list_(text)) for name in ("aliases", "choices")),
+        ]
+    )
+    schema = pa.schema(
+        [
+            ("data_source", text),
+            ("prompt", pa.list_(message)),
+            ("images", pa.list_(pa.struct([("bytes", pa.binary())]))),
+            ("env_name", text),
+            ("reward_model", pa.struct([("ground_truth", text), ("style", text)])),
+            ("extra_info", extra),
+        ]
+    )
+    partial, count = _partial(path), 0
+    with pq.ParquetWriter(partial, schema) as writer:
+        batch: list[dict[str, Any]] = []
+        for question, prompt in questions:
+            batch.append(rl_row(question, prompt))
+            count += 1
+            if len(batch) == ROW_GROUP:
+                writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+                batch = []
+        if batch or not count:
+            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+    os.replace(partial, path)
+    return count
+
+
+def rl_row(question: Question, prompt: list[dict[str, str]]) -> dict[str, Any]:
+    """Returns a question as a row of the released RL format; what grades the answer is in `extra_info`."""
+    meta = question.meta
+    aliases = meta.get("aliases")
+    return {
+        "data_source": question.data_source,
+        "prompt": prompt,
+        "images": [{"bytes": bytes(image)} for image in question.images],
+        "env_name": ENV_NAME,
+        "reward_model": {"ground_truth": question.answer, "style": "rule"},
+        "extra_info": {
+            "question": question.text,
+            "answer": question.answer,
+            "index": str(meta.get("index", question.id)),
+            "skill": question.skill,
+            "verifier": question.verifier,
+            "unit": meta.get("unit"),
+            "kind": None if meta.get("kind") is None else str(meta["kind"]),
+            "tolerance": meta.get("tolerance"),
+            "relative_tolerance": meta.get("relative_tolerance"),
+            "aliases": [aliases] if isinstance(aliases, str) else aliases and list(aliases),
+            "choices": _choices(meta.get("choices"), question.id),
+        },
+    }
+
+
+def _choices(choices: Any, row_id: str) -> list[str] | None:
+    """Returns the wordings of choices as a list, whose positions are the labels A, B, …
+
+    Raises:
+        ValueError: the labels of a mapping are others.
+    """
+    if not choices:
+        return None
+    if isinstance(choices, Mapping):
+        labels = [str(label).strip("(). ").upper() for label in choices]
+        if labels != [chr(ord("A") + i) for i in range(len(labels))]:
+            raise ValueError(f"row {row_id!r}: choices have the labels {list(choices)}, not A, B, …")
+        return [str(wording) for wording in choices.values()]
+    return [str(wording) for wording in choices]
+
+
+def _partial(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}{PARTIAL}")

@@ -1,0 +1,1 @@
+"""Stages of a curation: each is one registered class in one file."""
