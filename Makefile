@@ -11,7 +11,7 @@ SLOW_FILES = checkpoint/test_damage.py checkpoint/test_loading_memory.py engine/
   trainer/test_gradients_on_meshes.py trainer/test_train_step.py
 
 fast: # under five minutes on two cores
-	pytest -q -m "not slow and not second_stage" $(addprefix --ignore=tests/,$(SLOW_PARTS) $(SLOW_FILES))
+	pytest -q -m "not slow and not long and not second_stage" $(addprefix --ignore=tests/,$(SLOW_PARTS) $(SLOW_FILES))
 
 test: # everything
 	pytest

@@ -119,7 +119,7 @@ def test_rows_go_where_their_labels_send_them_and_no_answer_is_paid_twice(tmp_pa
     assert questions_sent(server) == sent and contents(output(tmp_path)) == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_lost_journal_costs_no_request_that_was_answered(tmp_path, server):
     """The replies are stored before the labels: a process killed between the two asks for nothing again."""
     curate.run(config(tmp_path, server))
@@ -134,7 +134,7 @@ def test_a_lost_journal_costs_no_request_that_was_answered(tmp_path, server):
     assert contents(output(tmp_path)) == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_thresholds_change_without_new_samples_and_other_settings_are_refused(tmp_path, server):
     curate.run(config(tmp_path, server))
     sampled = sum(body["model"] == "base" for body in server.requests)
@@ -145,7 +145,7 @@ def test_thresholds_change_without_new_samples_and_other_settings_are_refused(tm
         curate.run(config(tmp_path, server, "--config.curate.temperature=0.5"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shards_together_write_what_one_process_writes(tmp_path, server):
     curate.run(config(tmp_path, server))
     local = "--config.curate.stages=read,difficulty,benefit,synthesize,verify"

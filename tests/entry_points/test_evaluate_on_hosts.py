@@ -11,7 +11,7 @@ from tests.entry_points.test_own_benchmark import DIGITS
 from tests.host_processes import run_on_hosts
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_hosts_answer_every_benchmark_as_one_does(tmp_path):
     """Catches: hosts that answer different benchmarks at a time and wait for each other, questions that are answered
     twice or by no host, and a table that counts the questions of one host."""

@@ -83,7 +83,7 @@ class Run:
         return {str(path.relative_to(self.folder)): TIMES.sub("", path.read_text()) for path in paths}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_kills_change_no_table_and_no_stored_reply_is_requested_again(serve, tmp_path):
     """Catches a reply that is paid twice, and an answer, a tool call or a verdict that an interruption changes.
 

@@ -40,7 +40,7 @@ def stored(root: Path) -> set[str]:
     return {json.loads(line)["id"] for line in lines if line.endswith(b"}") and line.startswith(b"{")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_kills_change_no_byte_of_the_table_and_no_answer_is_asked_for_twice(tmp_path):
     """Catches a lost or doubled answer, and a score of an answer that was not stored."""
     alone = start(tmp_path / "alone", tmp_path / "alone.log")
@@ -85,7 +85,7 @@ print(json.dumps([ScriptedEngines.started, results["benchmarks"]["sums"]["rows"]
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_hosts_answer_their_shards_and_share_the_results(tmp_path, two_processes):
     """Catches a host that answers all questions, records of a host that are not read, and results of one shard."""
     (first, rows), (second, same_rows) = two_processes(HOSTS.format(root=str(tmp_path)))

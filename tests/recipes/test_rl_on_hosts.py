@@ -22,7 +22,7 @@ def run(root: Path, *arguments: str, hosts: int) -> list[str]:
     return [out.splitlines()[-1] for out in run_on_hosts(command, hosts=hosts, devices_each=4 // hosts)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_hosts_train_like_one_and_stop_and_resume_together(tmp_path):
     """Catches: sampling that depends on the number of hosts, statistics or gradients of one host only, rows on another
     host's devices, deadlocks between hosts, and Ctrl-C that reaches only one host."""
@@ -54,7 +54,7 @@ def test_two_hosts_train_like_one_and_stop_and_resume_together(tmp_path):
         np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gspo_with_a_kl_term_trains_on_two_hosts_as_on_one(tmp_path):
     """Catches: a sequence's importance ratio, or its KL to the reference, over the rows of one host only."""
     assert run(tmp_path / "one", "gspo", hosts=1) == ["steps 2, recompilations 0"]

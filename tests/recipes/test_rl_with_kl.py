@@ -35,7 +35,7 @@ def one_device(tmp_path_factory):
     return metrics_of_run(tmp_path_factory.mktemp("one"), 1, 1, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("sizes", [(2, 2, 1), (1, 2, 2)])
 def test_a_kl_term_runs_on_a_mesh_without_recompilation_and_as_on_one_device(tmp_path, one_device, sizes):
     """Catches: a reference that is scored without the mesh, log-probs whose sharding or presence differs from the
