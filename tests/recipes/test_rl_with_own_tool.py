@@ -30,7 +30,7 @@ def reward_every_other(trajectories, tokenizer, config):
         t.reward_parts = {"accuracy": t.reward, "format": 0.0, "penalty": 0.0, "total": t.reward}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_tool_from_outside_is_trained_reported_and_chatted_with(tmp_path, monkeypatch):
     """Catches: a call that the engine does not stop at or the scheduler does not dispatch, a trajectory with it that
     cannot be packed or has no gradient, a checkpoint, report or chat that knows three tools only."""

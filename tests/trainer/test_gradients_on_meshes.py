@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.long
 def test_the_shape_of_the_mesh_does_not_change_the_gradient():
     """Data-parallel, FSDP, tensor-parallel and context-parallel meshes give the gradient of a single device."""
     environment = os.environ | {

@@ -182,6 +182,7 @@ def test_errors_of_the_batch_source_reach_the_caller(tiny, step):
         sft_loop(None, broken(), step)
 
 
+@pytest.mark.long
 def test_one_and_eight_devices_give_the_same_losses_and_weights(tmp_path):
     """Catches: a mean per device, an image read from another device's embeddings, moments sharded unlike their weights."""
     results = {}

@@ -3,16 +3,18 @@
 import base64
 import csv
 import io
+import re
 
 import numpy as np
 import pandas
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dv2_jax.config import ConfigError, DataConfig
 from dv2_jax.data.faults import RowError
 from dv2_jax.evaluation.readers.image_cells import base64_parts, image_cell_issue
+from dv2_jax.evaluation.readers.pandas_columns import MISSING
 from dv2_jax.evaluation.readers.tsv_file import TsvFile
 
 SKIP = DataConfig(bad_rows="skip", max_bad_fraction=1.0)
@@ -42,6 +44,16 @@ CELLS = st.one_of(
 )
 
 
+def pandas_keeps_words_for_missing_values(cells: list[str]) -> bool:
+    """Returns whether pandas reads `None` or an empty cell of the column as text, which we do not follow.
+
+    It does so in a column of text in which a cell is an integer of 2^64 or more.
+    """
+    numbers = [int(cell) for cell in cells if re.fullmatch(r"[+-]?[0-9]+", cell.strip())]
+    present = [cell for cell in cells if cell not in MISSING]
+    return any(number >= 2**64 for number in numbers) and len(present) > len(numbers)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("tsv")
@@ -54,6 +66,7 @@ def test_tsv_file_reads_every_cell_as_pandas_does(folder, data):
     width = data.draw(st.integers(1, 4))
     columns = st.lists(data.draw(st.sampled_from([CELLS, st.integers(-9, 99).map(str), CELLS])), min_size=5, max_size=5)
     table = [data.draw(columns) for _ in range(width)]
+    assume(not any(pandas_keeps_words_for_missing_values(cells) for cells in table))
     text = io.StringIO()
     # The csv module quotes no carriage return that is not part of its line end, and pandas ends the row there.
     quoting = (
