@@ -7,20 +7,19 @@ appends their results, so ids, masks and budgets are those of any rollout.
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from dv2_jax.agent.prompt_encoder import PromptEncoder
 from dv2_jax.agent.trajectory import Trajectory, TurnRecord
-from dv2_jax.config import EngineConfig, SamplingConfig, ToolsConfig
+from dv2_jax.config import SamplingConfig, ToolsConfig
 from dv2_jax.data.question import Question
-from dv2_jax.engine.engine import EngineStats, TurnOutput
 from dv2_jax.rewards.matching import answers_match
 from dv2_jax.rewards.rules import final_answer
 from dv2_jax.rollout.scheduler import AttemptId, RolloutRequest, RolloutScheduler, ToolBackend
+from dv2_jax.rollout.text_engine import TextEngine
 from dv2_jax.toy.scripted import Demonstration, DemonstrationFailed, Feedback, demonstrate
 from dv2_jax.toy.styles import StyleMix, TrajectoryStyle
 
@@ -44,22 +43,21 @@ class _RunningDemonstration:
     next_turn: str | None  # None after the demonstration failed
 
 
-@dataclass
-class ScriptedPolicy:
-    """Implements the engine methods that the scheduler uses, with the teacher's next turn as each generation."""
+class ScriptedPolicy(TextEngine):
+    """Generates the teacher's turns.
 
-    prompt_encoder: PromptEncoder
-    questions: dict[str, Question]  # by trajectory id
-    style_mix: StyleMix
-    seed: int
-    config: EngineConfig = field(default_factory=EngineConfig)
-    stats: EngineStats = field(default_factory=EngineStats)
-    failures: dict[str, str] = field(default_factory=dict)  # reason of failure, by trajectory id
-    waiting: int = 0  # every turn is available immediately
+    Args:
+        questions: by trajectory id.
 
-    def __post_init__(self) -> None:
+    Attributes:
+        failures: reason of failure, by trajectory id.
+    """
+
+    def __init__(self, prompt_encoder: PromptEncoder, questions: dict[str, Question], style_mix: StyleMix, seed: int):
+        super().__init__(prompt_encoder)
+        self.questions, self.style_mix, self.seed = questions, style_mix, seed
+        self.failures: dict[str, str] = {}
         self._running: dict[str, _RunningDemonstration] = {}  # by trajectory id
-        self._ready: deque[TurnOutput] = deque()
 
     def add_sequence(self, seq_id: AttemptId, key: int) -> None:
         trajectory_id = seq_id.trajectory_id
@@ -67,22 +65,12 @@ class ScriptedPolicy:
         turns = demonstrate(self.questions[trajectory_id], TrajectoryStyle.sample(self.style_mix, rng), rng)
         self._running[trajectory_id] = _RunningDemonstration(turns, next(turns))
 
-    def append(self, seq_id: AttemptId, token_ids: Sequence[int], images: Sequence = ()) -> None:
-        pass
-
-    def request_turn(self, seq_id: AttemptId, max_new_tokens: int, temperature: float) -> None:
+    def next_text(self, seq_id: AttemptId) -> str:
         text = self._running[seq_id.trajectory_id].next_turn
-        if text is None:
-            text = "</think>\n<answer>unknown</answer>"
-        ids = self.prompt_encoder.tokenizer.encode(text)
-        stops = text.endswith(self.prompt_encoder.chat.stop_strings)
-        if not stops:
-            ids.append(self.prompt_encoder.im_end)
-        finish = "stop" if stops else "eos"
-        if len(ids) > max_new_tokens:
-            ids, finish = ids[:max_new_tokens], "length"
-        self.stats.sampled_tokens += len(ids)
-        self._ready.append(TurnOutput(seq_id, ids, [0.0] * len(ids), finish, -1))
+        return "</think>\n<answer>unknown</answer>" if text is None else text
+
+    def free_sequence(self, seq_id: AttemptId) -> None:
+        self._running.pop(seq_id.trajectory_id, None)
 
     def observe(self, trajectory: Trajectory, record: TurnRecord) -> None:
         """Passes an observation to the teacher and stores its next turn (the scheduler's `on_turn` callback)."""
@@ -94,18 +82,6 @@ class ScriptedPolicy:
         except DemonstrationFailed as error:
             running.next_turn = None
             self.failures[trajectory.id] = str(error)
-
-    def step(self) -> list[TurnOutput]:
-        turns = list(self._ready)
-        self._ready.clear()
-        return turns
-
-    @property
-    def idle(self) -> bool:
-        return not self._ready
-
-    def free_sequence(self, seq_id: AttemptId) -> None:
-        self._running.pop(seq_id.trajectory_id, None)
 
 
 def demonstrate_all(

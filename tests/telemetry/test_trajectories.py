@@ -132,7 +132,9 @@ def test_a_writer_killed_at_any_moment_leaves_complete_lines_and_images(tmp_path
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         records = list(read_trajectories(tmp_path, "train"))
-    assert all("1 incomplete lines were skipped" in str(warning.message) for warning in caught)
+    # Other threads of this process may warn meanwhile: only the reader's warnings are counted.
+    incomplete = [str(warning.message) for warning in caught if "incomplete lines" in str(warning.message)]
+    assert len(incomplete) <= 1 and all("1 incomplete lines were skipped" in message for message in incomplete)
     assert len(records) >= 6 and [record["step"] for record in records] == list(range(len(records)))
     for record in records:
         (name,) = record["question"]["pictures"]

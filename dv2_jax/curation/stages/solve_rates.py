@@ -7,6 +7,7 @@ without tools; those that it solves with tools train RL, and teachers write traj
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -66,10 +67,15 @@ class SamplingStage(CurationStage):
             question = curation.store.row(row_id).question
             yield AnswerRequest(question, sample, attempt, answer_seed(curation, self.name, row_id, sample))
 
-    def _too_many_failed(self, solved: Solved, settings: CurateConfig) -> Decision | None:
+    def decide(self, entries: Sequence[Mapping[str, Any]], settings: CurateConfig, before: Decision) -> Decision:
+        solved = Solved.count(entries)
         if solved.failed > settings.max_failed_samples:
             return Decision(DROPPED, self.name, f"{solved.failed} of {solved.n + solved.failed} answers failed")
-        return None
+        return self.decide_by_rate(solved, settings, before)
+
+    @abstractmethod
+    def decide_by_rate(self, solved: Solved, settings: CurateConfig, before: Decision) -> Decision:
+        """Returns the decision on a row of which enough answers have a verdict."""
 
 
 @register_stage
@@ -79,10 +85,7 @@ class Difficulty(SamplingStage):
     name = "difficulty"
     with_tools = False
 
-    def decide(self, entries: Sequence[Mapping[str, Any]], settings: CurateConfig, before: Decision) -> Decision:
-        solved = Solved.count(entries)
-        if failed := self._too_many_failed(solved, settings):
-            return failed
+    def decide_by_rate(self, solved: Solved, settings: CurateConfig, before: Decision) -> Decision:
         if solved.correct > settings.max_solved_without_tools:
             return Decision(DROPPED, self.name, f"solved without tools in {solved.correct} of {solved.n} answers")
         return before
@@ -95,10 +98,7 @@ class Benefit(SamplingStage):
     name = "benefit"
     with_tools = True
 
-    def decide(self, entries: Sequence[Mapping[str, Any]], settings: CurateConfig, before: Decision) -> Decision:
-        solved = Solved.count(entries)
-        if failed := self._too_many_failed(solved, settings):
-            return failed
+    def decide_by_rate(self, solved: Solved, settings: CurateConfig, before: Decision) -> Decision:
         return Decision(RL if solved.correct >= settings.min_solved_with_tools else COLD_START)
 
 
