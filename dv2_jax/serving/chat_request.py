@@ -162,7 +162,7 @@ def _reject_unsupported(read: _Reader, *, greedy: bool) -> None:
     response_format = read.fields.get("response_format")
     if response_format is not None and response_format != {"type": "text"}:
         raise unsupported("response_format is not supported: replies are text", "response_format")
-    if set(read.value("modalities", list) or ["text"]) != {"text"}:
+    if any(modality != "text" for modality in read.value("modalities", list) or ()):
         raise unsupported("modalities other than text are not supported", "modalities")
     if read.integer("top_logprobs", 0, 20):
         raise unsupported("top_logprobs is not supported: logprobs has those of the sampled tokens", "top_logprobs")

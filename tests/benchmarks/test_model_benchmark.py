@@ -11,6 +11,7 @@ pytest.importorskip("transformers")
 from benchmarks import model  # noqa: E402
 
 
+@pytest.mark.long
 def test_both_sides_compute_the_same_loss(tmp_path, capsys):
     """Catches: packed conversations that attend to each other on one side, and images that only one side processes."""
     arguments = ["--shapes", "image", "packed", "--divide=16", "--rounds=1", "--threads=1"]

@@ -22,6 +22,9 @@ def command(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
 
 
+pytestmark = pytest.mark.long  # all tests read one evaluation, which takes a minute
+
+
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     """Returns (run directory, finished process) of one evaluation on a class, the embedded tasks and a file."""

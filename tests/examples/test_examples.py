@@ -37,8 +37,13 @@ def test_every_example_is_run_here():
     assert present == {*SCRIPTS, *NOTEBOOKS}
 
 
+TRAINING = ("02_own_tool.py", "03_own_loss.py", "04_own_data.py")  # train a small policy, which takes minutes
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in TRAINING else name for name in SCRIPTS]
+)
 def test_script_runs_and_prints_what_it_promises(name, tmp_path):
     """Catches an example that uses a renamed function or field, or whose result changed."""
     done = subprocess.run(

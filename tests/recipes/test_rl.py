@@ -29,6 +29,7 @@ def run_rl(config, reward_fn=reward_by_length):
     return rl.run_rl(config, reward_fn, one_layer_policy(config))
 
 
+@pytest.mark.long
 def test_a_run_writes_its_outputs_and_a_killed_run_resumes(config):
     """Catches: missing stages, recompilation after the first step, a log-prob gap between engine and trainer; on resume:
     prompts skipped or drawn twice, trajectories trained twice, metrics of lost steps kept."""

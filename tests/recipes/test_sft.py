@@ -201,6 +201,7 @@ def test_stored_trajectories_encode_to_the_rollout_tokens_and_images(config, tmp
         np.testing.assert_array_equal(example.images[1].patches, trajectory.images[1].patches)
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_continues_from_the_one_before_it(config, capsys):
     """Catches: a run that stops at, or silently skips, a damaged checkpoint; steps that are trained or logged twice."""
     steady = replace(config, optim=OptimConfig(schedule="constant", warmup_ratio=0.0))

@@ -110,6 +110,7 @@ def test_rl_step_learns_from_engine_samples_with_a_log_prob_gap_of_rounding_size
     assert update.compiled_programs() == 3
 
 
+@pytest.mark.long
 def test_the_kl_term_pulls_the_policy_back_to_the_reference(tiny, engine, forbidden):
     """Catches: a KL term without a gradient, or one that is zero because it compares the policy with itself."""
     config, graphdef, params = tiny
