@@ -6,6 +6,7 @@
         --config.curate.endpoint=http://host:8000/v1 \\
         --config.curate.teachers=http://teacher:8000/v1#big=2,http://other:8000/v1#large
     python -m dv2_jax.curate --plan                                 rows, requests, tokens and cost of every stage
+    python -m dv2_jax.curate --batch-write=FOLDER                   the next single requests as batch files of a provider
 
 Limits, prompts and image sizes equal those of the RL preset of the same name.
 """

@@ -5,17 +5,19 @@ with tools, solved by teachers, verified by executing every call again, and writ
 `output/sft.json` with a data card. Each stage appends its labels to a journal in the run directory: the same command
 continues an interrupted run, and thresholds can be changed without asking a model again.
 
-`--plan` shows the work of every stage before anything is sent. `--config.curate.shard=0/4` labels a quarter of the rows;
+`--plan` shows the work of every stage before anything is sent. `--batch-write=FOLDER` writes the requests of the next
+single-shot stage as batch files of a provider, and `--batch-read=FILE` stores their results as replies. `--config.curate.shard=0/4` labels a quarter of the rows;
 four such processes on one file system label all, and the first of them then runs the stages that need all rows.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dv2_jax.config import Config, RunFailure, run_command
+from dv2_jax.config import Config, ConfigError, RunFailure, run_command
 
 if TYPE_CHECKING:
     from dv2_jax.curation.curation import Curation
@@ -79,6 +81,50 @@ def plan(config: Config) -> None:
         Console().print(table)
 
 
+def write_batch(config: Config, folder: str) -> list[str]:
+    """Runs the stages up to the first that has single-shot requests to send, and writes these as batch files.
+
+    Raises:
+        ConfigError: no stage has such requests now.
+    """
+    from dv2_jax.curation.batch_files import write_batches
+    from dv2_jax.endpoint import ReplyJournal
+
+    with _open(config) as curation:
+        for stage in curation.stages:
+            if stage.is_single_shot and curation.unlabeled_ids(stage.name):
+                journal = ReplyJournal(curation.reply_path)
+                try:
+                    written = write_batches(stage.single_requests(curation), Path(folder), stage.name, journal)
+                finally:
+                    journal.close()
+                for path, count in written:
+                    curation.display.line(f"{path}: {count:,} requests")
+                if not written:
+                    curation.display.line(f"every request of {stage.name} has a reply: run without --batch-write")
+                return [str(path) for path, _ in written]
+            if stage.is_global and stage.labels_rows:
+                _require_all_shards(curation, stage.name)
+            if stage.labels_rows or stage.name == "read":
+                stage.run(curation)
+    raise ConfigError("--batch-write: no stage of curate.stages has rows that wait for single requests")
+
+
+def read_batch(config: Config, file: str) -> None:
+    """Stores the replies of a batch's result file; the next run of the stage uses them."""
+    from dv2_jax.curation.batch_files import read_results
+    from dv2_jax.endpoint import ReplyJournal
+
+    with _open(config) as curation:
+        journal = ReplyJournal(curation.reply_path)
+        try:
+            result = read_results(Path(file), journal)
+        finally:
+            journal.close()
+        reasons = "".join(f"; {count:,} failed ({reason})" for reason, count in result.failures.most_common(5))
+        curation.display.line(f"{file}: {result.stored:,} replies stored, {result.known:,} known{reasons}")
+
+
 def _open(config: Config) -> Curation:
     from dv2_jax.curation.curation import Curation
     from dv2_jax.rewards import prepare_rewards
@@ -91,11 +137,21 @@ def _open(config: Config) -> Curation:
 
 def main() -> None:
     """Runs `dv2-curate`."""
-    argv = sys.argv[1:]
-    command = plan if "--plan" in argv else run
-    run_command(
-        command, [word for word in argv if word != "--plan"], command="curate", default_config="configs/curate.py"
-    )
+    options, rest = [], []
+    for word in sys.argv[1:]:
+        (options if word.partition("=")[0] in ("--plan", "--batch-write", "--batch-read") else rest).append(word)
+    if len(options) > 1:
+        raise SystemExit(f"{' and '.join(options)} exclude one another")
+    name, _, value = "".join(options).partition("=")
+    if name.startswith("--batch") and not value:
+        raise SystemExit(f"{name} needs a path: {name}=PATH")
+    commands: dict[str, Callable[[Config], object]] = {
+        "": run,
+        "--plan": plan,
+        "--batch-write": lambda config: write_batch(config, value),
+        "--batch-read": lambda config: read_batch(config, value),
+    }
+    run_command(commands[name], rest, command="curate", default_config="configs/curate.py")
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ class CurateConfig:
     """Data construction: which rows, which models, which thresholds, which sets."""
 
     sources: tuple[str, ...] = setting(
-        ("embedded",), "Sources: embedded (training questions of `task`) | NAME=PATH;LICENSE of parquet, jsonl or json."
+        ("embedded",),
+        "Sources: embedded (training questions of `task`) | NAME=PATH;LICENSE of parquet, jsonl, json or csv, with ;KIND:"
+        " perception | reason | search | long_cot (answered without tools); without KIND each row's own.",
     )
     size: int = setting(0, "Rows per source: the first SIZE; 0: all, and task.train_size of the embedded ones.")
     stages: tuple[str, ...] = setting(
-        ("read", "deduplicate", "difficulty", "benefit", "synthesize", "verify", "mix"),
+        ("read", "deduplicate", "difficulty", "benefit", "synthesize", "verify", "withheld", "mix"),
         "Stages in order: registered names or package.module:ClassName; a stage sees the rows that those before it keep.",
     )
     shard: str = setting("0/1", "Part of the rows that this process labels, INDEX/COUNT; all mount the run directory.")
@@ -38,8 +40,18 @@ class CurateConfig:
         ("scripted",), "Teachers: scripted (embedded tasks only) | URL#MODEL, with =WEIGHT for a share other than 1."
     )
     teacher_temperature: float = setting(0.7, "Sampling temperature of teachers behind endpoints.")
+    hinted_attempts: int = setting(
+        0, "Attempts of a teacher, the last of `attempts`, whose prompt has the reference answer; the set never has it."
+    )
+    withheld_samples: int = setting(1, "Answers from a trajectory's first call on without its output, in `withheld`.")
+    max_solved_withheld: int = setting(0, "Correct answers without the output above which the tool did not help.")
+    reviewer: str = setting(
+        "", "Judge of the stage `review`, URL#MODEL; it sees question and trajectory, no reference."
+    )
     max_tokens: int = setting(4096, "Maximum tokens per reply of an endpoint.")
     concurrency: int = setting(16, "Questions that are asked at the same time; rate limits lower it for a time.")
+    requests_per_minute: int = setting(0, "Requests per minute to each endpoint; 0: no limit.")
+    tokens_per_minute: int = setting(0, "Tokens per minute of each endpoint, prompt and reply; 0: no limit.")
     timeout_s: float = setting(600.0, "Time limit of one request to an endpoint in seconds.")
     benchmarks: tuple[str, ...] = setting(
         ("found",),

@@ -9,14 +9,12 @@ from typing import Any
 
 from dv2_jax.config import Config, CurateConfig
 from dv2_jax.curation.curation_budget import CurationBudget
-from dv2_jax.curation.curation_rows import IMAGES, CurationRow, Journal, RowStore, Shard
+from dv2_jax.curation.curation_rows import IMAGES, CurationRow, Journal, RowStore, Shard, store_image
 from dv2_jax.curation.decisions import COLD_START, RL, Decision
 from dv2_jax.curation.settings_check import check_settings
 from dv2_jax.curation.stage import CurationStage, decide_row, run_stages
 from dv2_jax.data.images import ImageFile
-from dv2_jax.files import atomic_write
 from dv2_jax.telemetry.progress import Display
-from dv2_jax.telemetry.trajectories import image_file_name
 
 
 class Curation:
@@ -55,6 +53,11 @@ class Curation:
         """The section `curate` of the configuration."""
         return self.config.curate
 
+    @property
+    def reply_path(self) -> Path:
+        """The stored replies of endpoints to this shard's requests."""
+        return self.folder / "replies" / f"{self.shard.name}.jsonl"
+
     def stage(self, name: str) -> CurationStage:
         """Returns the stage of that name."""
         return next(stage for stage in self.stages if stage.name == name)
@@ -65,14 +68,16 @@ class Curation:
 
     def entries(self, row_id: str) -> dict[str, list[dict[str, Any]]]:
         """Returns the row's entries by stage, in the order of samples."""
-        samples = max(1, self.settings.samples)
+        samples = max(1, self.settings.samples, self.settings.withheld_samples)
         return {name: journal.of_row(row_id, samples) for name, journal in self._journals.items()}
 
     def decision(self, row_id: str, stages: Sequence[CurationStage] | None = None) -> Decision:
         """Returns the decision on a row by the given stages, by default all."""
         stages = self.stages if stages is None else stages
-        start = Decision(COLD_START if "benefit" not in self._journals and "synthesize" in self._journals else RL)
-        return decide_row(self.entries(row_id), stages, self.settings, start)
+        form = self.store.form(row_id)
+        no_benefit = "benefit" not in self._journals and "synthesize" in self._journals
+        start = Decision(RL if form == "question" and not no_benefit else COLD_START)
+        return decide_row(self.entries(row_id), stages, self.settings, start, form)
 
     def reaching_ids(self, name: str) -> list[str]:
         """Returns the rows that the stages before `name` keep, and that `name` applies to, sorted."""
@@ -80,11 +85,23 @@ class Curation:
         before = self.stages[: self.stages.index(stage)]
         ids = self.store.ids() if stage.is_global else self.store.own_ids()
         decisions = ((row_id, self.decision(row_id, before)) for row_id in ids)
-        return [row_id for row_id, decision in decisions if decision.is_open and stage.applies(decision)]
+        return [
+            row_id
+            for row_id, decision in decisions
+            if decision.is_open and stage.applies(decision, self.store.form(row_id))
+        ]
+
+    def turns(self, row_id: str) -> list[dict[str, Any]]:
+        """Returns the turns of a row's trajectory in JSON types: those of its teacher, or those that were read with it."""
+        if self.store.form(row_id) == "trajectory":
+            return self.store.document(row_id).get("turns", [])
+        entry = self.journal("synthesize").get(row_id) if "synthesize" in self._journals else None
+        return [] if entry is None else entry["turns"]
 
     def unlabeled_ids(self, name: str) -> list[str]:
         """Returns the rows that reach the stage and lack entries, sorted."""
-        stage, journal, samples = self.stage(name), self.journal(name), max(1, self.settings.samples)
+        stage, journal = self.stage(name), self.journal(name)
+        samples = max(1, self.settings.samples, self.settings.withheld_samples)
         reaching = self.reaching_ids(name)
         return [row for row in reaching if not stage.is_complete(journal.of_row(row, samples), self.settings)]
 
@@ -94,11 +111,7 @@ class Curation:
 
     def store_image(self, data: bytes) -> str:
         """Stores an encoded image once and returns its file name."""
-        name = image_file_name(data)
-        path = self.folder / IMAGES / name
-        if not path.exists():
-            atomic_write(path, data)
-        return name
+        return store_image(self.folder, data)
 
     def read_image(self, name: str) -> bytes:
         """Reads a stored image."""
@@ -107,7 +120,7 @@ class Curation:
     def stored_costs(self) -> Iterator[float | None]:
         """Yields the cost of every stored answer of this shard's journals."""
         for journal in self._journals.values():
-            for entry in journal.entries.values():
+            for entry in journal.entries():
                 if "cost" in entry:
                     yield entry["cost"]
 

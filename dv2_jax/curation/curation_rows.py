@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from dv2_jax.agent.trajectory import TurnRecord
 from dv2_jax.config import ConfigError
+from dv2_jax.curation.trajectory_text import turns_from_json, turns_to_json
 from dv2_jax.data.images import ImageFile
 from dv2_jax.data.question import Question
 from dv2_jax.evaluation.record_files import RecordFile, read_line, read_lines
@@ -18,14 +21,24 @@ from dv2_jax.telemetry.trajectories import image_file_name
 
 IMAGES = "images"
 
+# What a row is, which decides on the stages that label it: a question that tools may help to answer, a question for a long
+# chain of thought without tools, or a stored trajectory of a released cold-start set.
+RowForm = Literal["question", "long_cot", "trajectory"]
+
 
 @dataclass(frozen=True)
 class CurationRow:
-    """A question with the name and the license of its source; `question.id` is unique in the curation."""
+    """A question with the name and the license of its source; `question.id` is unique in the curation.
+
+    `conversation` and `turns` are those of a stored trajectory, see `SourceRow`.
+    """
 
     question: Question
     source: str
     license: str
+    form: RowForm = "question"
+    conversation: tuple[dict[str, str], ...] | None = None
+    turns: tuple[TurnRecord, ...] = ()
 
     @property
     def id(self) -> str:
@@ -83,11 +96,11 @@ class RowStore:
 
     def __init__(self, folder: Path, shard: Shard):
         self.folder, self.shard = folder, shard
-        self._places: dict[str, tuple[Path, int]] = {}
+        self._places: dict[str, tuple[Path, int, RowForm]] = {}
         self._own_path = folder / "rows" / f"{shard.name}.jsonl"
         for path in sorted((folder / "rows").glob(f"*-of-{shard.count:03d}.jsonl")):
             for offset, line in read_lines(path):
-                self._places[line["id"]] = path, offset
+                self._places[line["id"]] = path, offset, line.get("form", "question")
         self._file = RecordFile(self._own_path)
 
     def __len__(self) -> int:
@@ -111,14 +124,9 @@ class RowStore:
             RunFailure: the disk is full.
         """
         question = row.question
-        names = []
-        for data in question.images:
-            names.append(image_file_name(data))
-            path = self.folder / IMAGES / names[-1]
-            if not path.exists():
-                atomic_write(path, bytes(data))
         document = {
             "id": row.id,
+            "form": row.form,
             "source": row.source,
             "license": row.license,
             "digest": row.digest,
@@ -129,13 +137,19 @@ class RowStore:
             "verifier": question.verifier,
             "messages": None if question.messages is None else list(question.messages),
             "meta": question.meta,
-            "images": names,
+            "images": [store_image(self.folder, data) for data in question.images],
+            "conversation": None if row.conversation is None else list(row.conversation),
+            "turns": turns_to_json(row.turns, lambda data: store_image(self.folder, data)),
         }
-        self._places[row.id] = self._own_path, self._file.append(document)
+        self._places[row.id] = self._own_path, self._file.append(document), row.form
+
+    def form(self, row_id: str) -> RowForm:
+        """Returns what a row is, without reading it."""
+        return self._places[row_id][2]
 
     def document(self, row_id: str) -> dict[str, Any]:
         """Returns the stored line of a row, without reading its images."""
-        path, offset = self._places[row_id]
+        path, offset, _ = self._places[row_id]
         return read_line(path, offset)
 
     def row(self, row_id: str) -> CurationRow:
@@ -152,7 +166,9 @@ class RowStore:
             messages=None if line["messages"] is None else tuple(line["messages"]),
             meta=line["meta"],
         )
-        return CurationRow(question, line["source"], line["license"])
+        conversation = None if line.get("conversation") is None else tuple(line["conversation"])
+        turns = turns_from_json(line.get("turns", ()), lambda name: ImageFile.read(self.folder / IMAGES / name))
+        return CurationRow(question, line["source"], line["license"], self.form(row_id), conversation, turns)
 
     def rows(self, ids: Iterable[str]) -> Iterator[CurationRow]:
         """Reads rows one at a time."""
@@ -165,16 +181,25 @@ class RowStore:
 class Journal:
     """The labels of one stage: a line per entry, keyed by `row` and, where there are several, `sample`.
 
-    Of several lines with one key the newest counts, for which reason a failed entry can be repeated.
+    Of several lines with one key the newest counts, for which reason a failed entry can be repeated. Memory holds the place
+    of every entry, not the entry.
     """
 
     def __init__(self, folder: Path, stage: str, shard: Shard):
         self.stage = stage
-        self.entries: dict[tuple[str, int], dict[str, Any]] = {}
+        self._places: dict[str, dict[int, tuple[int, int]]] = {}  # row → sample → number of the file, offset
+        self._paths: list[Path] = []
+        self._readers: dict[int, int] = {}  # number of a file → its descriptor, opened when it is first needed
         for path in sorted((folder / "journal").glob(f"{stage}-*-of-{shard.count:03d}.jsonl")):
-            for _, line in read_lines(path):
-                self.entries[line["row"], line.get("sample", 0)] = line
-        self._file = RecordFile(folder / "journal" / f"{stage}-{shard.name}.jsonl")
+            number = len(self._paths)
+            self._paths.append(path)
+            for offset, line in read_lines(path):
+                self._places.setdefault(line["row"], {})[line.get("sample", 0)] = number, offset
+        own = folder / "journal" / f"{stage}-{shard.name}.jsonl"
+        if own not in self._paths:
+            self._paths.append(own)
+        self._own = self._paths.index(own)
+        self._file = RecordFile(own)
 
     def add(self, row: str, labels: Mapping[str, Any], sample: int = 0) -> None:
         """Appends the labels of a row, or of one of its samples.
@@ -182,17 +207,52 @@ class Journal:
         Raises:
             RunFailure: the disk is full.
         """
-        line = {"row": row, "sample": sample, **labels}
-        self._file.append(line)
-        self.entries[row, sample] = line
+        offset = self._file.append({"row": row, "sample": sample, **labels})
+        self._places.setdefault(row, {})[sample] = self._own, offset
 
     def get(self, row: str, sample: int = 0) -> dict[str, Any] | None:
         """Returns the newest entry, or None."""
-        return self.entries.get((row, sample))
+        place = self._places.get(row, {}).get(sample)
+        return None if place is None else self._read(*place)
 
     def of_row(self, row: str, samples: int) -> list[dict[str, Any]]:
         """Returns the entries of the samples 0 to `samples` - 1 that exist."""
-        return [entry for sample in range(samples) if (entry := self.get(row, sample)) is not None]
+        places = self._places.get(row)
+        if not places:
+            return []
+        return [self._read(*places[sample]) for sample in sorted(places) if sample < samples]
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """Yields the newest entry of every row and sample."""
+        for places in self._places.values():
+            for place in places.values():
+                yield self._read(*place)
 
     def close(self) -> None:
+        """Closes the files."""
         self._file.close()
+        for descriptor in self._readers.values():
+            os.close(descriptor)
+        self._readers.clear()
+
+    def _read(self, number: int, offset: int) -> dict[str, Any]:
+        descriptor = self._readers.get(number)
+        if descriptor is None:
+            descriptor = self._readers[number] = os.open(self._paths[number], os.O_RDONLY)
+        data, size = os.pread(descriptor, 4096, offset), 4096
+        while (end := data.find(b"\n")) < 0:
+            more = os.pread(descriptor, size, offset + len(data))
+            if not more:
+                end = len(data)
+                break
+            data, size = data + more, 4 * size
+        return json.loads(data[:end])
+
+
+def store_image(folder: Path, data: bytes) -> str:
+    """Stores an encoded image of a curation once and returns its file name."""
+    name = image_file_name(data)
+    path = folder / IMAGES / name
+    if not path.exists():
+        atomic_write(path, bytes(data))
+    return name

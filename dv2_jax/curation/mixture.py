@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from dv2_jax.config import ConfigError
 
-LONG_COT = "long_cot"  # rows without images, as the paper counts its long chains of thought
+LONG_COT: Literal["long_cot"] = "long_cot"  # rows without images, as the paper counts its long chains of thought
 
 # Shares of the paper's sets (Figure 9).
 PAPER_MIXTURES: dict[str, dict[str, float]] = {

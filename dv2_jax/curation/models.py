@@ -7,13 +7,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from dv2_jax.agent.prompt_encoder import PromptEncoder
-from dv2_jax.config import AgentConfig, SamplingConfig
+from dv2_jax.config import AgentConfig, ConfigError, CurateConfig, SamplingConfig
 from dv2_jax.curation.curation import Curation
 from dv2_jax.curation.replay import ReplayEngine
 from dv2_jax.curation.scripted_teacher import ScriptedTeacher
 from dv2_jax.curation.teachers import Teacher
 from dv2_jax.data.tokenizer import Tokenizer
-from dv2_jax.endpoint import ChatEndpoint, EndpointNames, ReplyJournal
+from dv2_jax.endpoint import ChatEndpoint, EndpointNames, RateLimit, ReplyJournal
 from dv2_jax.evaluation.answerers.answerer import Answer, Answerer
 from dv2_jax.evaluation.answerers.endpoint_answerer import EndpointAnswerer, EndpointSampling
 from dv2_jax.evaluation.answerers.own_engine import OwnEngine
@@ -58,10 +58,18 @@ def open_model(curation: Curation, *, with_tools: bool) -> Iterator[Model]:
 
 
 @contextmanager
-def open_teacher(curation: Curation, teacher: Teacher) -> Iterator[Model]:
-    """Opens a teacher, which always has tools."""
+def open_teacher(curation: Curation, teacher: Teacher, *, with_tools: bool) -> Iterator[Model]:
+    """Opens a teacher, with the tools of the run or for long chains of thought without any.
+
+    Raises:
+        ConfigError: the scripted teacher is to answer without tools.
+    """
     config = curation.config
     if teacher.is_scripted:
+        if not with_tools:
+            raise ConfigError(
+                "curate.teachers: the scripted teacher writes no long chains of thought; name an endpoint"
+            )
         tokenizer = load_policy(config).tokenizer
         assert tokenizer is not None
         with open_tools(config, curation.folder) as tools:
@@ -69,7 +77,22 @@ def open_teacher(curation: Curation, teacher: Teacher) -> Iterator[Model]:
             yield Model(teacher.name, ScriptedTeacher(config, encoder, tools), tokenizer)
         return
     with _endpoint(curation, teacher.base_url, teacher.model, "curate.teachers") as endpoint:
-        yield from _on_endpoint(curation, endpoint, config.agent, curation.settings.teacher_temperature)
+        agent = config.agent if with_tools else without_tools(config.agent)
+        yield from _on_endpoint(curation, endpoint, agent, curation.settings.teacher_temperature)
+
+
+@contextmanager
+def open_reviewer(curation: Curation) -> Iterator[ChatEndpoint]:
+    """Opens the judge of trajectories.
+
+    Raises:
+        ConfigError: `curate.reviewer` is empty or cannot be used.
+    """
+    place, _, model = curation.settings.reviewer.partition("#")
+    if not place.startswith(("http://", "https://")):
+        raise ConfigError(f"curate.reviewer = {curation.settings.reviewer!r}: the stage review needs URL#MODEL")
+    with _endpoint(curation, place.rstrip("/"), model, "curate.reviewer") as endpoint:
+        yield endpoint
 
 
 @contextmanager
@@ -92,10 +115,15 @@ def without_tools(agent: AgentConfig) -> AgentConfig:
     return replace(agent, tools=(), system_prompt=prompt)
 
 
+def endpoint_sampling(settings: CurateConfig, temperature: float) -> EndpointSampling:
+    """Returns the sampling parameters of requests to endpoints."""
+    return EndpointSampling(temperature, settings.max_tokens, settings.concurrency)
+
+
 @contextmanager
 def _endpoint(curation: Curation, base_url: str, model: str, key: str) -> Iterator[ChatEndpoint]:
     """Opens a client whose replies are stored in the run, so that no request with a reply is sent again."""
-    journal = ReplyJournal(curation.folder / "replies" / f"{curation.shard.name}.jsonl")
+    journal = ReplyJournal(curation.reply_path)
     names = EndpointNames(address_key=key, model_key=f"{key}_model" if key == "curate.endpoint" else key)
     endpoint = ChatEndpoint(
         base_url,
@@ -104,6 +132,7 @@ def _endpoint(curation: Curation, base_url: str, model: str, key: str) -> Iterat
         names=names,
         timeout_s=curation.settings.timeout_s,
         concurrency=curation.settings.concurrency,
+        rate=RateLimit(curation.settings.requests_per_minute, curation.settings.tokens_per_minute),
     )
     try:
         endpoint.probe()
@@ -114,8 +143,8 @@ def _endpoint(curation: Curation, base_url: str, model: str, key: str) -> Iterat
 
 
 def _on_endpoint(curation: Curation, endpoint: ChatEndpoint, agent: AgentConfig, temperature: float) -> Iterator[Model]:
-    config, settings = curation.config, curation.settings
-    sampling = EndpointSampling(temperature, settings.max_tokens, settings.concurrency)
+    config = curation.config
+    sampling = endpoint_sampling(curation.settings, temperature)
     with ExitStack() as stack:
         tools = stack.enter_context(open_tools(config, curation.folder)) if agent.tools else None
         answerer = EndpointAnswerer(endpoint, sampling, agent, config.image, config.tools, tools)

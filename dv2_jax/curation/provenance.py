@@ -16,13 +16,14 @@ def provenance(curation: Curation, row_id: str, decision: Decision, chosen: str 
     """
     line = curation.store.document(row_id)
     entries = curation.entries(row_id)
-    solved = {name: Solved.count(entries[name]) for name in ("difficulty", "benefit") if entries.get(name)}
+    solved = {name: Solved.count(entries[name]) for name in ("difficulty", "benefit", "withheld") if entries.get(name)}
     trajectory = (entries.get("synthesize") or [None])[0]
     overlap = (entries.get("deduplicate") or [None])[0]
     found = {
         "id": row_id,
         "source": line["source"],
         "license": line["license"],
+        "form": curation.store.form(row_id),
         "digest": line["digest"],
         "images": line["images"],
         "set": chosen,
@@ -31,15 +32,21 @@ def provenance(curation: Curation, row_id: str, decision: Decision, chosen: str 
         "reason": decision.reason,
         "without_tools": _counts(solved.get("difficulty")),
         "with_tools": _counts(solved.get("benefit")),
+        "output_withheld": _counts(solved.get("withheld")),
         "gain": None,
         "pairs": [] if overlap is None else overlap["pairs"],
     }
-    if len(solved) == 2:
+    if "difficulty" in solved and "benefit" in solved:
         before, after = solved["difficulty"].rate, solved["benefit"].rate
         found |= {"gain": round(max(0.0, after - before), 4), "harm": round(max(0.0, before - after), 4)}
     if trajectory is not None:
-        keys = ("model", "attempt", "prompt_tokens", "completion_tokens", "requests", "cost", "failed_calls")
-        found["teacher"] = {key: trajectory[key] for key in keys}
+        keys = ("model", "attempt", "prompt_tokens", "completion_tokens", "requests", "cost", "failed_calls", "hinted")
+        found["teacher"] = {key: trajectory.get(key) for key in keys}
+    if entries.get("review"):
+        review = entries["review"][0]
+        found["review"] = {key: review[key] for key in ("model", "denied", "reason", "failure")}
+    if entries.get("verify"):
+        found["unchecked_searches"] = entries["verify"][0].get("unchecked_searches", 0)
     return found
 
 

@@ -15,6 +15,12 @@ from dv2_jax.files import PARTIAL
 RL_FILE, SFT_FILE = "rl.parquet", "sft.json"
 ROW_GROUP = 64  # rows; a row may hold megabytes of images
 ENV_NAME = "deepeyes_v2"  # selects the environment in the released trainer
+# The fields of `extra_info` that every row has, with their types.
+_FIELDS = {
+    **dict.fromkeys(("question", "answer", "index", "skill", "verifier", "unit", "kind"), "text"),
+    **dict.fromkeys(("tolerance", "relative_tolerance"), "number"),
+    **dict.fromkeys(("aliases", "choices"), "texts"),
+}
 
 
 class SFTWriter:
@@ -49,22 +55,28 @@ def sft_writer(path: Path) -> Iterator[SFTWriter]:
     os.replace(partial, path)
 
 
-def write_rl_file(path: Path, questions: Iterable[tuple[Question, list[dict[str, str]]]]) -> int:
+def write_rl_file(
+    path: Path,
+    questions: Iterable[tuple[Question, list[dict[str, str]]]],
+    other_fields: Mapping[str, str] | None = None,
+) -> int:
     """Writes RL rows and returns their number; an interrupted call leaves no file.
 
     Args:
         questions: (question, its system and user message).
+        other_fields: further fields of `extra_info` with their types, as `find_other_fields` returns them.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    other_fields = other_fields or {}
     text = pa.string()
     message = pa.struct([("role", text), ("content", text)])
+    types = {"text": text, "whole": pa.int64(), "number": pa.float64(), "flag": pa.bool_(), "texts": pa.list_(text)}
     extra = pa.struct(
         [
-            *((name, text) for name in ("question", "answer", "index", "skill", "verifier", "unit", "kind")),
-            *((name, pa.float64()) for name in ("tolerance", "relative_tolerance")),
-            *((name, pa.list_(text)) for name in ("aliases", "choices")),
+            *((name, types[kind]) for name, kind in _FIELDS.items()),
+            *((name, types.get(kind, text)) for name, kind in other_fields.items()),
         ]
     )
     schema = pa.schema(
@@ -81,7 +93,7 @@ def write_rl_file(path: Path, questions: Iterable[tuple[Question, list[dict[str,
     with pq.ParquetWriter(partial, schema) as writer:
         batch: list[dict[str, Any]] = []
         for question, prompt in questions:
-            batch.append(rl_row(question, prompt))
+            batch.append(rl_row(question, prompt, other_fields))
             count += 1
             if len(batch) == ROW_GROUP:
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))
@@ -92,10 +104,43 @@ def write_rl_file(path: Path, questions: Iterable[tuple[Question, list[dict[str,
     return count
 
 
-def rl_row(question: Question, prompt: list[dict[str, str]]) -> dict[str, Any]:
+def find_other_fields(metas: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Returns the fields of `extra_info` that are not ours, with the type that holds all of their values.
+
+    A field whose values have several types is `json`: its values are written as JSON text.
+    """
+    found: dict[str, set[str]] = {}
+    for meta in metas:
+        for name, value in meta.items():
+            if name not in _FIELDS and value is not None:
+                found.setdefault(name, set()).add(_kind(value))
+    fields = {}
+    for name, kinds in sorted(found.items()):
+        fields[name] = "number" if kinds == {"whole", "number"} else next(iter(kinds)) if len(kinds) == 1 else "json"
+    return fields
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "flag"
+    if isinstance(value, int) and -(2**63) <= value < 2**63:
+        return "whole"
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return "texts"
+    return {str: "text", float: "number"}.get(type(value), "json")
+
+
+def rl_row(
+    question: Question, prompt: list[dict[str, str]], other_fields: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Returns a question as a row of the released RL format; what grades the answer is in `extra_info`."""
     meta = question.meta
     aliases = meta.get("aliases")
+    others = {}
+    for name, kind in (other_fields or {}).items():
+        value = meta.get(name)
+        is_json = kind == "json" and value is not None
+        others[name] = json.dumps(value, ensure_ascii=False, sort_keys=True) if is_json else value
     return {
         "data_source": question.data_source,
         "prompt": prompt,
@@ -103,8 +148,8 @@ def rl_row(question: Question, prompt: list[dict[str, str]]) -> dict[str, Any]:
         "env_name": ENV_NAME,
         "reward_model": {"ground_truth": question.answer, "style": "rule"},
         "extra_info": {
-            "question": question.text,
-            "answer": question.answer,
+            "question": meta.get("question", question.text),
+            "answer": str(meta.get("answer", question.answer)),
             "index": str(meta.get("index", question.id)),
             "skill": question.skill,
             "verifier": question.verifier,
@@ -114,6 +159,7 @@ def rl_row(question: Question, prompt: list[dict[str, str]]) -> dict[str, Any]:
             "relative_tolerance": meta.get("relative_tolerance"),
             "aliases": [aliases] if isinstance(aliases, str) else aliases and list(aliases),
             "choices": _choices(meta.get("choices"), question.id),
+            **others,
         },
     }
 

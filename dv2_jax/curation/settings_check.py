@@ -16,6 +16,7 @@ LABEL_FIELDS = (
     "run.seed", "model.init", "agent.*", "image.*", "task.source", "task.seed", "task.skills", "task.train_size",
     "reward.judge_model", "reward.verdicts", "curate.sources", "curate.size", "curate.temperature", "curate.endpoint_model",
     "curate.max_tokens", "curate.teacher_temperature", "curate.benchmarks",
+    "curate.reviewer",
 )  # fmt: skip
 
 

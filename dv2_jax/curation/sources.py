@@ -1,15 +1,19 @@
-"""The sources of a curation: the embedded questions, or files in the released formats, each with its license."""
+"""The sources of a curation: the embedded questions, or files of any known form of rows, each with its license."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dv2_jax.config import Config, ConfigError
-from dv2_jax.curation.curation_rows import CurationRow
-from dv2_jax.data.question import Question
-from dv2_jax.data.rows import read_questions
+from dv2_jax.curation.curation_rows import CurationRow, RowForm
+from dv2_jax.curation.mixture import LONG_COT
+from dv2_jax.curation.source_form import SourceRow, parse_source_row
+from dv2_jax.data.question import DATA_SOURCES
+from dv2_jax.data.row_files import SOURCE_ENDINGS
+from dv2_jax.data.rows import RowError, iter_source, parse_row
 from dv2_jax.toy.tasks import make_questions
 
 EMBEDDED = "embedded"
@@ -18,33 +22,58 @@ UNKNOWN_LICENSE = "unknown"
 
 @dataclass(frozen=True)
 class Source:
-    """A source of rows. `path` is a file or folder of parquet, jsonl or json files; empty: the embedded questions."""
+    """A source of rows.
+
+    Attributes:
+        path: a file or folder of parquet, jsonl, json or csv files; empty: the embedded questions.
+        kind: replaces the data source of its rows; `long_cot`: they are answered by a long chain of thought without tools;
+            empty: the data source of each row.
+    """
 
     name: str
     path: str
     license: str
+    kind: str = ""
 
     def rows(self, config: Config) -> Iterator[CurationRow]:
         """Yields the rows in the order of the source; ids are the source's name and the row's own id.
 
         Raises:
-            RowError: a file cannot be used under `data.bad_rows`.
+            RowError: a file cannot be read, or a row cannot be used and `data.bad_rows` is `error`.
         """
-        for question in self._questions(config):
-            yield CurationRow(replace(question, id=f"{self.name}/{question.id}"), self.name, self.license)
+        for row in self._source_rows(config):
+            form: RowForm = "question" if row.conversation is None else "trajectory"
+            if self.kind == LONG_COT and form == "question":
+                form = LONG_COT
+            data_source = "reason" if self.kind == LONG_COT else self.kind or row.question.data_source
+            question = replace(row.question, id=f"{self.name}/{row.question.id}", data_source=data_source)
+            yield CurationRow(question, self.name, self.license, form, row.conversation, row.turns)
 
-    def _questions(self, config: Config) -> Iterator[Question]:
+    def _source_rows(self, config: Config) -> Iterator[SourceRow]:
         size = config.curate.size
         if not self.path:
             task = config.task
-            yield from make_questions("train", size or task.train_size, task.seed, task.skills)
+            for question in make_questions("train", size or task.train_size, task.seed, task.skills):
+                yield SourceRow(question)
             return
-        on_fault = None if config.data.bad_rows == "error" else lambda fault: None
-        yield from read_questions(self.path, limit=size or None, on_fault=on_fault)
+        unusable, first = 0, ""
+        for file, raw in iter_source(self.path, SOURCE_ENDINGS, size or None):
+            parsed = parse_row(raw, file, parse_source_row)
+            faults = parsed.faults(file, raw)
+            if faults and config.data.bad_rows == "error":
+                raise RowError(str(faults[0]))
+            unusable += bool(faults)
+            first = first or (str(faults[0]) if faults else "")
+            if parsed.record is not None:
+                yield parsed.record
+        if unusable:
+            warnings.warn(
+                f"{self.name}: {unusable:,} rows cannot be used and are left out; the first: {first}", stacklevel=2
+            )
 
 
 def run_sources(config: Config) -> list[Source]:
-    """Returns the sources of `curate.sources`: `embedded`, or `NAME=PATH`, each optionally with `;LICENSE`.
+    """Returns the sources of `curate.sources`: `embedded`, or `NAME=PATH`, with `;LICENSE;KIND` if wanted.
 
     Raises:
         ConfigError: a name is missing or used twice, or a path does not exist.
@@ -60,12 +89,18 @@ def run_sources(config: Config) -> list[Source]:
 
 
 def _parse(text: str) -> Source:
-    place, _, license_name = text.partition(";")
+    place, *rest = text.split(";")
+    license_name, kind, *more = [*rest, "", ""]
     name, equals, path = place.partition("=")
+    if any(more) or kind not in ("", LONG_COT, *DATA_SOURCES):
+        kinds = ", ".join((*DATA_SOURCES, LONG_COT))
+        raise ConfigError(
+            f"curate.sources: {text!r}: write NAME=PATH;LICENSE, or NAME=PATH;LICENSE;KIND with one of {kinds}"
+        )
     if name == EMBEDDED and not equals:
-        return Source(EMBEDDED, "", license_name or "Apache-2.0")
+        return Source(EMBEDDED, "", license_name or "Apache-2.0", kind)
     if not equals or not name or "/" in name:
         raise ConfigError(f"curate.sources: {text!r}: write {EMBEDDED}, or NAME=PATH;LICENSE with a NAME without '/'")
     if not Path(path).exists():
         raise ConfigError(f"curate.sources: {name}: there is no {path!r}")
-    return Source(name, path, license_name or UNKNOWN_LICENSE)
+    return Source(name, path, license_name or UNKNOWN_LICENSE, kind)

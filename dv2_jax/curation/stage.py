@@ -21,12 +21,13 @@ Adding one is a subclass in one file::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dv2_jax.config import ConfigError, CurateConfig
 from dv2_jax.config.registry import Registry
+from dv2_jax.curation.curation_rows import RowForm
 from dv2_jax.curation.decisions import Decision
 
 if TYPE_CHECKING:
@@ -50,11 +51,22 @@ class StagePlan:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class SingleRequest:
+    """A request to an endpoint that does not depend on another reply. `key` as in `ChatEndpoint.complete`."""
+
+    model: str
+    messages: Sequence[Mapping[str, Any]]
+    parameters: Mapping[str, Any]
+    key: str = ""
+
+
 class CurationStage(ABC):
     """A stage. Its journal has entries by row and sample; `decide` reads nothing else, so that it is a pure function."""
 
     name: str
     labels_rows: bool = True  # False: the stage has no entry per row, and decides nothing
+    is_single_shot: bool = False  # every answer is one request: `single_requests` can write batch files
     is_global: bool = False  # compares rows of all shards: run by the first shard, after the others' stages before it
 
     @abstractmethod
@@ -79,9 +91,17 @@ class CurationStage(ABC):
         """Returns whether a row has all the entries that `decide` needs."""
         return bool(entries)
 
-    def applies(self, before: Decision) -> bool:
-        """Returns whether the stage labels a row with this decision."""
+    def applies(self, before: Decision, form: RowForm) -> bool:
+        """Returns whether the stage labels a row of this form with this decision."""
         return True
+
+    def single_requests(self, curation: Curation) -> Iterator[SingleRequest]:
+        """Yields the missing requests of a stage whose every answer is one request, for batch files.
+
+        Raises:
+            ConfigError: the stage has conversations, or its model has no name or runs on the own engine.
+        """
+        raise ConfigError(f"--batch-write: the stage {self.name} has no single requests")
 
     def plan(self, curation: Curation) -> StagePlan:
         """Returns the work that `run` has now."""
@@ -118,11 +138,12 @@ def decide_row(
     stages: Sequence[CurationStage],
     settings: CurateConfig,
     start: Decision,
+    form: RowForm = "question",
 ) -> Decision:
     """Returns the decision on a row from its entries by stage: the stages decide in order until one drops it."""
     decision = start
     for stage in stages:
-        if not (stage.labels_rows and stage.applies(decision)):
+        if not (stage.labels_rows and stage.applies(decision, form)):
             continue
         entries = row_entries.get(stage.name, ())
         if not stage.is_complete(entries, settings):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dv2_jax.agent.trajectory import TurnRecord
+from tools_service.common.status import Status
 
 
 def turns_to_json(turns: Sequence[TurnRecord], store_image: Callable[[bytes], str]) -> list[dict[str, Any]]:
@@ -20,6 +21,20 @@ def turns_to_json(turns: Sequence[TurnRecord], store_image: Callable[[bytes], st
         }
         for turn in turns
     ]
+
+
+def turns_from_json(turns: Sequence[Mapping[str, Any]], read_image: Callable[[str], bytes]) -> tuple[TurnRecord, ...]:
+    """Converts what `turns_to_json` has returned; `read_image` reads an image by its file name."""
+    return tuple(
+        TurnRecord(
+            turn["text"],
+            turn["kind"],
+            turn["observation"],
+            tuple(map(read_image, turn["images"])),
+            Status(turn["status"]) if turn["status"] else None,
+        )
+        for turn in turns
+    )
 
 
 def sft_messages(prompt: Sequence[Mapping[str, str]], turns: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -85,6 +86,22 @@ class RowReader:
             hint = "parse the JSON text first" if isinstance(value, str) else "write an object"
             self.wrong_type(key, value, "an object", hint)
         return {}
+
+    def text_list(self, value: Any, field: str) -> list[str]:
+        """Returns a list of texts: a list, or JSON text of one, as some files store it; adds an issue for anything else."""
+        parsed = value
+        if isinstance(value, str):
+            try:
+                parsed = json.loads(value)
+            except ValueError:
+                parsed = [value] if value.strip() else []
+            parsed = parsed if isinstance(parsed, list) else [value]
+        if parsed is None:
+            return []
+        if not isinstance(parsed, (list, tuple)) or not all(isinstance(item, (str, int, float)) for item in parsed):
+            self.wrong_type(field, value, "a list of texts", f"write a list, not {clip(value, 40)}")
+            return []
+        return [str(item) for item in parsed if str(item).strip()]
 
     def messages(self, key: str) -> tuple[dict, ...] | None:
         value = self.row.get(key, _ABSENT)
@@ -168,7 +185,7 @@ class RowReader:
             return None
 
     def _image_file(self, name: str, field: str) -> bytes | None:
-        if name.startswith("data:") or _BASE64.fullmatch(name):
+        if is_base64_text(name):
             problem = f"base64 text where a path belongs: {clip(name)}"
             self.add("image", field, problem, 'write {"bytes": text}')
             return None
@@ -198,6 +215,11 @@ class RowReader:
         elif isinstance(value, (list, tuple)):
             for index, item in enumerate(value):
                 self.no_nan(item, f"{field}[{index}]")
+
+
+def is_base64_text(text: str) -> bool:
+    """Returns whether a text is an image in base64, with or without the head of a data URL, and no path."""
+    return text.startswith("data:") or _BASE64.fullmatch(text) is not None
 
 
 def parse_question(row: Mapping[str, Any], id_: str, reader: RowReader) -> Question | None:
@@ -232,7 +254,7 @@ def parse_question(row: Mapping[str, Any], id_: str, reader: RowReader) -> Quest
         text=text or next(m["content"] for m in reversed(messages) if m["role"] == "user"),
         images=images,
         answer=truth,
-        verifier=verifier or _default_verifier(source, truth),
+        verifier=verifier or default_verifier(source, truth),
         messages=messages,
         meta=extra,
     )
@@ -247,7 +269,7 @@ def parse_conversation(row: Mapping[str, Any], id_: str, reader: RowReader) -> C
     return None if reader.issues else Conversation(id_, messages, images)
 
 
-def _default_verifier(source: str, truth: str) -> str:
+def default_verifier(source: str, truth: str) -> str:
     """Chooses the verifier for rule-based grading, because released rows do not name one."""
     if source == "reason":
         return "math"

@@ -1,4 +1,4 @@
-"""Reads the rows of parquet, JSON and JSONL files one at a time, before anything is known about their fields.
+"""Reads the rows of parquet, JSON, JSONL and CSV files one at a time, before anything is known about their fields.
 
 A row that cannot be parsed is returned with its issue; a file that cannot be read further raises `FileFault`. Memory
 holds one batch of parquet rows, or one JSON row and a buffer.
@@ -7,6 +7,7 @@ holds one batch of parquet rows, or one JSON row and a buffer.
 from __future__ import annotations
 
 import codecs
+import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from dv2_jax.files import DATA_ENDINGS
 
 QUESTION_ENDINGS = DATA_ENDINGS
 CONVERSATION_ENDINGS = (".jsonl", ".json")
+SOURCE_ENDINGS = (*DATA_ENDINGS, ".csv")
 _BATCH_ROWS = 16  # parquet rows decoded at a time
 _CHUNK_BYTES = 1 << 20
 _MAX_ROW_CHARS = 1 << 30  # of one row in a JSON list
@@ -75,7 +77,7 @@ def iter_raw_rows(file: Path) -> Iterator[RawRow]:
         FileFault: the file cannot be read, or not further.
         ImportError: a parquet file without pyarrow.
     """
-    reader = {".parquet": _parquet_rows, ".json": _json_rows}.get(file.suffix, _jsonl_rows)
+    reader = {".parquet": _parquet_rows, ".json": _json_rows, ".csv": _csv_rows}.get(file.suffix, _jsonl_rows)
     try:
         yield from reader(file)
     except OSError as error:
@@ -140,6 +142,38 @@ def _parse_line(data: bytes, start: int) -> tuple[Any, Issue | None]:
         return None, Issue("not JSON", "", "is nested too deeply", "flatten the row")
     except ValueError as error:
         return None, Issue("not JSON", "", f"is not JSON: {clip_text(str(error))}", _NOT_JSON)
+
+
+def _csv_rows(file: Path) -> Iterator[RawRow]:
+    """Yields the rows of a CSV file as mappings from the names in its first line to texts."""
+    csv.field_size_limit(_MAX_ROW_CHARS)  # of the process; images in base64 exceed the default of 128 kB
+    with file.open("rb") as start:
+        _without_bom(file, start.read(4), 0)  # raises for UTF-16
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.reader(lines, strict=True)
+        try:
+            names = [name.strip() for name in next(reader, [])]
+            if not any(names):
+                raise FileFault(file, "has no first line with the names of the columns", "add it")
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise FileFault(file, f"has two columns with the name {clip(twice[0])}", "rename one", line=1)
+            number = 0
+            for cells in reader:
+                if not cells:
+                    continue
+                issue = None
+                if len(cells) != len(names):
+                    fix = "quote cells that contain commas, quotes or line breaks"
+                    issue = Issue("not CSV", "", f"has {len(cells)} cells for {len(names)} columns", fix)
+                yield RawRow(number, None if issue else dict(zip(names, cells, strict=True)), reader.line_num, issue)
+                number += 1
+        except UnicodeDecodeError as error:
+            raise FileFault(
+                file, f"is not UTF-8 after line {reader.line_num:,}", _TO_UTF8, kind="encoding", line=reader.line_num
+            ) from error
+        except csv.Error as error:
+            fix = "quote cells that contain commas, quotes or line breaks"
+            raise FileFault(file, f"is not CSV: {clip_text(str(error))}", fix, line=reader.line_num) from error
 
 
 class _JsonText:

@@ -23,6 +23,7 @@ import tenacity
 from dv2_jax.config import ConfigError, ServiceOutage
 from dv2_jax.endpoint.adaptive_limit import AdaptiveLimit
 from dv2_jax.endpoint.chat_reply import ChatReply, encode_body, request_digest
+from dv2_jax.endpoint.rate_limit import RateLimit
 from dv2_jax.endpoint.reply_journal import ReplyJournal
 from dv2_jax.endpoint.retry_rules import (
     OVERLOADED,
@@ -74,6 +75,7 @@ class ChatEndpoint:
         outage_s: without one reply, from the first failed request on: then calls raise EndpointOutage.
         slow_s: is added to `outage_s` if the last request has timed out: one slow reply is no outage.
         concurrency: maximum requests at the same time; rate limits lower it for a time.
+        rate: limits per minute that are kept on our side; None: only those that the endpoint enforces.
         stop_on_refused_key: a refused key (401) or an empty account (402) is an outage at once.
         probe_timeout_s: of the first request, which may load the model.
     """
@@ -91,6 +93,7 @@ class ChatEndpoint:
         outage_s: float = 300.0,
         slow_s: float = 0.0,
         concurrency: int = 64,
+        rate: RateLimit | None = None,
         stop_on_refused_key: bool = True,
         probe_timeout_s: float = 60.0,
     ):
@@ -100,6 +103,7 @@ class ChatEndpoint:
         self.outage_s, self.slow_s, self.probe_timeout_s = outage_s, slow_s, probe_timeout_s
         self.stop_on_refused_key = stop_on_refused_key
         self.limit = AdaptiveLimit(concurrency)
+        self.rate = rate or RateLimit()
         self.requests_sent = 0  # attempts included
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
@@ -293,6 +297,9 @@ class ChatEndpoint:
         """Sends a request once, or once more for each parameter that the endpoint is found to reject."""
         while True:
             payload = {"model": self.model, "messages": messages, **self._accepted(parameters)}
+            wait_s, reserved = self.rate.reserve()
+            if wait_s:
+                self._closing.wait(wait_s)
             response, seconds = self._post(encode_body(payload), timeout_s)
             rejected = rejected_parameter(response, payload)
             if rejected is None:
@@ -301,6 +308,7 @@ class ChatEndpoint:
         response.raise_for_status()
         left_out = tuple(sorted(set(parameters) & self._left_out - {"max_tokens"}))
         reply = ChatReply.from_body(response.json(), seconds=round(seconds, 3), left_out=left_out)
+        self.rate.settle(reserved, reply.prompt_tokens + reply.completion_tokens)
         if not reply.text.strip() and not allow_empty and not reply.failure:
             raise ValueError("empty completion")
         return dataclasses.replace(reply, model=reply.model or self.model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
+from typing import Literal
 
 from dv2_jax.agent.prompt_encoder import PromptEncoder
 from dv2_jax.config import EngineConfig
@@ -44,7 +45,7 @@ class TextEngine(ABC):
         stops = text.endswith(self.prompt_encoder.chat.stop_strings)
         if not stops:
             ids.append(self.prompt_encoder.im_end)
-        finish = "stop" if stops else "eos"
+        finish: Literal["stop", "eos", "length"] = "stop" if stops else "eos"
         if len(ids) > max_new_tokens:
             ids, finish = ids[:max_new_tokens], "length"
         self.stats.sampled_tokens += len(ids)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from dv2_jax.agent.prompts import build_messages
+from dv2_jax.agent.prompts import PER_TOOL, build_messages
 from dv2_jax.agent.tools.tool_registry import run_tools
 from dv2_jax.config import RunFailure
 from dv2_jax.curation.card import write_card
@@ -17,7 +17,7 @@ from dv2_jax.curation.decisions import COLD_START, RL, WAITING, Decision
 from dv2_jax.curation.funnel import Funnel
 from dv2_jax.curation.mixture import LONG_COT, choose_rows, parse_mixture
 from dv2_jax.curation.provenance import provenance
-from dv2_jax.curation.set_writers import RL_FILE, SFT_FILE, sft_writer, write_rl_file
+from dv2_jax.curation.set_writers import RL_FILE, SFT_FILE, find_other_fields, sft_writer, write_rl_file
 from dv2_jax.curation.stage import CurationStage, StagePlan, register_stage
 from dv2_jax.curation.trajectory_text import sft_messages
 from dv2_jax.data.question import Question
@@ -45,7 +45,8 @@ class Mix(CurationStage):
             )
         chosen = _choose(curation, decisions)
         output = curation.folder / OUTPUT
-        rl_rows = write_rl_file(output / RL_FILE, _rl_rows(curation, chosen[RL]))
+        fields = find_other_fields(curation.store.document(row_id)["meta"] for row_id in chosen[RL])
+        rl_rows = write_rl_file(output / RL_FILE, _rl_rows(curation, chosen[RL]), fields)
         sft_rows = _write_sft(curation, chosen[COLD_START], output)
         _write_provenance(curation, decisions, chosen, output / PROVENANCE_FILE)
         funnel = Funnel.count(curation, decisions, chosen)
@@ -93,21 +94,26 @@ def _rl_rows(curation: Curation, ids: list[str]) -> Iterator[tuple[Question, lis
 
 
 def _write_sft(curation: Curation, ids: list[str], output: Path) -> int:
-    """Writes the conversations of teachers' trajectories, and their images next to them."""
-    journal = curation.journal("synthesize") if ids else None
+    """Writes conversations with their images next to them: those that were read, unchanged, and those of teachers."""
     with sft_writer(output / SFT_FILE) as writer:
         for row in curation.store.rows(ids):
-            entry = journal.get(row.id) if journal is not None else None
-            if entry is None:
+            turns = curation.turns(row.id)
+            if not turns:
                 raise RunFailure(f"row {row.id!r} is for the cold start, but no teacher's trajectory is stored")
             names = [curation.store_image(image) for image in row.question.images]
-            names += [name for turn in entry["turns"][:-1] for name in turn["images"]]
+            names += [name for turn in turns[:-1] for name in turn["images"]]
             for name in names:
                 target = output / "images" / name
                 if not target.exists():
                     atomic_write(target, curation.read_image(name))
-            prompt = _prompt(curation, replace(row.question, messages=None))
-            writer.write(sft_messages(prompt, entry["turns"]), [f"images/{name}" for name in names])
+            if row.conversation is not None:
+                messages = [dict(message) for message in row.conversation]
+            elif row.form == LONG_COT:
+                prompt = [dict(message) for message in build_messages(replace(row.question, messages=None), PER_TOOL)]
+                messages = sft_messages(prompt, turns)
+            else:
+                messages = sft_messages(_prompt(curation, replace(row.question, messages=None)), turns)
+            writer.write(messages, [f"images/{name}" for name in names])
     return writer.rows
 
 

@@ -10,15 +10,20 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
+from dv2_jax.agent.text_trajectory import prompt_messages
 from dv2_jax.agent.trajectory import Trajectory
-from dv2_jax.config import CurateConfig
+from dv2_jax.config import ConfigError, CurateConfig
 from dv2_jax.curation.curation import Curation
+from dv2_jax.curation.curation_rows import RowForm
 from dv2_jax.curation.decisions import COLD_START, DROPPED, RL, Decision, Solved
-from dv2_jax.curation.models import open_model, response_text
-from dv2_jax.curation.stage import CurationStage, StagePlan, register_stage
+from dv2_jax.curation.models import endpoint_sampling, open_model, response_text, without_tools
+from dv2_jax.curation.stage import CurationStage, SingleRequest, StagePlan, register_stage
+from dv2_jax.data.question import Question
 from dv2_jax.evaluation.answerers.answerer import Answer, AnswerRequest
+from dv2_jax.evaluation.answerers.endpoint_answerer import request_key, request_parameters
 from dv2_jax.rewards import JudgeUnavailable, is_correct
 
 
@@ -26,6 +31,15 @@ class SamplingStage(CurationStage):
     """Samples `curate.samples` answers per question and stores for each whether it is correct."""
 
     with_tools: bool
+
+    def samples(self, settings: CurateConfig) -> int:
+        """Returns the number of answers per row."""
+        return settings.samples
+
+    def question(self, curation: Curation, row_id: str) -> Question:
+        """Returns the question that is asked. A row's own prompt describes tools, and is left out without them."""
+        question = curation.store.row(row_id).question
+        return question if self.with_tools else replace(question, messages=None)
 
     def run(self, curation: Curation) -> None:
         missing = list(self._missing(curation))
@@ -43,19 +57,30 @@ class SamplingStage(CurationStage):
                 curation.budget.check()
 
     def is_complete(self, entries: Sequence[Mapping[str, Any]], settings: CurateConfig) -> bool:
-        settled = [e for e in entries if not e["failure"] or e["attempt"] >= settings.attempts]
-        return len(settled) == settings.samples
+        settled = [entry for entry in entries if not entry["failure"] or entry["attempt"] >= settings.attempts]
+        return len(settled) >= self.samples(settings)
 
     def plan(self, curation: Curation) -> StagePlan:
         missing = list(self._missing(curation))
-        earlier = list(curation.journal(self.name).entries.values())
-        return estimate(self.name, len({row for row, _, _ in missing}), len(missing), earlier, curation)
+        return estimate(self.name, len({row for row, _, _ in missing}), len(missing), curation)
+
+    def single_requests(self, curation: Curation) -> Iterator[SingleRequest]:
+        settings = curation.settings
+        if self.with_tools:
+            yield from super().single_requests(curation)
+        if not (settings.endpoint and settings.endpoint_model):
+            raise ConfigError("--batch-write needs curate.endpoint and curate.endpoint_model, the name in the requests")
+        sampling = endpoint_sampling(settings, settings.temperature)
+        for request in self._requests(curation, list(self._missing(curation))):
+            messages = prompt_messages(request.question, without_tools(curation.config.agent), ())
+            parameters = request_parameters(sampling, request)
+            yield SingleRequest(settings.endpoint_model, messages, parameters, request_key(request))
 
     def _missing(self, curation: Curation) -> Iterator[tuple[str, int, int]]:
         """Yields (row, sample, attempt) of the answers that are missing, or failed and may be attempted again."""
         journal, settings = curation.journal(self.name), curation.settings
         for row_id in curation.unlabeled_ids(self.name):
-            for sample in range(settings.samples):
+            for sample in range(self.samples(settings)):
                 entry = journal.get(row_id, sample)
                 if entry is None:
                     yield row_id, sample, 1
@@ -64,8 +89,8 @@ class SamplingStage(CurationStage):
 
     def _requests(self, curation: Curation, missing: Sequence[tuple[str, int, int]]) -> Iterator[AnswerRequest]:
         for row_id, sample, attempt in missing:
-            question = curation.store.row(row_id).question
-            yield AnswerRequest(question, sample, attempt, answer_seed(curation, self.name, row_id, sample))
+            seed = answer_seed(curation, self.name, row_id, sample)
+            yield AnswerRequest(self.question(curation, row_id), sample, attempt, seed)
 
     def decide(self, entries: Sequence[Mapping[str, Any]], settings: CurateConfig, before: Decision) -> Decision:
         solved = Solved.count(entries)
@@ -84,6 +109,7 @@ class Difficulty(SamplingStage):
 
     name = "difficulty"
     with_tools = False
+    is_single_shot = True
 
     def decide_by_rate(self, solved: Solved, settings: CurateConfig, before: Decision) -> Decision:
         if solved.correct > settings.max_solved_without_tools:
@@ -97,6 +123,9 @@ class Benefit(SamplingStage):
 
     name = "benefit"
     with_tools = True
+
+    def applies(self, before: Decision, form: RowForm) -> bool:
+        return form == "question"
 
     def decide_by_rate(self, solved: Solved, settings: CurateConfig, before: Decision) -> Decision:
         return Decision(RL if solved.correct >= settings.min_solved_with_tools else COLD_START)
@@ -126,6 +155,7 @@ def label_answer(answer: Answer, model: str, text: str, curation: Curation) -> d
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,
         "requests": answer.requests,
+        "seconds": answer.seconds,
         "cost": curation.budget.add(model, answer.prompt_tokens, answer.completion_tokens),
         "model": model,
     }
@@ -138,13 +168,13 @@ def failed_calls(trajectory: Trajectory) -> int:
     return malformed + sum(status.name != "OK" for status in executed)
 
 
-def estimate(
-    stage: str, rows: int, requests: int, earlier: Sequence[Mapping[str, Any]], curation: Curation
-) -> StagePlan:
-    """Returns the plan of a stage that samples; tokens and cost are those of earlier answers on average."""
-    known = [entry for entry in earlier if not entry["failure"]]
+def estimate(stage: str, rows: int, requests: int, curation: Curation) -> StagePlan:
+    """Returns the plan of a stage that samples; tokens, time and cost are those of its earlier answers on average."""
+    known = [entry for entry in curation.journal(stage).entries() if not entry["failure"]]
     if not known:
         return StagePlan(stage, rows, requests, note="" if not requests else "no earlier answers to estimate from")
     tokens = sum(entry["completion_tokens"] for entry in known) / len(known) * requests
+    seconds = sum(entry.get("seconds", 0.0) for entry in known) / len(known) * requests / curation.settings.concurrency
     costs = [entry["cost"] for entry in known if entry["cost"] is not None]
-    return StagePlan(stage, rows, requests, tokens, cost=sum(costs) / len(costs) * requests if costs else None)
+    cost = sum(costs) / len(costs) * requests if costs else None
+    return StagePlan(stage, rows, requests, tokens, seconds or None, cost)

@@ -7,18 +7,25 @@ that of the execution teaches the model to invent outputs.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
+from dv2_jax.agent.tools.tool_registry import run_tools
 from dv2_jax.agent.trajectory import Trajectory
 from dv2_jax.config import CurateConfig
 from dv2_jax.curation.curation import Curation
+from dv2_jax.curation.curation_rows import RowForm
 from dv2_jax.curation.decisions import COLD_START, DROPPED, Decision
 from dv2_jax.curation.image_overlap import STRONG_BITS, decode_gray, hamming, perceptual_hash
 from dv2_jax.curation.models import open_replay
 from dv2_jax.curation.stage import CurationStage, register_stage
+from dv2_jax.curation.stages.solve_rates import failed_calls
+from dv2_jax.curation.text_checks import long_cot_fault, text_fault
 from dv2_jax.rollout.scheduler import RolloutRequest
+from dv2_jax.telemetry.progress import ProgressTask
+
+CHUNK = 1_000  # trajectories whose stored turns are in memory at a time
 
 _VARYING = (
     (re.compile(r"0x[0-9a-fA-F]{6,}"), "0x…"),  # addresses in the text of objects
@@ -28,11 +35,15 @@ _VARYING = (
 
 @register_stage
 class Verify(CurationStage):
-    """Executes the calls of every kept trajectory again and compares texts and images of their observations."""
+    """Executes the calls of every kept trajectory again and compares texts and images of their observations.
+
+    The text of every trajectory is checked first. Search results that were read with a row cannot be compared, because what
+    a search engine returns changes; their number is a label.
+    """
 
     name = "verify"
 
-    def applies(self, before: Decision) -> bool:
+    def applies(self, before: Decision, form: RowForm) -> bool:
         return before.destination == COLD_START
 
     def decide(self, entries: Sequence[Mapping[str, Any]], settings: CurateConfig, before: Decision) -> Decision:
@@ -42,18 +53,44 @@ class Verify(CurationStage):
         waiting = curation.unlabeled_ids(self.name)
         if not waiting:
             return
-        turns = {row_id: curation.journal("synthesize").entries[row_id, 0]["turns"] for row_id in waiting}
-        journal = curation.journal(self.name)
-        with (
-            open_replay(curation, {row_id: texts(stored) for row_id, stored in turns.items()}) as scheduler,
-            curation.display.track(self.name, len(waiting), unit="trajectories") as bar,
-        ):
-            requests = (RolloutRequest(curation.store.row(row_id).question, row_id, 0) for row_id in waiting)
+        with curation.display.track(self.name, len(waiting), unit="trajectories") as bar:
+            to_execute = []
+            for row_id in waiting:
+                turns = curation.turns(row_id)
+                fault = self._text_fault(curation, row_id, turns)
+                if fault or not any(turn["observation"] is not None for turn in turns[:-1]):
+                    curation.journal(self.name).add(row_id, _labels(fault))
+                    bar.advance()
+                else:
+                    to_execute.append(row_id)
+            for start in range(0, len(to_execute), CHUNK):
+                self._execute(curation, to_execute[start : start + CHUNK], bar)
+
+    def _text_fault(self, curation: Curation, row_id: str, turns: Sequence[Mapping[str, Any]]) -> str:
+        tools = run_tools(curation.config.agent)
+        if curation.store.form(row_id) == "long_cot":
+            return long_cot_fault(turns[-1]["text"], tools) if turns else "there is no turn"
+        return text_fault(texts(turns), tools)
+
+    def _execute(self, curation: Curation, ids: Sequence[str], bar: ProgressTask) -> None:
+        stored = {row_id: curation.turns(row_id) for row_id in ids}
+        searches = {tool.name for tool in run_tools(curation.config.agent) if tool.is_search}
+        with open_replay(curation, {row_id: texts(turns) for row_id, turns in stored.items()}) as scheduler:
+            requests = (RolloutRequest(curation.store.row(row_id).question, row_id, 0) for row_id in ids)
             with closing(scheduler.stream(requests)) as finished:
                 for _, trajectory in finished:
-                    reason = difference(turns[trajectory.id], trajectory, curation.read_image)
-                    journal.add(trajectory.id, {"kept": not reason, "reason": reason})
+                    was_read = curation.store.form(trajectory.id) == "trajectory"
+                    reason, unchecked = difference(
+                        stored[trajectory.id], trajectory, curation.read_image, searches if was_read else ()
+                    )
+                    if not reason and (failed := failed_calls(trajectory)):
+                        reason = f"{failed} failed calls"
+                    curation.journal(self.name).add(trajectory.id, _labels(reason, unchecked))
                     bar.advance()
+
+
+def _labels(reason: str, unchecked: int = 0) -> dict[str, Any]:
+    return {"kept": not reason, "reason": reason, "unchecked_searches": unchecked}
 
 
 def texts(turns: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -61,26 +98,34 @@ def texts(turns: Sequence[Mapping[str, Any]]) -> list[str]:
     return [turn["text"] for turn in turns]
 
 
-def difference(stored: Sequence[Mapping[str, Any]], replayed: Trajectory, read_image: Callable[[str], bytes]) -> str:
-    """Returns the first difference between stored turns and their execution; empty where they agree.
+def difference(
+    stored: Sequence[Mapping[str, Any]],
+    replayed: Trajectory,
+    read_image: Callable[[str], bytes],
+    not_compared: Collection[str] = (),
+) -> tuple[str, int]:
+    """Returns the first difference between stored turns and their execution (empty where they agree), and a count.
 
     Memory addresses and durations in texts are ignored; images agree if they are equal or their perceptual hashes are near.
+    The count is that of the calls of the tools `not_compared`.
     """
+    unchecked = sum(turn["kind"] in not_compared for turn in stored[:-1])
     if replayed.dropped:
-        return "the tools service lost the replay"
+        return "the tools service lost the replay", unchecked
     if len(replayed.turns) != len(stored):
-        return f"{len(stored)} turns are stored, but the replay has {len(replayed.turns)}"
-    for number, (old, new) in enumerate(zip(stored, replayed.turns, strict=True), start=1):
-        if number == len(stored):
-            break  # the answer has no observation
+        return f"{len(stored)} turns are stored, but the replay has {len(replayed.turns)}", unchecked
+    for number, (old, new) in enumerate(zip(stored[:-1], replayed.turns), start=1):  # the answer has no observation
+        if old["kind"] in not_compared:
+            continue
         if normalize_output(old["observation"] or "") != normalize_output(new.observation or ""):
-            return f"turn {number}: the stored output differs from that of the execution"
+            return f"turn {number}: the stored output differs from that of the execution", unchecked
         if len(old["images"]) != len(new.images):
-            return f"turn {number}: {len(old['images'])} images are stored, the execution returned {len(new.images)}"
+            count = f"{len(old['images'])} images are stored, the execution returned {len(new.images)}"
+            return f"turn {number}: {count}", unchecked
         for name, image in zip(old["images"], new.images, strict=True):
             if not same_image(read_image(name), image):
-                return f"turn {number}: a stored image differs from that of the execution"
-    return ""
+                return f"turn {number}: a stored image differs from that of the execution", unchecked
+    return "", unchecked
 
 
 def normalize_output(text: str) -> str:

@@ -13,8 +13,9 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dv2_jax.agent.text_trajectory import TextTrajectory, turns_text
 from dv2_jax.agent.tools.base import LocalCall, ParsedTurn, Refusal, RequestContext
@@ -37,6 +38,19 @@ class EndpointSampling:
     temperature: float = 0.0
     max_tokens: int = 4096  # per reply
     concurrency: int = 16  # questions at the same time
+
+
+def request_key(request: AnswerRequest) -> str:
+    """Returns the key of a request, by which equal requests of two samples are two requests."""
+    return f"sample {request.sample}" if request.sample else ""
+
+
+def request_parameters(
+    sampling: EndpointSampling, request: AnswerRequest, stop_strings: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Returns the parameters of a request, as the API names them."""
+    found = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens, "seed": request.seed}
+    return found | ({"stop": list(stop_strings)} if stop_strings else {})
 
 
 @dataclass
@@ -163,13 +177,9 @@ class _Run:
             try:
                 reply: ChatReply | Exception = endpoint.complete(
                     entry.dialogue.messages,
-                    # Equal requests of two samples are two requests.
-                    key=f"sample {entry.request.sample}" if entry.request.sample else "",
                     allow_empty=True,
-                    temperature=sampling.temperature,
-                    max_tokens=sampling.max_tokens,
-                    seed=entry.request.seed,
-                    stop=entry.dialogue.stop_strings or None,
+                    key=request_key(entry.request),
+                    **request_parameters(sampling, entry.request, entry.dialogue.stop_strings),
                 )
             except Exception as error:  # raised again in the thread of the caller
                 reply = error

@@ -10,7 +10,7 @@ from dv2_jax.data.question import Question
 from dv2_jax.data.row_fields import RowReader
 from dv2_jax.evaluation.benchmarks.benchmark import OVERALL_ROW, ResultRow, Score
 from dv2_jax.evaluation.benchmarks.benchmark_registry import register_benchmark
-from dv2_jax.evaluation.benchmarks.reference_benchmark import REFERENCES, ReferenceBenchmark, text_list
+from dv2_jax.evaluation.benchmarks.reference_benchmark import REFERENCES, ReferenceBenchmark
 from dv2_jax.evaluation.scorers.token_f1 import token_f1
 
 WITH_IMAGE, WITHOUT_IMAGE, F1 = "image", "no image", "F1"
@@ -37,7 +37,7 @@ class MMSearch(ReferenceBenchmark):
 
     def parse(self, row: Mapping[str, Any], number: int, reader: RowReader) -> Question | None:
         text, answer = reader.text(row, "query", "query"), reader.text(row, "gt_answer", "gt_answer")
-        others = text_list(reader, row.get("alternative_gt_answers"), "alternative_gt_answers")
+        others = reader.text_list(row.get("alternative_gt_answers"), "alternative_gt_answers")
         id_, image = row.get("sample_id"), row.get("query_image")
         if not isinstance(id_, (str, int)) or not str(id_).strip():
             reader.wrong_type("sample_id", id_, "a text", "give each row an id of its own")

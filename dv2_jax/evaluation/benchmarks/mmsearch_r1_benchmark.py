@@ -8,7 +8,7 @@ from typing import Any
 from dv2_jax.data.question import Question
 from dv2_jax.data.row_fields import RowReader
 from dv2_jax.evaluation.benchmarks.benchmark_registry import register_benchmark
-from dv2_jax.evaluation.benchmarks.reference_benchmark import REFERENCES, ReferenceBenchmark, text_list
+from dv2_jax.evaluation.benchmarks.reference_benchmark import REFERENCES, ReferenceBenchmark
 
 _MARKER = "<image>"
 
@@ -26,7 +26,7 @@ class MMSearchR1Benchmark(ReferenceBenchmark):
         messages, images = reader.messages("prompt"), reader.images()
         reward = reader.mapping("reward_model", required=True)
         answer = reader.text(reward, "ground_truth", "reward_model.ground_truth")
-        others = text_list(reader, reward.get("candidate_answers"), "reward_model.candidate_answers")
+        others = reader.text_list(reward.get("candidate_answers"), "reward_model.candidate_answers")
         id_ = reader.text(row, "data_id", "data_id")
         text = "" if messages is None else _question_text(messages)
         if messages is not None and not text:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +10,6 @@ from dv2_jax.agent.tools.code import CodeTool
 from dv2_jax.agent.tools.image_search import ImageSearchTool
 from dv2_jax.agent.tools.search import SearchTool
 from dv2_jax.config import Config
-from dv2_jax.data.faults import clip
 from dv2_jax.data.question import Question
 from dv2_jax.data.row_fields import RowReader
 from dv2_jax.evaluation.benchmarks.benchmark import Benchmark, BenchmarkAnswer, Score
@@ -89,20 +87,3 @@ def _integer(text: str) -> int | None:
     if quantity is None or quantity.unit is not None or quantity.rounded or quantity.value.denominator != 1:
         return None
     return int(quantity.value)
-
-
-def text_list(reader: RowReader, value: Any, field: str) -> list[str]:
-    """Returns a list of texts: a list, or JSON text of one, as some files store it; adds an issue for anything else."""
-    parsed = value
-    if isinstance(value, str):
-        try:
-            parsed = json.loads(value)
-        except ValueError:
-            parsed = [value] if value.strip() else []
-        parsed = parsed if isinstance(parsed, list) else [value]
-    if parsed is None:
-        return []
-    if not isinstance(parsed, (list, tuple)) or not all(isinstance(item, (str, int, float)) for item in parsed):
-        reader.wrong_type(field, value, "a list of texts", f"write a list, not {clip(value, 40)}")
-        return []
-    return [str(item) for item in parsed if str(item).strip()]
