@@ -12,28 +12,26 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
-import json
 import random
-import socket
-import struct
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
 
+from benchmarks.chat_server import RESET, ChatServer, Raw, completion
 from dv2_jax.agent.trajectory import TurnRecord
 from dv2_jax.data.chat_encoder import IMAGE_MARKER
 from dv2_jax.data.question import Question
+from dv2_jax.endpoint.chat_reply import encode_body
 from dv2_jax.toy.scripted import DemonstrationFailed, demonstrate
 from dv2_jax.toy.styles import StyleMix, TrajectoryStyle
 from dv2_jax.toy.tasks import make_questions
 from dv2_jax.toy.teacher import parse_feedback
 
+PROBE_REPLY = "Yes"
 GIVE_UP = "</think>\n<answer>unknown</answer>"
 
 
@@ -52,16 +50,8 @@ class Log:
     """Holds a digest per received question request, in order, and the counts of statuses."""
 
     requests: list[str] = field(default_factory=list)
-    statuses: dict[int, int] = field(default_factory=dict)
+    statuses: dict[int, int] = field(default_factory=dict)  # 0: a connection that was reset
     lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, digest: str) -> None:
-        with self.lock:
-            self.requests.append(digest)
-
-    def count(self, status: int) -> None:
-        with self.lock:
-            self.statuses[status] = self.statuses.get(status, 0) + 1
 
 
 class ScriptedModels:
@@ -78,7 +68,7 @@ class ScriptedModels:
         messages = [_parse(message) for message in body["messages"]]
         found = self._find(messages)
         if found is None:
-            return "Yes"
+            return PROBE_REPLY
         question, start = found
         if body["model"] == "base":
             return self._base(question, has_tools=any(message["role"] == "system" for message in body["messages"]))
@@ -151,77 +141,30 @@ def serve(models: ScriptedModels, *, port: int = 0, delay_s: float = 0.0) -> Ite
     """
     log, faults, rng = Log(), models.faults, random.Random(0)
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def reply(body: dict[str, Any], number: int) -> Any:
+        text = models.reply(body)
+        if text == PROBE_REPLY:
+            return text
+        digest = hashlib.sha256(encode_body(body)).hexdigest()[:16]
+        with log.lock:
+            chance = rng.random()
+            failed = chance < faults.overload + faults.failing
+            status = 200 if not failed else 429 if chance < faults.overload else rng.choice((500, 0))
+            log.requests.append(digest)
+            log.statuses[status] = log.statuses.get(status, 0) + 1
+        if status == 429:
+            return Raw(429, b'{"error": {"message": "slow down"}}', {"retry-after": "0.05"})
+        if status == 500:
+            return Raw(500, b'{"error": {"message": "failed"}}')
+        if status == 0:
+            return RESET
+        return completion(text, prompt=500, generated=len(text) // 4) | {"model": f"{body['model']}@{digest}"}
 
-        def do_GET(self) -> None:
-            self._send(200, {"data": [{"id": name} for name in ("base", "teacher")]})
-
-        def do_POST(self) -> None:
-            data = self.rfile.read(int(self.headers["Content-Length"]))
-            body = json.loads(data)
-            digest = hashlib.sha256(data).hexdigest()[:16]
-            text = models.reply(body)
-            if text == "Yes":  # the probe
-                self._send(200, _completion(text, body["model"]))
-                return
-            log.add(digest)
-            with log.lock:
-                chance = rng.random()
-            if chance < faults.overload:
-                self._send(429, {"error": {"message": "slow down"}}, {"retry-after": "0.05"})
-            elif chance < faults.overload + faults.failing / 2:
-                self._send(500, {"error": {"message": "failed"}})
-            elif chance < faults.overload + faults.failing:
-                log.count(0)
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.close_connection = True
-                self.connection.close()
-            else:
-                time.sleep(delay_s)
-                self._send(200, _completion(text, f"{body['model']}@{digest}"))
-
-        def _send(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
-            log.count(status)
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-        def handle(self) -> None:
-            try:
-                super().handle()
-            except (OSError, ValueError):
-                pass  # the connection was reset, here or by a client that was killed
-
-        def finish(self) -> None:
-            try:
-                super().finish()
-            except (OSError, ValueError):
-                pass
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 128
-
-    server = Server(("127.0.0.1", port), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    server = ChatServer(reply, models=("base", "teacher"), delay_s=delay_s, port=port)
     try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", log
+        yield server.url, log
     finally:
-        server.shutdown()
-        server.server_close()
-
-
-def _completion(text: str, model: str) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text}
-    usage = {"prompt_tokens": 500, "completion_tokens": len(text) // 4}
-    return {"model": model, "choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}
+        server.close()
 
 
 def main() -> None:

@@ -5,15 +5,17 @@ with tools, solved by teachers, verified by executing every call again, and writ
 `output/sft.json` with a data card. Each stage appends its labels to a journal in the run directory: the same command
 continues an interrupted run, and thresholds can be changed without asking a model again.
 
-`--plan` shows the work of every stage before anything is sent. `--batch-write=FOLDER` writes the requests of the next
-single-shot stage as batch files of a provider, and `--batch-read=FILE` stores their results as replies. `--config.curate.shard=0/4` labels a quarter of the rows;
-four such processes on one file system label all, and the first of them then runs the stages that need all rows.
+`--plan` shows the work of every stage before anything is sent. `--batch-write=FOLDER` writes the next requests that do not
+depend on one another as batch files of a provider, and `--batch-read=FILE` stores their results as replies.
+`--config.curate.shard=0/4` labels a quarter of the rows; four such processes on one file system label all, and the first of
+them then runs the stages that need all rows.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from dv2_jax.config import Config, ConfigError, RunFailure, run_command
 
 if TYPE_CHECKING:
     from dv2_jax.curation.curation import Curation
+    from dv2_jax.curation.stage import CurationStage
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -39,19 +42,24 @@ def run(config: Config) -> dict[str, Any]:
 
     with _open(config) as curation:
         for stage in curation.stages:
-            if stage.is_global and curation.shard.index != 0:
-                curation.display.line(f"{stage.name} is run by the first shard")
-                if stage.labels_rows:
-                    break  # later stages need its labels
-                continue
-            if stage.is_global:
-                _require_all_shards(curation, stage.name)
-            stage.run(curation)
+            if not _run_stage(curation, stage):
+                break
         manifest = curation.folder / OUTPUT / MANIFEST_FILE
         if curation.shard.index != 0 or not manifest.exists():
             return {}
         curation.display.line(str(write_page(curation)))
         return json.loads(manifest.read_text())
+
+
+def _run_stage(curation: Curation, stage: CurationStage) -> bool:
+    """Runs a stage if it is this shard's; returns False if later stages need labels that the first shard must write."""
+    if stage.is_global and curation.shard.index != 0:
+        curation.display.line(f"{stage.name} is run by the first shard")
+        return not stage.labels_rows
+    if stage.is_global:
+        _require_all_shards(curation, stage.name)
+    stage.run(curation)
+    return True
 
 
 def _require_all_shards(curation: Curation, stage: str) -> None:
@@ -82,7 +90,7 @@ def plan(config: Config) -> None:
 
 
 def write_batch(config: Config, folder: str) -> list[str]:
-    """Runs the stages up to the first that has single-shot requests to send, and writes these as batch files.
+    """Runs the stages up to the first with single requests that have no reply, and writes these as batch files.
 
     Raises:
         ConfigError: no stage has such requests now.
@@ -92,21 +100,14 @@ def write_batch(config: Config, folder: str) -> list[str]:
 
     with _open(config) as curation:
         for stage in curation.stages:
-            if stage.is_single_shot and curation.unlabeled_ids(stage.name):
-                journal = ReplyJournal(curation.reply_path)
-                try:
-                    written = write_batches(stage.single_requests(curation), Path(folder), stage.name, journal)
-                finally:
-                    journal.close()
-                for path, count in written:
-                    curation.display.line(f"{path}: {count:,} requests")
-                if not written:
-                    curation.display.line(f"every request of {stage.name} has a reply: run without --batch-write")
+            with closing(ReplyJournal(curation.reply_path)) as journal:
+                written = write_batches(stage.single_requests(curation), Path(folder), stage.name, journal)
+            for path, count in written:
+                curation.display.line(f"{path}: {count:,} requests")
+            if written:
                 return [str(path) for path, _ in written]
-            if stage.is_global and stage.labels_rows:
-                _require_all_shards(curation, stage.name)
-            if stage.labels_rows or stage.name == "read":
-                stage.run(curation)
+            if not _run_stage(curation, stage):
+                break
     raise ConfigError("--batch-write: no stage of curate.stages has rows that wait for single requests")
 
 
@@ -116,11 +117,8 @@ def read_batch(config: Config, file: str) -> None:
     from dv2_jax.endpoint import ReplyJournal
 
     with _open(config) as curation:
-        journal = ReplyJournal(curation.reply_path)
-        try:
+        with closing(ReplyJournal(curation.reply_path)) as journal:
             result = read_results(Path(file), journal)
-        finally:
-            journal.close()
         reasons = "".join(f"; {count:,} failed ({reason})" for reason, count in result.failures.most_common(5))
         curation.display.line(f"{file}: {result.stored:,} replies stored, {result.known:,} known{reasons}")
 

@@ -59,7 +59,7 @@ def write_batches(
     try:
         for request in requests:
             digest = request_digest(request.model, request.messages, request.parameters, request.key)
-            if digest in seen or journal.get(digest) is not None:
+            if digest in seen or digest in journal:
                 continue
             seen.add(digest)
             line = _line(request, digest)
@@ -105,7 +105,7 @@ def read_results(path: Path, journal: ReplyJournal) -> BatchResult:
         if line.get("error") or not isinstance(response, dict) or response.get("status_code", 200) != 200:
             failures[_reason(line)] += 1
             continue
-        if journal.get(digest) is not None:
+        if digest in journal:
             known += 1
             continue
         try:

@@ -68,8 +68,9 @@ class Curation:
 
     def entries(self, row_id: str) -> dict[str, list[dict[str, Any]]]:
         """Returns the row's entries by stage, in the order of samples."""
-        samples = max(1, self.settings.samples, self.settings.withheld_samples)
-        return {name: journal.of_row(row_id, samples) for name, journal in self._journals.items()}
+        return {
+            stage.name: self.journal(stage.name).of_row(row_id, stage.samples(self.settings)) for stage in self.stages
+        }
 
     def decision(self, row_id: str, stages: Sequence[CurationStage] | None = None) -> Decision:
         """Returns the decision on a row by the given stages, by default all."""
@@ -101,7 +102,7 @@ class Curation:
     def unlabeled_ids(self, name: str) -> list[str]:
         """Returns the rows that reach the stage and lack entries, sorted."""
         stage, journal = self.stage(name), self.journal(name)
-        samples = max(1, self.settings.samples, self.settings.withheld_samples)
+        samples = stage.samples(self.settings)
         reaching = self.reaching_ids(name)
         return [row for row in reaching if not stage.is_complete(journal.of_row(row, samples), self.settings)]
 

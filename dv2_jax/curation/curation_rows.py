@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +188,6 @@ class Journal:
         self.stage = stage
         self._places: dict[str, dict[int, tuple[int, int]]] = {}  # row → sample → number of the file, offset
         self._paths: list[Path] = []
-        self._readers: dict[int, int] = {}  # number of a file → its descriptor, opened when it is first needed
         for path in sorted((folder / "journal").glob(f"{stage}-*-of-{shard.count:03d}.jsonl")):
             number = len(self._paths)
             self._paths.append(path)
@@ -229,24 +227,11 @@ class Journal:
                 yield self._read(*place)
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the file."""
         self._file.close()
-        for descriptor in self._readers.values():
-            os.close(descriptor)
-        self._readers.clear()
 
     def _read(self, number: int, offset: int) -> dict[str, Any]:
-        descriptor = self._readers.get(number)
-        if descriptor is None:
-            descriptor = self._readers[number] = os.open(self._paths[number], os.O_RDONLY)
-        data, size = os.pread(descriptor, 4096, offset), 4096
-        while (end := data.find(b"\n")) < 0:
-            more = os.pread(descriptor, size, offset + len(data))
-            if not more:
-                end = len(data)
-                break
-            data, size = data + more, 4 * size
-        return json.loads(data[:end])
+        return read_line(self._paths[number], offset)
 
 
 def store_image(folder: Path, data: bytes) -> str:

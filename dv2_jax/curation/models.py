@@ -11,7 +11,7 @@ from dv2_jax.config import AgentConfig, ConfigError, CurateConfig, SamplingConfi
 from dv2_jax.curation.curation import Curation
 from dv2_jax.curation.replay import ReplayEngine
 from dv2_jax.curation.scripted_teacher import ScriptedTeacher
-from dv2_jax.curation.teachers import Teacher
+from dv2_jax.curation.teachers import Teacher, run_reviewer
 from dv2_jax.data.tokenizer import Tokenizer
 from dv2_jax.endpoint import ChatEndpoint, EndpointNames, RateLimit, ReplyJournal
 from dv2_jax.evaluation.answerers.answerer import Answer, Answerer
@@ -88,10 +88,8 @@ def open_reviewer(curation: Curation) -> Iterator[ChatEndpoint]:
     Raises:
         ConfigError: `curate.reviewer` is empty or cannot be used.
     """
-    place, _, model = curation.settings.reviewer.partition("#")
-    if not place.startswith(("http://", "https://")):
-        raise ConfigError(f"curate.reviewer = {curation.settings.reviewer!r}: the stage review needs URL#MODEL")
-    with _endpoint(curation, place.rstrip("/"), model, "curate.reviewer") as endpoint:
+    reviewer = run_reviewer(curation.settings)
+    with _endpoint(curation, reviewer.base_url, reviewer.model, "curate.reviewer") as endpoint:
         yield endpoint
 
 

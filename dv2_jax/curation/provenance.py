@@ -16,7 +16,11 @@ def provenance(curation: Curation, row_id: str, decision: Decision, chosen: str 
     """
     line = curation.store.document(row_id)
     entries = curation.entries(row_id)
-    solved = {name: Solved.count(entries[name]) for name in ("difficulty", "benefit", "withheld") if entries.get(name)}
+    sampled = {
+        name: [entry for entry in entries.get(name, ()) if "correct" in entry]
+        for name in ("difficulty", "benefit", "withheld")
+    }
+    solved = {name: Solved.count(samples) for name, samples in sampled.items() if samples}
     trajectory = (entries.get("synthesize") or [None])[0]
     overlap = (entries.get("deduplicate") or [None])[0]
     found = {

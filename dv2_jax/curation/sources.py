@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +10,11 @@ from dv2_jax.config import Config, ConfigError
 from dv2_jax.curation.curation_rows import CurationRow, RowForm
 from dv2_jax.curation.mixture import LONG_COT
 from dv2_jax.curation.source_form import SourceRow, parse_source_row
+from dv2_jax.data.faults import DataReport
 from dv2_jax.data.question import DATA_SOURCES
 from dv2_jax.data.row_files import SOURCE_ENDINGS
-from dv2_jax.data.rows import RowError, iter_source, parse_row
+from dv2_jax.data.rows import iter_source, parse_row
+from dv2_jax.evaluation.readers.usable_rows import apply_bad_rows
 from dv2_jax.toy.tasks import make_questions
 
 EMBEDDED = "embedded"
@@ -36,10 +37,10 @@ class Source:
     kind: str = ""
 
     def rows(self, config: Config) -> Iterator[CurationRow]:
-        """Yields the rows in the order of the source; ids are the source's name and the row's own id.
+        """Yields the usable rows in the order of the source; ids are the source's name and the row's own id.
 
         Raises:
-            RowError: a file cannot be read, or a row cannot be used and `data.bad_rows` is `error`.
+            RowError: a file cannot be read; or, after the last row, rows cannot be used and `data` does not permit that.
         """
         for row in self._source_rows(config):
             form: RowForm = "question" if row.conversation is None else "trajectory"
@@ -56,20 +57,14 @@ class Source:
             for question in make_questions("train", size or task.train_size, task.seed, task.skills):
                 yield SourceRow(question)
             return
-        unusable, first = 0, ""
+        report = DataReport(self.path)
         for file, raw in iter_source(self.path, SOURCE_ENDINGS, size or None):
             parsed = parse_row(raw, file, parse_source_row)
-            faults = parsed.faults(file, raw)
-            if faults and config.data.bad_rows == "error":
-                raise RowError(str(faults[0]))
-            unusable += bool(faults)
-            first = first or (str(faults[0]) if faults else "")
+            report.rows += 1
+            report.faults += parsed.faults(file, raw)
             if parsed.record is not None:
                 yield parsed.record
-        if unusable:
-            warnings.warn(
-                f"{self.name}: {unusable:,} rows cannot be used and are left out; the first: {first}", stacklevel=2
-            )
+        apply_bad_rows(report, config.data)
 
 
 def run_sources(config: Config) -> list[Source]:

@@ -66,7 +66,6 @@ class CurationStage(ABC):
 
     name: str
     labels_rows: bool = True  # False: the stage has no entry per row, and decides nothing
-    is_single_shot: bool = False  # every answer is one request: `single_requests` can write batch files
     is_global: bool = False  # compares rows of all shards: run by the first shard, after the others' stages before it
 
     @abstractmethod
@@ -87,6 +86,10 @@ class CurationStage(ABC):
         """
         return before
 
+    def samples(self, settings: CurateConfig) -> int:
+        """Returns the number of entries that a row may have."""
+        return 1
+
     def is_complete(self, entries: Sequence[Mapping[str, Any]], settings: CurateConfig) -> bool:
         """Returns whether a row has all the entries that `decide` needs."""
         return bool(entries)
@@ -96,12 +99,12 @@ class CurationStage(ABC):
         return True
 
     def single_requests(self, curation: Curation) -> Iterator[SingleRequest]:
-        """Yields the missing requests of a stage whose every answer is one request, for batch files.
+        """Yields the missing requests that can be sent in batch files; a stage whose answers are conversations has none.
 
         Raises:
-            ConfigError: the stage has conversations, or its model has no name or runs on the own engine.
+            ConfigError: the model has no name, or runs on the own engine.
         """
-        raise ConfigError(f"--batch-write: the stage {self.name} has no single requests")
+        return iter(())
 
     def plan(self, curation: Curation) -> StagePlan:
         """Returns the work that `run` has now."""
@@ -138,7 +141,7 @@ def decide_row(
     stages: Sequence[CurationStage],
     settings: CurateConfig,
     start: Decision,
-    form: RowForm = "question",
+    form: RowForm,
 ) -> Decision:
     """Returns the decision on a row from its entries by stage: the stages decide in order until one drops it."""
     decision = start

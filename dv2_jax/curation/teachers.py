@@ -44,15 +44,26 @@ def run_teachers(config: CurateConfig) -> list[Teacher]:
     return teachers
 
 
-def _parse(text: str) -> Teacher:
+def run_reviewer(config: CurateConfig) -> Teacher:
+    """Returns the judge of `curate.reviewer`: `URL#MODEL`.
+
+    Raises:
+        ConfigError: it is empty or no endpoint.
+    """
+    if not config.reviewer.startswith(("http://", "https://")):
+        raise ConfigError(f"curate.reviewer = {config.reviewer!r}: the stage review needs URL#MODEL")
+    return _parse(config.reviewer, "curate.reviewer")
+
+
+def _parse(text: str, key: str = "curate.teachers") -> Teacher:
     match = _FORM.fullmatch(text)
     try:
         weight = float((match and match["weight"]) or 1.0)
     except ValueError:
         weight = 0.0
     if match is None or not weight > 0:
-        raise ConfigError(f"curate.teachers: {text!r}: write scripted or URL#MODEL, and =WEIGHT with a positive number")
+        raise ConfigError(f"{key}: {text!r}: write scripted or URL#MODEL, and =WEIGHT with a positive number")
     place, model = match["place"], match["model"] or ""
     if place != SCRIPTED and not place.startswith(("http://", "https://")):
-        raise ConfigError(f"curate.teachers: {place!r} is neither {SCRIPTED!r} nor an http(s) URL")
+        raise ConfigError(f"{key}: {place!r} is neither {SCRIPTED!r} nor an http(s) URL")
     return Teacher(place.rstrip("/") if place != SCRIPTED else place, model, weight)

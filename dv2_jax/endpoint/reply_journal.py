@@ -45,6 +45,10 @@ class ReplyJournal:
     def __len__(self) -> int:
         return len(self._places)
 
+    def __contains__(self, digest: str) -> bool:
+        """Returns whether the request with that digest has a stored reply, without reading it."""
+        return digest in self._places
+
     def get(self, digest: str) -> ChatReply | None:
         """Returns the stored reply to the request with that digest, or None."""
         with self._lock:

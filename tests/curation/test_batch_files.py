@@ -7,13 +7,13 @@ import json
 
 import pytest
 
+from benchmarks.chat_server import Raw, completion
 from dv2_jax import curate
 from dv2_jax.config import ConfigError, RunFailure
 from dv2_jax.curation.batch_files import read_results, write_batches
 from dv2_jax.curation.stage import SingleRequest
 from dv2_jax.endpoint import ChatReply, ReplyJournal, request_digest
 from tests.curation.test_pipeline import config, output, questions_sent, reply, server  # noqa: F401 - a fixture
-from tests.endpoint.chat_server import Raw, completion
 
 
 def request(number: int, size: int = 10) -> SingleRequest:

@@ -11,13 +11,13 @@ import json
 
 import pytest
 
+from benchmarks.chat_server import ChatServer, Raw
 from dv2_jax import curate
 from dv2_jax.config import ConfigError, RunFailure, load
 from dv2_jax.curation.curation import Curation
 from dv2_jax.data.rows import read_conversations, read_questions
 from dv2_jax.telemetry.progress import Display
 from dv2_jax.toy.tasks import make_questions
-from tests.endpoint.chat_server import ChatServer, Raw
 
 SIZE, SAMPLES = 15, 3
 ANSWERS = {question.text: question.answer for question in make_questions("train", SIZE, 0)}

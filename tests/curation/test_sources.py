@@ -106,11 +106,35 @@ def test_a_fault_of_a_csv_file_names_its_place_and_fix(tmp_path, lines, problem)
     assert "Fix:" in str(caught.value)
 
 
-def test_a_row_that_cannot_be_used_costs_that_row_where_rows_may_be_skipped(tmp_path):
-    (tmp_path / "mine.csv").write_text("question,answer\na,\nb,2\n")
-    with pytest.warns(UserWarning, match="mine: 1 rows cannot be used .*answer: is blank"):
-        found = rows(tmp_path, f"mine={tmp_path}/mine.csv", "--config.data.bad_rows=skip")
-    assert [row.question.text for row in found] == ["b"]
+def test_rows_that_cannot_be_used_cost_these_rows_where_that_is_permitted(tmp_path, caplog):
+    (tmp_path / "mine.csv").write_text("question,answer\na,\nb,2\nc,\nd,4\n")
+    source = f"mine={tmp_path}/mine.csv"
+    with pytest.raises(
+        RowError, match=r"(?s)4 rows, 2 usable.*row 0 .*row 2 .*data.bad_rows=skip"
+    ):  # all faults at once
+        rows(tmp_path, source)
+    with pytest.raises(RowError, match="50.0% of the rows have faults, more than data.max_bad_fraction"):
+        rows(tmp_path, source, "--config.data.bad_rows=skip")
+    found = rows(tmp_path, source, "--config.data.bad_rows=skip", "--config.data.max_bad_fraction=0.5")
+    assert [row.question.text for row in found] == ["b", "d"] and "left out: 2 of 4 rows" in caplog.text
+
+
+def test_a_source_that_changes_after_an_interrupted_reading_is_refused(tmp_path):
+    """Catches rows of two versions of a file in one run: the faulty file was read up to its end, and then fixed."""
+    path, stages = tmp_path / "mine.csv", "--config.curate.stages=read,mix"
+    path.write_text("question,answer\na,1\nb,\n")
+    with pytest.raises(RowError, match="answer: is blank"):
+        curate.run(config(tmp_path, f"mine={path}", stages))
+    path.write_text("question,answer\na,1\nb,2\n")
+    curate.run(config(tmp_path, f"mine={path}", stages))
+    assert len(list(read_questions(tmp_path / "curate" / "output" / "rl.parquet"))) == 2
+    other = "--config.run.name=other"
+    path.write_text("question,answer\na,1\nb,\n")
+    with pytest.raises(RowError):
+        curate.run(config(tmp_path, f"mine={path}", stages, other))
+    path.write_text("question,answer\nb,2\n")
+    with pytest.raises(ConfigError, match="'mine/mine:0' has changed since it was stored"):
+        curate.run(config(tmp_path, f"mine={path}", stages, other))
 
 
 @pytest.mark.parametrize(

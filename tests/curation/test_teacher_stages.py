@@ -10,12 +10,12 @@ import json
 
 import pytest
 
+from benchmarks.chat_server import ChatServer
 from dv2_jax import curate
 from dv2_jax.config import ConfigError, load
 from dv2_jax.curation.stages.review import Review
 from tests.curation.small_sets import CODE, LONG_THOUGHT
 from tests.curation.test_pipeline import text_of
-from tests.endpoint.chat_server import ChatServer
 
 # What happens to each question, by the first word of its text.
 NAMES = ("easy", "hinted", "betrayed", "plain", "needless", "irrelevant", "mute", "never")

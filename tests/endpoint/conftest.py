@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.endpoint.chat_server import ChatServer
+from benchmarks.chat_server import ChatServer
 
 
 @pytest.fixture

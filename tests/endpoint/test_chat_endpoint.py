@@ -15,6 +15,7 @@ from contextlib import closing
 import PIL.Image
 import pytest
 
+from benchmarks.chat_server import RESET, Raw, completion, error
 from dv2_jax.config import ConfigError, RunFailure
 from dv2_jax.endpoint import (
     ChatEndpoint,
@@ -25,7 +26,6 @@ from dv2_jax.endpoint import (
     chat_content,
 )
 from dv2_jax.endpoint.adaptive_limit import AdaptiveLimit
-from tests.endpoint.chat_server import RESET, Raw, completion, error
 
 ASK = [{"role": "user", "content": "Capital of France?"}]
 

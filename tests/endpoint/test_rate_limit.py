@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.chat_server import ChatServer
 from dv2_jax.endpoint import ChatEndpoint, RateLimit
 from dv2_jax.endpoint.rate_limit import BURST_S, FIRST_TOKENS
-from tests.endpoint.chat_server import ChatServer
 
 
 class Clock:

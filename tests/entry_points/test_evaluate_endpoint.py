@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.chat_server import ChatServer, completion
 from dv2_jax import evaluate as evaluate_command
 from dv2_jax.config import run_command
 from dv2_jax.telemetry.trajectories import read_trajectories
-from tests.endpoint.chat_server import ChatServer, completion
 from tests.rollout.conftest import service  # noqa: F401
 from tests.rollout.rollout_cases import IMAGE_SEARCH, code, make_image, search
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.chat_server import ChatServer, completion, error
 from dv2_jax import evaluate
 from dv2_jax.config import load
 from dv2_jax.evaluation.record_files import read_lines
 from dv2_jax.toy.benchmark_files.search_files import write_realx
 from dv2_jax.toy.benchmark_files.tsv_tables import write_chartqa, write_vstar
-from tests.endpoint.chat_server import ChatServer, completion, error
 from tests.rollout.rollout_cases import IMAGE_SEARCH, code, search
 
 ROWS = 9

@@ -30,8 +30,15 @@ class Read(CurationStage):
                     raise ConfigError(f"curate.sources: {source.name} has two rows with the id {row.id!r}")
                 seen.add(row.id)
                 count += 1
-                if curation.shard.has(row.id) and row.id not in curation.store:
+                if not curation.shard.has(row.id):
+                    continue
+                if row.id not in curation.store:
                     curation.store.add(row)
+                elif curation.store.document(row.id)["digest"] != row.digest:  # of an interrupted reading
+                    raise ConfigError(
+                        f"curate.sources: {row.id!r} has changed since it was stored in {curation.folder}: choose another"
+                        " folder with --config.run.name=NAME"
+                    )
             journal.add(source.name, {"rows": count}, sample=curation.shard.index)
 
     def unread_shards(self, curation: Curation) -> list[int]:

@@ -21,6 +21,7 @@ from dv2_jax.curation.decisions import COLD_START, DROPPED, Decision
 from dv2_jax.curation.models import open_reviewer
 from dv2_jax.curation.stage import CurationStage, SingleRequest, StagePlan, register_stage
 from dv2_jax.curation.stages.solve_rates import estimate
+from dv2_jax.curation.teachers import run_reviewer
 from dv2_jax.data.chat_encoder import IMAGE_MARKER
 from dv2_jax.endpoint import ChatEndpoint, ChatReply, EndpointUnavailable, chat_content
 
@@ -65,7 +66,6 @@ class ReviewStage(CurationStage):
     """Drops the trajectories that a judge finds irrelevant, incoherent or ungrounded."""
 
     name = "review"
-    is_single_shot = True
 
     def applies(self, before: Decision, form: RowForm) -> bool:
         return before.destination == COLD_START
@@ -84,7 +84,7 @@ class ReviewStage(CurationStage):
         return estimate(self.name, len(rows), len(rows), curation)
 
     def single_requests(self, curation: Curation) -> Iterator[SingleRequest]:
-        _, _, model = curation.settings.reviewer.partition("#")
+        model = run_reviewer(curation.settings).model
         if not model:
             raise ConfigError("--batch-write needs curate.reviewer = URL#MODEL, with the name in the requests")
         for row_id in curation.unlabeled_ids(self.name):

@@ -33,7 +33,6 @@ class SamplingStage(CurationStage):
     with_tools: bool
 
     def samples(self, settings: CurateConfig) -> int:
-        """Returns the number of answers per row."""
         return settings.samples
 
     def question(self, curation: Curation, row_id: str) -> Question:
@@ -58,7 +57,7 @@ class SamplingStage(CurationStage):
 
     def is_complete(self, entries: Sequence[Mapping[str, Any]], settings: CurateConfig) -> bool:
         settled = [entry for entry in entries if not entry["failure"] or entry["attempt"] >= settings.attempts]
-        return len(settled) >= self.samples(settings)
+        return len(settled) == self.samples(settings)
 
     def plan(self, curation: Curation) -> StagePlan:
         missing = list(self._missing(curation))
@@ -66,12 +65,11 @@ class SamplingStage(CurationStage):
 
     def single_requests(self, curation: Curation) -> Iterator[SingleRequest]:
         settings = curation.settings
-        if self.with_tools:
-            yield from super().single_requests(curation)
-        if not (settings.endpoint and settings.endpoint_model):
+        missing = [] if self.with_tools else list(self._missing(curation))  # with tools, answers are conversations
+        if missing and not (settings.endpoint and settings.endpoint_model):
             raise ConfigError("--batch-write needs curate.endpoint and curate.endpoint_model, the name in the requests")
         sampling = endpoint_sampling(settings, settings.temperature)
-        for request in self._requests(curation, list(self._missing(curation))):
+        for request in self._requests(curation, missing):
             messages = prompt_messages(request.question, without_tools(curation.config.agent), ())
             parameters = request_parameters(sampling, request)
             yield SingleRequest(settings.endpoint_model, messages, parameters, request_key(request))
@@ -109,7 +107,6 @@ class Difficulty(SamplingStage):
 
     name = "difficulty"
     with_tools = False
-    is_single_shot = True
 
     def decide_by_rate(self, solved: Solved, settings: CurateConfig, before: Decision) -> Decision:
         if solved.correct > settings.max_solved_without_tools:
@@ -170,7 +167,7 @@ def failed_calls(trajectory: Trajectory) -> int:
 
 def estimate(stage: str, rows: int, requests: int, curation: Curation) -> StagePlan:
     """Returns the plan of a stage that samples; tokens, time and cost are those of its earlier answers on average."""
-    known = [entry for entry in curation.journal(stage).entries() if not entry["failure"]]
+    known = [entry for entry in curation.journal(stage).entries() if not entry.get("failure", "no answer")]
     if not known:
         return StagePlan(stage, rows, requests, note="" if not requests else "no earlier answers to estimate from")
     tokens = sum(entry["completion_tokens"] for entry in known) / len(known) * requests

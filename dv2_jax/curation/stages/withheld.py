@@ -7,7 +7,7 @@ without the output. If it is correct nevertheless, the output was not needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,9 @@ Another assistant has begun as follows. The output of its call cannot be shown:
 Answer the question now, without calling anything, from what you can see and know. Put the answer inside <answer> </answer>."""
 
 
+NO_CALL = "no_call"  # label of a trajectory that calls nothing: no output could be withheld
+
+
 @register_stage
 class Withheld(SamplingStage):
     """Drops trajectories whose question is answered without the output of their first call.
@@ -40,7 +43,6 @@ class Withheld(SamplingStage):
 
     name = "withheld"
     with_tools = False
-    is_single_shot = True
 
     def applies(self, before: Decision, form: RowForm) -> bool:
         return before.destination == COLD_START and form != "long_cot"
@@ -48,21 +50,26 @@ class Withheld(SamplingStage):
     def samples(self, settings: CurateConfig) -> int:
         return settings.withheld_samples
 
+    def is_complete(self, entries: Sequence[Mapping[str, Any]], settings: CurateConfig) -> bool:
+        return _has_no_call(entries) or super().is_complete(entries, settings)
+
+    def decide(self, entries: Sequence[Mapping[str, Any]], settings: CurateConfig, before: Decision) -> Decision:
+        return before if _has_no_call(entries) else super().decide(entries, settings, before)
+
     def question(self, curation: Curation, row_id: str) -> Question:
         question = curation.store.row(row_id).question
-        turn = first_call(curation, row_id)
-        assert turn is not None  # rows without calls are labeled before any request is made
+        turn = first_call(curation.turns(row_id))
+        assert turn is not None  # `_missing` has labeled the rows without calls
         marked = IMAGE_MARKER in question.text
         text = question.text if marked else f"{IMAGE_MARKER}\n" * len(question.images) + question.text
         shown = turn["text"].replace(IMAGE_MARKER, "")
         return replace(question, messages=None, text=_WITHHELD.format(question=text, turn=shown))
 
-    def run(self, curation: Curation) -> None:
+    def _missing(self, curation: Curation) -> Iterator[tuple[str, int, int]]:
         for row_id in curation.unlabeled_ids(self.name):
-            if first_call(curation, row_id) is None:
-                for sample in range(self.samples(curation.settings)):
-                    curation.journal(self.name).add(row_id, _NO_CALL, sample)
-        super().run(curation)
+            if first_call(curation.turns(row_id)) is None:
+                curation.journal(self.name).add(row_id, {NO_CALL: True})
+        return super()._missing(curation)
 
     def decide_by_rate(self, solved: Solved, settings: CurateConfig, before: Decision) -> Decision:
         if solved.correct > settings.max_solved_withheld:
@@ -71,23 +78,10 @@ class Withheld(SamplingStage):
         return before
 
 
-def first_call(curation: Curation, row_id: str) -> Mapping[str, Any] | None:
-    """Returns the first turn of a row's trajectory that calls a tool, None without one."""
-    return next((turn for turn in curation.turns(row_id) if turn["kind"] not in NOT_TOOLS), None)
+def first_call(turns: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Returns the first turn of a trajectory that calls a tool, None without one."""
+    return next((turn for turn in turns if turn["kind"] not in NOT_TOOLS), None)
 
 
-# The labels of a trajectory that calls nothing: no output could be withheld.
-_NO_CALL: Mapping[str, Any] = {
-    "attempt": 1,
-    "correct": False,
-    "failure": "",
-    "finish": "",
-    "tool_calls": 0,
-    "failed_calls": 0,
-    "prompt_tokens": 0,
-    "completion_tokens": 0,
-    "requests": 0,
-    "seconds": 0.0,
-    "cost": None,
-    "model": "",
-}
+def _has_no_call(entries: Sequence[Mapping[str, Any]]) -> bool:
+    return any(NO_CALL in entry for entry in entries)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from dv2_jax.data.chat_encoder import IMAGE_MARKER
 from dv2_jax.data.question import Question
 from dv2_jax.data.row_fields import RowReader
 from dv2_jax.evaluation.benchmarks.benchmark_registry import register_benchmark
 from dv2_jax.evaluation.benchmarks.reference_benchmark import REFERENCES, ReferenceBenchmark
-
-_MARKER = "<image>"
 
 
 class MMSearchR1Benchmark(ReferenceBenchmark):
@@ -23,32 +23,54 @@ class MMSearchR1Benchmark(ReferenceBenchmark):
     )
 
     def parse(self, row: Mapping[str, Any], number: int, reader: RowReader) -> Question | None:
-        messages, images = reader.messages("prompt"), reader.images()
-        reward = reader.mapping("reward_model", required=True)
-        answer = reader.text(reward, "ground_truth", "reward_model.ground_truth")
-        others = reader.text_list(reward.get("candidate_answers"), "reward_model.candidate_answers")
-        id_ = reader.text(row, "data_id", "data_id")
-        text = "" if messages is None else _question_text(messages)
-        if messages is not None and not text:
-            reader.add("bad value", "prompt", "has no user message with text", "add the question")
-        if reader.issues:
+        fields = read_mmsearch_r1(row, reader)
+        if fields is None:
             return None
-        references = list(dict.fromkeys([answer, *others]))
-        category = row.get("category")
         return Question(
-            id=id_,
-            skill=category if isinstance(category, str) and category else self.name,
+            id=fields.id,
+            skill=fields.category or self.name,
             data_source="search",
-            text=text,
-            images=images,
-            answer=answer,
-            meta={REFERENCES: references, "index": id_},  # `index` is the key in the released search results
+            text=fields.text,
+            images=fields.images,
+            answer=fields.answers[0],
+            meta={
+                REFERENCES: list(fields.answers),
+                "index": fields.id,
+            },  # `index`: the key in the released search results
         )
 
 
-def _question_text(messages: tuple[dict, ...]) -> str:
-    user = next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
-    return user.replace(_MARKER, "").strip()
+@dataclass(frozen=True)
+class MMSearchR1Fields:
+    """The fields of a row. `answers` has the reference answer first, then the other accepted ones."""
+
+    id: str
+    text: str
+    images: tuple[bytes, ...]
+    answers: tuple[str, ...]
+    category: str  # `search_free` or `search_required`; empty in test sets
+
+
+def read_mmsearch_r1(row: Mapping[str, Any], reader: RowReader) -> MMSearchR1Fields | None:
+    """Reads a row in MMSearch-R1's schema; returns None if it has added issues to `reader`.
+
+    Of the prompt, which describes MMSearch-R1's own protocol, only the question is used.
+    """
+    messages, images = reader.messages("prompt"), reader.images()
+    reward = reader.mapping("reward_model", required=True)
+    answer = reader.text(reward, "ground_truth", "reward_model.ground_truth")
+    others = reader.text_list(reward.get("candidate_answers"), "reward_model.candidate_answers")
+    id_ = reader.text(row, "data_id", "data_id")
+    user = next((message["content"] for message in reversed(messages or ()) if message["role"] == "user"), "")
+    text = user.replace(IMAGE_MARKER, "").strip()
+    if messages is not None and not text:
+        reader.add("bad value", "prompt", "has no user message with text", "add the question")
+    if reader.issues:
+        return None
+    assert id_ is not None and answer is not None and images is not None  # otherwise there are issues
+    category = row.get("category")
+    answers = tuple(dict.fromkeys([answer, *others]))
+    return MMSearchR1Fields(id_, text, images, answers, category if isinstance(category, str) else "")
 
 
 @register_benchmark

@@ -1,4 +1,4 @@
-"""Applies `data.bad_rows` to the faults that a reader of benchmark files has found."""
+"""Applies `data.bad_rows` to the faults that a reader of files has found."""
 
 from __future__ import annotations
 

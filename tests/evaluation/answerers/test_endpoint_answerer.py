@@ -15,6 +15,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from benchmarks.chat_server import RESET, Raw, completion, error
 from dv2_jax.agent.trajectory import Finish
 from dv2_jax.config import AgentConfig, ImageConfig, ToolsConfig
 from dv2_jax.endpoint import ChatEndpoint, EndpointOutage, ReplyJournal
@@ -23,7 +24,6 @@ from dv2_jax.evaluation.answerers.endpoint_answerer import EndpointAnswerer, End
 from dv2_jax.evaluation.baselines import RefusingTools
 from dv2_jax.rewards import final_answer
 from dv2_jax.rollout.local_calls import LocalCallRunner
-from tests.endpoint.chat_server import RESET, Raw, completion, error
 from tests.rollout.rollout_cases import ANSWER, IMAGE_SEARCH, code, question, search
 from tools_service.client import Status, ToolResult
 

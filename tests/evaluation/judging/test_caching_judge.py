@@ -4,12 +4,12 @@ import json
 
 import pytest
 
+from benchmarks.chat_server import Raw, completion
 from dv2_jax.config import Config, ConfigError, EvalConfig, RewardConfig
 from dv2_jax.evaluation.benchmarks.benchmark import Benchmark, BenchmarkAnswer
 from dv2_jax.evaluation.judging.caching_judge import CachingJudge
 from dv2_jax.evaluation.judging.rubric_registry import RUBRICS, RubricPrompt, get_rubric, rubric
 from dv2_jax.rewards import JudgeOutage, JudgeUnavailable
-from tests.endpoint.chat_server import Raw, completion
 from tests.rollout.rollout_cases import question
 
 ASKED = ("Capital of France?", ["Paris", "City of Paris"], "paris!")

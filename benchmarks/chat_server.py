@@ -1,4 +1,4 @@
-"""A local OpenAI-compatible endpoint whose replies a function makes, for tests of clients."""
+"""A local OpenAI-compatible endpoint whose replies a function makes, for tests and measurements of clients."""
 
 from __future__ import annotations
 
@@ -50,7 +50,11 @@ class ChatServer:
     """
 
     def __init__(
-        self, reply: Callable[[dict, int], Any], models: tuple[str, ...] = ("served-model",), delay_s: float = 0
+        self,
+        reply: Callable[[dict, int], Any],
+        models: tuple[str, ...] = ("served-model",),
+        delay_s: float = 0,
+        port: int = 0,  # 0: a free one
     ):
         self.requests: list[dict] = []
         self.times: list[float] = []
@@ -116,7 +120,7 @@ class ChatServer:
             daemon_threads = True
             request_queue_size = 128
 
-        self.server = Server(("127.0.0.1", 0), Handler)
+        self.server = Server(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
