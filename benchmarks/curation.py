@@ -56,10 +56,11 @@ def acceptance(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     models = ScriptedModels(arguments.questions, faults=Faults(wrong=0.15, malformed=0.1, overload=0.1))
     seconds: dict[str, float] = {}
     with serve(models) as (url, log):
-        teachers = f"curate.teachers={url}#teacher"
         command = curate_command(
-            folder, f"curate.size={arguments.questions}", f"curate.samples={arguments.samples}", teachers
-        )
+            folder, f"curate.size={arguments.questions}", f"curate.samples={arguments.samples}",
+            f"curate.min_solved_with_tools={arguments.samples}",  # the cold start solves most at least once
+            f"curate.teachers={url}#teacher",
+        )  # fmt: skip
         seconds["curate"], _ = run(command)
         statuses = dict(sorted(log.statuses.items()))
     output = folder / "curate" / "output"
@@ -116,7 +117,7 @@ def kills(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             with open(folder / "log.txt", "ab") as out:
                 process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
             if done < arguments.kills:
-                limit = len(log.requests) + rng.randint(1, max(2, int(2.6 * len(requests) / arguments.kills)))
+                limit = len(log.requests) + rng.randint(1, max(2, int(1.6 * len(requests) / arguments.kills)))
                 while len(log.requests) < limit and process.poll() is None:
                     time.sleep(0.002)
                 time.sleep(rng.random() * 0.3)

@@ -141,6 +141,13 @@ def system_prompt(name: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def marked_text(question: Question) -> str:
+    """Returns the question's text with one marker per image: those it has, or all of them before the text."""
+    if IMAGE_MARKER in question.text:
+        return question.text
+    return f"{IMAGE_MARKER}\n" * len(question.images) + question.text
+
+
 def build_messages(question: Question, prompt: str, tools: Sequence[Tool] = ()) -> tuple[dict, ...]:
     """Returns the question's own messages if it has any, else system and user message of the prompt `prompt`.
 
@@ -149,9 +156,7 @@ def build_messages(question: Question, prompt: str, tools: Sequence[Tool] = ()) 
     """
     if question.messages is not None:
         return question.messages
-    text = question.text
-    if IMAGE_MARKER not in text:
-        text = f"{IMAGE_MARKER}\n" * len(question.images) + text
+    text = marked_text(question)
     if prompt == PER_TOOL and not tools:
         return ({"role": "user", "content": text + _USER_NO_TOOL},)
     user = text + _USER.get(prompt, _USER_FULL)

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dv2_jax.curation.funnel import Funnel
+from dv2_jax.curation.teachers import run_reviewer, run_teachers
 from dv2_jax.files import atomic_write
 
 if TYPE_CHECKING:
     from dv2_jax.curation.curation import Curation
 
 CARD_FILE = "README.md"
-_NOT_SETTINGS = ("shard", "prices", "max_cost", "concurrency")
+# Settings that say where and how fast models were asked, and nothing about the sets.
+_NOT_SETTINGS = (
+    "shard", "prices", "max_cost", "concurrency", "endpoint", "requests_per_minute", "tokens_per_minute", "timeout_s",
+)  # fmt: skip
 
 
 def write_card(curation: Curation, funnel: Funnel, output: Path) -> None:
@@ -28,6 +32,8 @@ def card_text(curation: Curation, funnel: Funnel) -> str:
         {(line["source"], line["license"]) for line in map(curation.store.document, curation.store.ids())}
     )
     settings = {key: value for key, value in asdict(curation.settings).items() if key not in _NOT_SETTINGS}
+    settings["teachers"] = [f"{teacher.name}={teacher.weight:g}" for teacher in run_teachers(curation.settings)]
+    settings["reviewer"] = run_reviewer(curation.settings).name if curation.settings.reviewer else ""
     parts = [
         "# Curated sets",
         "`rl.parquet` has questions for RL in the released row format; `sft.json` has trajectories for the cold start in the"

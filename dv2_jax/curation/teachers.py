@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from dv2_jax.config import ConfigError, CurateConfig
+from dv2_jax.endpoint.retry_rules import printable_url
 
 SCRIPTED = "scripted"
 _FORM = re.compile(r"(?P<place>[^=]+?)(?:#(?P<model>[^=]*))?(?:=(?P<weight>.+))?")
@@ -25,8 +26,8 @@ class Teacher:
 
     @property
     def name(self) -> str:
-        """The model's name, as provenance states it."""
-        return self.model or self.base_url
+        """The model's name, as provenance and data card state it; the address only if the model has no name."""
+        return self.model or printable_url(self.base_url)
 
 
 def run_teachers(config: CurateConfig) -> list[Teacher]:

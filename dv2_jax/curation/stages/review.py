@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from dv2_jax.agent.prompts import marked_text
 from dv2_jax.config import ConfigError, CurateConfig
 from dv2_jax.curation.curation import Curation
 from dv2_jax.curation.curation_rows import RowForm
@@ -144,12 +145,13 @@ def review_parameters(attempt: int) -> dict[str, Any]:
 def review_messages(curation: Curation, row_id: str) -> list[dict[str, Any]]:
     """Returns the request for a verdict: the question with its images, and all turns with outputs and their images."""
     question, turns = curation.store.row(row_id).question, curation.turns(row_id)
-    text = question.text if IMAGE_MARKER in question.text else IMAGE_MARKER * len(question.images) + question.text
     steps, images = [], list(question.images)
     for number, turn in enumerate(turns, start=1):
         steps.append(f"[assistant, step {number}]\n{turn['text'].replace(IMAGE_MARKER, '')}")
         if turn["observation"] is not None and number < len(turns):
             steps.append(f"[output]\n{turn['observation']}")
             images += [curation.read_image(name) for name in turn["images"]]
-    content = chat_content(_USER.format(question=text, solution="\n\n".join(steps)), images, IMAGE_MARKER)
+    content = chat_content(
+        _USER.format(question=marked_text(question), solution="\n\n".join(steps)), images, IMAGE_MARKER
+    )
     return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": content}]

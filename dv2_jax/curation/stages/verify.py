@@ -80,11 +80,11 @@ class Verify(CurationStage):
             with closing(scheduler.stream(requests)) as finished:
                 for _, trajectory in finished:
                     was_read = curation.store.form(trajectory.id) == "trajectory"
-                    reason, unchecked = difference(
-                        stored[trajectory.id], trajectory, curation.read_image, searches if was_read else ()
-                    )
+                    turns, not_compared = stored[trajectory.id], searches if was_read else set()
+                    reason = difference(turns, trajectory, curation.read_image, not_compared)
                     if not reason and (failed := failed_calls(trajectory)):
                         reason = f"{failed} failed calls"
+                    unchecked = sum(turn["kind"] in not_compared for turn in turns[:-1])
                     curation.journal(self.name).add(trajectory.id, _labels(reason, unchecked))
                     bar.advance()
 
@@ -103,29 +103,28 @@ def difference(
     replayed: Trajectory,
     read_image: Callable[[str], bytes],
     not_compared: Collection[str] = (),
-) -> tuple[str, int]:
-    """Returns the first difference between stored turns and their execution (empty where they agree), and a count.
+) -> str:
+    """Returns the first difference between stored turns and their execution; empty where they agree.
 
     Memory addresses and durations in texts are ignored; images agree if they are equal or their perceptual hashes are near.
-    The count is that of the calls of the tools `not_compared`.
+    The outputs of the tools `not_compared` are left out.
     """
-    unchecked = sum(turn["kind"] in not_compared for turn in stored[:-1])
     if replayed.dropped:
-        return "the tools service lost the replay", unchecked
+        return "the tools service lost the replay"
     if len(replayed.turns) != len(stored):
-        return f"{len(stored)} turns are stored, but the replay has {len(replayed.turns)}", unchecked
+        return f"{len(stored)} turns are stored, but the replay has {len(replayed.turns)}"
     for number, (old, new) in enumerate(zip(stored[:-1], replayed.turns), start=1):  # the answer has no observation
         if old["kind"] in not_compared:
             continue
         if normalize_output(old["observation"] or "") != normalize_output(new.observation or ""):
-            return f"turn {number}: the stored output differs from that of the execution", unchecked
+            return f"turn {number}: the stored output differs from that of the execution"
         if len(old["images"]) != len(new.images):
             count = f"{len(old['images'])} images are stored, the execution returned {len(new.images)}"
-            return f"turn {number}: {count}", unchecked
+            return f"turn {number}: {count}"
         for name, image in zip(old["images"], new.images, strict=True):
             if not same_image(read_image(name), image):
-                return f"turn {number}: a stored image differs from that of the execution", unchecked
-    return "", unchecked
+                return f"turn {number}: a stored image differs from that of the execution"
+    return ""
 
 
 def normalize_output(text: str) -> str:

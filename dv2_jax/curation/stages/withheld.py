@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from dv2_jax.agent.prompts import marked_text
 from dv2_jax.agent.tools.base import NOT_TOOLS
 from dv2_jax.config import CurateConfig
 from dv2_jax.curation.curation import Curation
@@ -60,10 +61,8 @@ class Withheld(SamplingStage):
         question = curation.store.row(row_id).question
         turn = first_call(curation.turns(row_id))
         assert turn is not None  # `_missing` has labeled the rows without calls
-        marked = IMAGE_MARKER in question.text
-        text = question.text if marked else f"{IMAGE_MARKER}\n" * len(question.images) + question.text
         shown = turn["text"].replace(IMAGE_MARKER, "")
-        return replace(question, messages=None, text=_WITHHELD.format(question=text, turn=shown))
+        return replace(question, messages=None, text=_WITHHELD.format(question=marked_text(question), turn=shown))
 
     def _missing(self, curation: Curation) -> Iterator[tuple[str, int, int]]:
         for row_id in curation.unlabeled_ids(self.name):
