@@ -171,7 +171,7 @@ def scale(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             )
             file.write(json.dumps({"id": str(number), "question": text, "answer": str(number)}) + "\n")
     result: dict[str, Any] = {"rows": arguments.rows}
-    common = [f"curate.sources=rows={source};CC0", "task.seed=0"]
+    common = [f"curate.sources=rows={source};CC0", "curate.size=0"]
     for count in (1, 2):
         name = f"shards{count}"
         started = time.monotonic()
@@ -190,6 +190,9 @@ def scale(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         started = time.monotonic()
         peak = _finish(_measured(curate_command(folder, *common, "run.name=shards1", f"curate.stages={stages}")))
         result[stages.rpartition(",")[2]] = _speed(arguments.rows, time.monotonic() - started, [peak])
+    lines = (folder / "shards1" / "output" / "provenance.jsonl").read_bytes().count(b"\n")
+    if lines != arguments.rows:
+        raise RuntimeError(f"{lines:,} of {arguments.rows:,} rows have come through")
     return result
 
 
