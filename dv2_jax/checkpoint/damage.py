@@ -36,6 +36,14 @@ class SaveFailed(RunFailure):
     """A checkpoint cannot be written; the message gives the reason and the newest checkpoint that is intact."""
 
 
+def is_news(record: logging.LogRecord) -> bool:
+    """A filter for the logger of Orbax: its threads log an exception that `wait` raises again, at any time before that.
+
+    Without the filter, the pages of a failed asynchronous save are printed if the thread logs them between two calls.
+    """
+    return "_SignalingThread.run() raised an exception" not in record.getMessage()
+
+
 @contextmanager
 def captured_logs() -> Iterator[list[str]]:
     """Collects the log records of Orbax instead of printing them, and exceptions of coroutines that it abandons.

@@ -39,6 +39,8 @@ def _without_warnings() -> Iterator[None]:
         log.setLevel(level)
 
 
+logging.getLogger("absl").addFilter(damage.is_news)
+
 # With use_replica_parallel each replica writes a slice of a replicated array, which compiles a program per shape.
 with _without_warnings():
     ocp.type_handlers.register_type_handler(

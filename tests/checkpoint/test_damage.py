@@ -1,5 +1,6 @@
 """Tests of damaged checkpoints and failed saves: one sentence, and the other checkpoints stay valid."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -120,6 +121,20 @@ with one_line_errors(), CheckpointStore(sys.argv[1], asynchronous=sys.argv[2] ==
     store.save(2, weights, {}, {})
     store.wait()
 """
+
+
+def test_what_a_thread_of_a_save_logs_before_it_is_raised_is_not_printed():
+    """The thread may log between `save` and `wait`, when nothing collects its records."""
+    log, seen = logging.getLogger("absl"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append(record.getMessage())
+    log.addHandler(handler)
+    try:
+        log.error("[process=%d] _SignalingThread.run() raised an exception: %s", 0, "File too large")
+        log.error("another error")
+    finally:
+        log.removeHandler(handler)
+    assert seen == ["another error"]
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
