@@ -109,7 +109,7 @@ def engine_programs(policy: Policy, config: Config) -> list[Program]:
     placement = EngineSharding.for_mesh(mesh, model.text.num_kv_heads)
     functions = jit_functions(policy.engine_graphdef, placement)
     params, (pages, image_cache) = policy.engine_params, _engine_memory(policy, config)
-    prefill_batch, decode_batch = _engine_batches(engine, config, placement, mesh)
+    prefill_batch, decode_batch = _engine_batches(policy, engine, config, placement)
     trainer_bytes = _trainer_bytes(policy, config)
 
     def describe(batch, tokens):
@@ -156,15 +156,13 @@ def engine_programs(policy: Policy, config: Config) -> list[Program]:
     return [prefill, decode, encode]
 
 
-def _engine_batches(engine: EngineConfig, config: Config, placement: EngineSharding, mesh: Mesh) -> tuple[Any, Any]:
+def _engine_batches(policy: Policy, engine: EngineConfig, config: Config, placement: EngineSharding) -> tuple[Any, Any]:
     """Returns the largest abstract prefill batch and decode batch with their shardings."""
-    buckets = Buckets.from_config(engine, config.agent.max_total_tokens, num_data_shards(mesh))
-    prefill = batch_builder.empty_prefill_batch(
-        buckets.prefill_rows[-1], engine.prefill_tokens, buckets.prefill_widths[-1], 0
-    )
-    decode = batch_builder.empty_decode_batch(
-        buckets.decode_rows[-1], engine.decode_tokens, buckets.decode_widths[-1], 0
-    )
+    mesh = policy.engine_mesh
+    buckets = Buckets.from_config(engine, policy.config.text, config.agent.max_total_tokens, num_data_shards(mesh))
+    prefill = batch_builder.empty_prefill_batch(*buckets.prefill[-1], 0)
+    rows, width = buckets.decode[-1]
+    decode = batch_builder.empty_decode_batch(rows, engine.decode_tokens, width, 0)
 
     def shard(path, x):
         sharding = placement.batch_by_token if path[-1].name == "positions" else placement.rows
@@ -174,12 +172,13 @@ def _engine_batches(engine: EngineConfig, config: Config, placement: EngineShard
 
 
 def _decode_tables(policy: Policy) -> tuple[Any, ...]:
-    """Returns the abstract seed, stop table and mask of forbidden ids of a decode dispatch."""
+    """Returns the abstract seed, stop table, mask of forbidden ids and `min_live` of a decode dispatch."""
     vocab_size = policy.config.text.vocab_size
     tables = (
         jax.ShapeDtypeStruct((), jnp.uint32),
         jax.ShapeDtypeStruct((policy.num_stop_states, vocab_size), jnp.int32),
         jax.ShapeDtypeStruct((vocab_size,), jnp.bool_),
+        jax.ShapeDtypeStruct((), jnp.int32),
     )
     return _replicated(tables, policy.engine_mesh)
 

@@ -109,6 +109,13 @@ class EngineConfig:
     prefill_rows: int = setting(16, "Sequences per prefill dispatch.")
     prefill_tokens: int = setting(128, "Tokens per row of a prefill dispatch.")
     decode_tokens: int = setting(16, "Tokens per sequence of a decode dispatch.")
+    min_live_rows: float = setting(
+        0.75, "Share of its sequences below which a decode dispatch ends, so that others take the place of ended turns."
+    )
+    shape_tolerance: float = setting(
+        1.8,
+        "A program is not compiled if a larger shape costs at most this factor more. Nearer 1: less padding, longer warm-up.",
+    )
     image_cache_tokens: int = setting(
         4096, "Capacity of the image embedding cache in merged image tokens; at least one largest image."
     )

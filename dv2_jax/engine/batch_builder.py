@@ -5,12 +5,11 @@ Rows are ordered by data-parallel shard, so that a row is computed on the device
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from dv2_jax.engine.buckets import num_pages
+from dv2_jax.engine.buckets import Shape
 from dv2_jax.engine.image_cache import ImageEmbeddingCache
 from dv2_jax.engine.kv_cache_manager import KVCacheManager
 from dv2_jax.engine.model_runner import DecodeBatch, DecodeOutput, PrefillBatch
@@ -28,11 +27,6 @@ def select_per_shard(sequences: Iterable[SequenceState], num_shards: int, rows: 
             taken[sequence.shard] += 1
             chosen.append(sequence)
     return chosen
-
-
-def rows_needed(sequences: Iterable[SequenceState], num_shards: int) -> int:
-    """Returns the batch size that these sequences need when every shard has equally many rows."""
-    return num_shards * max(Counter(sequence.shard for sequence in sequences).values())
 
 
 def row_indices(sequences: Iterable[SequenceState], num_shards: int, rows: int) -> list[int]:
@@ -59,7 +53,7 @@ def empty_prefill_batch(rows: int, tokens: int, width: int, pad_slot: int) -> Pr
 
 def build_prefill_batch(
     chunks: Sequence[PrefillChunk],
-    shape: tuple[int, int, int],
+    shape: Shape,
     managers: Sequence[KVCacheManager],
     image_cache: ImageEmbeddingCache,
 ) -> PrefillBatch:
@@ -106,7 +100,7 @@ def empty_decode_batch(rows: int, steps: int, width: int, pad_slot: int) -> Deco
 
 
 def build_decode_batch(
-    sequences: Sequence[SequenceState], shape: tuple[int, int, int], managers: Sequence[KVCacheManager]
+    sequences: Sequence[SequenceState], shape: Shape, managers: Sequence[KVCacheManager]
 ) -> DecodeBatch:
     """Builds the decode batch, one row per sequence, and allocates the pages that its steps may fill.
 
@@ -149,9 +143,3 @@ def append_sampled(sequences: Sequence[SequenceState], num_shards: int, decoded:
         generation.logprobs.extend(logprobs[row, :count].tolist())
         sequence.extend_text(sampled)
         sequence.cached += count
-
-
-def page_table_width(widths: Sequence[int], sequences: Sequence[SequenceState], page_size: int) -> int:
-    """Returns the smallest page-table width of `widths` that covers all cached tokens of these sequences."""
-    needed = num_pages(max(sequence.cached for sequence in sequences), page_size)
-    return next(width for width in widths if width >= needed)

@@ -75,11 +75,12 @@ class Dispatcher:
 
     def prefill(self, batch: model_runner.PrefillBatch) -> None:
         """Computes keys and values of the tokens of `batch` and writes them to the KV pages."""
-        self._pages = self.executables(("prefill", batch.page_table.shape), *self._prefill_arguments(batch))
+        self._pages = self.executables(_prefill_key(batch), *self._prefill_arguments(batch))
 
-    def decode(self, batch: model_runner.DecodeBatch) -> model_runner.DecodeOutput:
-        """Samples tokens for every row of `batch`."""
-        self._pages, decoded = self.executables(("decode", batch.page_table.shape), *self._decode_arguments(batch))
+    def decode(self, batch: model_runner.DecodeBatch, min_live: int = 1) -> model_runner.DecodeOutput:
+        """Samples tokens for every row of `batch`, and ends when fewer than `min_live` rows have not ended."""
+        arguments = self._decode_arguments(batch, min_live)
+        self._pages, decoded = self.executables(("decode", batch.page_table.shape), *arguments)
         return decoded
 
     def encode(self, vision: VisionBatch, rows: Int[np.ndarray, "M"]) -> None:
@@ -93,14 +94,12 @@ class Dispatcher:
         size = self._config
         copies = self._sharding.device_put_rows(*self._no_copies())
         examples: list[tuple[Key, tuple[Any, ...]]] = [(("copy", ()), (self._pages, *copies))]
-        for rows in buckets.decode_rows:
-            for width in buckets.decode_widths:
-                decode = batch_builder.empty_decode_batch(rows, size.decode_tokens, width, pad_slot)
-                examples.append((("decode", (rows, width)), self._decode_arguments(decode)))
-        for rows in buckets.prefill_rows:
-            for width in buckets.prefill_widths:
-                prefill = batch_builder.empty_prefill_batch(rows, size.prefill_tokens, width, pad_slot)
-                examples.append((("prefill", (rows, width)), self._prefill_arguments(prefill)))
+        for rows, width in buckets.decode:
+            decode = batch_builder.empty_decode_batch(rows, size.decode_tokens, width, pad_slot)
+            examples.append((("decode", (rows, width)), self._decode_arguments(decode)))
+        for rows, tokens, width in buckets.prefill:
+            prefill = batch_builder.empty_prefill_batch(rows, tokens, width, pad_slot)
+            examples.append((_prefill_key(prefill), self._prefill_arguments(prefill)))
         for bucket in image_buckets:
             vision = vision_batch([], [bucket], self._model_config.vision)
             padding = np.full(bucket.num_merged_tokens, size.image_cache_tokens, np.int32)
@@ -111,8 +110,9 @@ class Dispatcher:
     def _prefill_arguments(self, batch: model_runner.PrefillBatch) -> tuple[Any, ...]:
         return self.params, self._pages, self._image_embeddings, self._sharding.device_put_batch(batch)
 
-    def _decode_arguments(self, batch: model_runner.DecodeBatch) -> tuple[Any, ...]:
-        return self.params, self._pages, *self._sampling_tables, self._sharding.device_put_batch(batch)
+    def _decode_arguments(self, batch: model_runner.DecodeBatch, min_live: int = 1) -> tuple[Any, ...]:
+        live = self._sharding.replicate(np.asarray(min_live, np.int32))
+        return self.params, self._pages, *self._sampling_tables, live, self._sharding.device_put_batch(batch)
 
     def _encode_arguments(self, vision: VisionBatch, rows: Int[np.ndarray, "M"]) -> tuple[Any, ...]:
         return self.params, self._image_embeddings, *self._sharding.replicate((vision, rows))
@@ -120,3 +120,7 @@ class Dispatcher:
     def _no_copies(self) -> tuple[np.ndarray, np.ndarray]:
         shape = self._num_shards, self._config.prefill_rows
         return np.zeros(shape, np.int32), np.full(shape, self._config.pages, np.int32)
+
+
+def _prefill_key(batch: model_runner.PrefillBatch) -> Key:
+    return "prefill", (*batch.token_ids.shape, batch.page_table.shape[1])

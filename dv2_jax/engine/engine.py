@@ -11,6 +11,8 @@ dispatch and returns without waiting for it: the caller's work on finished turns
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +25,7 @@ from jaxtyping import Bool
 from dv2_jax.config import EngineConfig
 from dv2_jax.data.chat_encoder import ImageInput
 from dv2_jax.engine import batch_builder, model_runner
-from dv2_jax.engine.buckets import Buckets, bucket_for
+from dv2_jax.engine.buckets import Buckets, Shape
 from dv2_jax.engine.dispatcher import Dispatcher
 from dv2_jax.engine.executables import Key
 from dv2_jax.engine.image_cache import ImageEmbeddingCache
@@ -56,7 +58,10 @@ class EngineStats:
     decode_dispatches: int = 0
     prefilled_tokens: int = 0
     sampled_tokens: int = 0
-    decode_rows: int = 0  # rows of all decode dispatches, padding included; each samples up to `decode_tokens` tokens
+    prefill_slots: int = 0  # tokens of all prefill dispatches, padding included
+    decode_row_steps: int = 0  # rows times steps of all decode dispatches, padding and ended rows included
+    decode_keys: int = 0  # cached keys that these rows and steps attended to, padding included
+    decode_keys_needed: int = 0  # those of sampled tokens, each up to the length that its sequence had at the dispatch
     encoded_images: int = 0
     shared_tokens: int = 0  # prompt tokens whose pages another sequence of the group had filled
 
@@ -96,7 +101,7 @@ class Engine:
         self._num_shards = num_shards
         self.model_config, self.config = model_config, engine
         self.max_tokens = max_tokens_per_sequence
-        self.buckets = Buckets.from_config(engine, max_tokens_per_sequence, num_shards)
+        self.buckets = Buckets.from_config(engine, text, max_tokens_per_sequence, num_shards)
         self.stop = stop
         self.version = -1
         self._stats = EngineStats()
@@ -107,7 +112,7 @@ class Engine:
         ]
         self._image_cache = ImageEmbeddingCache(engine.image_cache_tokens)
         self._sequences: dict[Hashable, SequenceState] = {}
-        self._inflight: tuple[list[SequenceState], model_runner.DecodeOutput] | None = None
+        self._inflight: list[tuple[list[SequenceState], Shape, model_runner.DecodeOutput]] = []
         self._last_was_prefill = False
         self._idle = True
 
@@ -194,7 +199,7 @@ class Engine:
     def free_sequence(self, seq_id: Hashable) -> None:
         """Ends a sequence in any state and frees its pages."""
         sequence = self._sequences[seq_id]
-        if self._inflight is not None and sequence in self._inflight[0]:
+        if any(sequence in sequences for sequences, _, _ in self._inflight):
             self._process_outputs()
         del self._sequences[seq_id]
         self._kv_managers[sequence.shard].free_sequence(sequence)
@@ -275,12 +280,16 @@ class Engine:
             raise ValueError(f"an image of grid {image.grid} fits no image bucket of {self._image_buckets}")
 
     def _process_outputs(self) -> None:
-        if self._inflight is not None:
-            sequences, decoded = self._inflight
-            self._inflight = None
-            before = sum(len(s.token_ids) for s in sequences)
+        inflight, self._inflight = self._inflight, []
+        for sequences, (rows, width), decoded in inflight:
+            cached = [sequence.cached for sequence in sequences]
             batch_builder.append_sampled(sequences, self._num_shards, decoded)
-            self._stats.sampled_tokens += sum(len(s.token_ids) for s in sequences) - before
+            counts = [sequence.cached - before for sequence, before in zip(sequences, cached, strict=True)]
+            row_steps = rows * max(counts)
+            self._stats.sampled_tokens += sum(counts)
+            self._stats.decode_row_steps += row_steps
+            self._stats.decode_keys += row_steps * width * self.config.page_size
+            self._stats.decode_keys_needed += sum(map(operator.mul, cached, counts))
 
     def _take_finished_turns(self) -> list[TurnOutput]:
         outputs = []
@@ -320,20 +329,18 @@ class Engine:
         self._dispatcher.copy_pages(copies)
 
     def _prefill(self, sequences: list[SequenceState]) -> None:
-        chunks = self._prepare_prefill(sequences)
-        chosen = [sequence for sequence, _ in chunks]
-        rows = bucket_for(self.buckets.prefill_rows, batch_builder.rows_needed(chosen, self._num_shards))
-        width = batch_builder.page_table_width(self.buckets.prefill_widths, chosen, self.config.page_size)
-        for sequence, count in chunks:
-            self._kv_managers[sequence.shard].allocate_pages(sequence, sequence.cached + count)
-        batch = batch_builder.build_prefill_batch(
-            chunks, (rows, self.config.prefill_tokens, width), self._kv_managers, self._image_cache
-        )
-        self._dispatcher.prefill(batch)
-        for sequence, count in chunks:
-            self._kv_managers[sequence.shard].mark_written(sequence, sequence.cached, sequence.cached + count)
-        self._stats.prefill_dispatches += 1
-        self._stats.prefilled_tokens += sum(count for _, count in chunks)
+        for chunks, shape in self.buckets.plan_prefill(
+            self._prepare_prefill(sequences), self.config.page_size, self._num_shards
+        ):
+            for sequence, count in chunks:
+                self._kv_managers[sequence.shard].allocate_pages(sequence, sequence.cached + count)
+            batch = batch_builder.build_prefill_batch(chunks, shape, self._kv_managers, self._image_cache)
+            self._dispatcher.prefill(batch)
+            for sequence, count in chunks:
+                self._kv_managers[sequence.shard].mark_written(sequence, sequence.cached, sequence.cached + count)
+            self._stats.prefill_dispatches += 1
+            self._stats.prefilled_tokens += sum(count for _, count in chunks)
+            self._stats.prefill_slots += shape[0] * shape[1]
 
     def _prepare_prefill(self, sequences: list[SequenceState]) -> list[batch_builder.PrefillChunk]:
         """Chooses the next prefill chunk of each sequence and encodes its images that are not cached.
@@ -376,9 +383,9 @@ class Engine:
         return fresh[count:]
 
     def _decode(self, sequences: list[SequenceState]) -> None:
-        rows = bucket_for(self.buckets.decode_rows, batch_builder.rows_needed(sequences, self._num_shards))
-        width = batch_builder.page_table_width(self.buckets.decode_widths, sequences, self.config.page_size)
-        batch = batch_builder.build_decode_batch(sequences, (rows, self.config.decode_tokens, width), self._kv_managers)
-        self._inflight = (sequences, self._dispatcher.decode(batch))
-        self._stats.decode_dispatches += 1
-        self._stats.decode_rows += rows
+        for group, shape in self.buckets.plan_decode(sequences, self.config.page_size, self._num_shards):
+            rows, width = shape
+            batch = batch_builder.build_decode_batch(group, (rows, self.config.decode_tokens, width), self._kv_managers)
+            min_live = math.ceil(self.config.min_live_rows * len(group))
+            self._inflight.append((group, shape, self._dispatcher.decode(batch, max(1, min_live))))
+            self._stats.decode_dispatches += 1

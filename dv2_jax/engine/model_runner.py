@@ -92,11 +92,13 @@ def decode(
     seed: UInt32[Array, ""],
     stop_table: Int[Array, "Q V"],
     forbidden: Bool[Array, "V"],
+    min_live: Int[Array, ""],
     rows: DecodeBatch,
 ) -> tuple[Pages, DecodeOutput]:
     """Samples up to K tokens for every row; a row ends at a final state of the stop automaton or with its budget.
 
-    Seed, stop table and forbidden ids are arguments instead of constants, so that other runs reuse the program.
+    The dispatch ends when fewer than `min_live` rows have not ended: rows that go on continue in the next dispatch, with
+    other rows in the place of those that have ended. Seed, stop table and forbidden ids are arguments instead of constants, so that other runs reuse the program.
     """
     model = merge(graphdef, params)
     count, steps = rows.slots.shape
@@ -131,7 +133,7 @@ def decode(
         return j + 1, token, fresh, state, left, tokens, logprobs
 
     def more(carry):
-        return (carry[0] < steps) & jnp.any(carry[4] > 0)
+        return (carry[0] < steps) & (jnp.sum(carry[4] > 0) >= min_live)
 
     tokens = jnp.full((count, steps), -1, jnp.int32)
     start = (0, rows.token, fresh, rows.state, rows.budget, tokens, jnp.zeros((count, steps), jnp.float32))

@@ -25,7 +25,6 @@ from dv2_jax.serving.chat_service import ChatService, PendingResponse
 from dv2_jax.serving.request_metrics import RequestMetrics
 
 _log = logging.getLogger(__name__)
-_DISCONNECT_POLL_S = 0.25  # interval at which a request that waits looks whether its client is still there
 CLIENT_CLOSED = 499  # status in the metrics for a client that left; as nginx counts it
 
 
@@ -161,18 +160,16 @@ class _Endpoints:
 
 async def _unless_disconnected(request: Request, pending: PendingResponse) -> dict[str, Any] | None:
     """Returns the body of the response, or None if the client has left."""
-    task = asyncio.ensure_future(pending.complete())
+    answering = asyncio.ensure_future(pending.complete())
+    leaving = asyncio.ensure_future(_disconnect(request.receive))
     try:
-        while True:
-            done, _ = await asyncio.wait({task}, timeout=_DISCONNECT_POLL_S)
-            if done:
-                return task.result()
-            if await request.is_disconnected():
-                return None
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return answering.result() if answering.done() else None
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, ApiError):
-            await task
+        for task in (answering, leaving):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ApiError, OSError):
+                await task
 
 
 class _EventStream(Response):

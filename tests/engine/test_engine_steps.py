@@ -82,13 +82,25 @@ def test_after_warm_up_nothing_is_compiled_whatever_comes(world):
     roll_out(world, engine, names[:2], [0.7])
     assert engine.compiled_programs() == programs and engine.recompilations == 0
     assert not compiled.count
-    assert (
-        programs
-        == len(engine.buckets.decode_rows) * len(engine.buckets.decode_widths)
-        + len(engine.buckets.prefill_rows) * len(engine.buckets.prefill_widths)
-        + len(BUCKETS)
-        + 1
-    )
+    assert programs == len(engine.buckets.decode) + len(engine.buckets.prefill) + len(BUCKETS) + 1
+
+
+def test_a_dispatch_ends_when_too_few_rows_go_on(world):
+    """Without this, the rows of ended turns are computed until the last row of the dispatch has ended."""
+
+    def row_steps(min_live_rows: float) -> tuple[dict, int]:
+        engine = world.engine(decode_tokens=12, slots=4, min_live_rows=min_live_rows)
+        for number, name in enumerate("abcd"):
+            ids, images = world.prompt("Count.")
+            engine.add_sequence(name, number)
+            engine.append(name, ids, images)
+            engine.request_turn(name, 12 if name == "a" else 3, 1.0)
+        outputs = finish_turns(engine, 4)
+        return {name: output.token_ids for name, output in outputs.items()}, engine.stats.decode_row_steps
+
+    (tokens, few), (same, many) = row_steps(0.75), row_steps(0.0)
+    assert tokens == same
+    assert few < many
 
 
 def test_a_parked_sequence_costs_no_dispatch_and_keeps_its_pages(world):

@@ -15,9 +15,11 @@ NAMES = [f"s{i}" for i in range(5)]
 SIZES = {
     "few slots, one token per dispatch, large pages, long prefill chunks": {
         "slots": 2, "decode_tokens": 1, "page_size": 32, "pages": 40, "prefill_tokens": 96, "prefill_rows": 8,
+        "min_live_rows": 0.0,
     },
     "many tokens per dispatch, small odd pages, short prefill chunks, an image cache that must evict": {
         "decode_tokens": 17, "page_size": 11, "pages": 100, "prefill_tokens": 5, "prefill_rows": 2, "image_cache_tokens": 20,
+        "min_live_rows": 1.0, "shape_tolerance": 1.0,
     },
 }  # fmt: skip
 

@@ -30,6 +30,16 @@ def test_variables_imports_files_and_functions_persist_between_cells(bench, sess
     assert (result.status, result.stdout, result.stderr, result.restarted) == (Status.OK, "kept\n42\n", "", False)
 
 
+def test_tracebacks_have_no_suggestions_whatever_the_version_of_python(bench, session):
+    for code, message in {
+        "value = 1\nvalu": "NameError: name 'valu' is not defined",
+        "math.pi": "NameError: name 'math' is not defined",
+        "[].appendd": "AttributeError: 'list' object has no attribute 'appendd'",
+        "raise ValueError(\"f. Did you mean: 'g'?\")": "ValueError: f. Did you mean: 'g'?",
+    }.items():
+        assert bench.run(session, code).stderr.splitlines()[-1] == message
+
+
 def test_only_the_last_expression_is_shown_and_a_semicolon_or_none_hides_it(bench, session):
     assert bench.run(session, "1\n'a'").stdout == "'a'\n"
     assert bench.run(session, "5;").stdout == ""

@@ -14,10 +14,18 @@ _SANDBOX_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + 
 _MAX_CAUSES = 100
 # Matplotlib warns once per character, and versions before 3.11 also once per script.
 _MISSING_GLYPH = re.compile(r"Glyph (\d+) .*missing from|Matplotlib currently does not support \w+ natively")
+# Python 3.12 and newer append suggestions to some messages.
+_SUGGESTION = re.compile(
+    r"^((?:NameError|AttributeError|ImportError): .*?)\. Did you (?:mean: |forget to import )'.*'\??$", re.MULTILINE
+)
 
 
 def format_traceback(error: BaseException) -> str:
-    """Returns the traceback of `error` and of its causes without frames of the sandbox."""
+    """Returns the traceback of `error` and of its causes without frames of the sandbox.
+
+    Suggestions such as "Did you mean: 'display'?" are left out, so that a policy reads the same text on every version of
+    Python.
+    """
     try:
         formatted = traceback.TracebackException(type(error), error, error.__traceback__)
         current_exception: traceback.TracebackException | None = formatted
@@ -28,7 +36,7 @@ def format_traceback(error: BaseException) -> str:
                 [frame for frame in current_exception.stack if not frame.filename.startswith(_SANDBOX_FOLDER)]
             )
             current_exception = current_exception.__cause__ or current_exception.__context__
-        return "".join(formatted.format())
+        return _SUGGESTION.sub(r"\1", "".join(formatted.format()))
     except BaseException as second:  # an exception whose methods raise
         return f"{type(error).__name__} (its traceback cannot be printed: {type(second).__name__})\n"
 
