@@ -163,7 +163,7 @@ class Policy:
     @property
     def num_stop_states(self) -> int:
         """The number of states of `stop_automaton()`."""
-        return FINAL_STATES + len({text[:end] for text in self.stop_strings for end in range(len(text))})
+        return FINAL_STATES + len({"", *(text[:end] for text in self.stop_strings for end in range(len(text)))})
 
     def image_buckets(self, config: Config, rows: int, row_tokens: int) -> tuple[VisionBucket, ...]:
         """Return the image buckets for one group of `rows` rows of `row_tokens` tokens."""

@@ -73,7 +73,7 @@ def _bytes_of(tokenizer: ByteVocabulary, id_: int) -> bytes:
 
 def _byte_automaton(patterns: Sequence[bytes]) -> Int[np.ndarray, "Q 256"]:
     """Builds the Aho-Corasick transitions over bytes; the last state is absorbing: a pattern was completed."""
-    prefixes = sorted({p[:n] for p in patterns for n in range(len(p))}, key=lambda p: (len(p), p))
+    prefixes = sorted({b"", *(p[:n] for p in patterns for n in range(len(p)))}, key=lambda p: (len(p), p))
     number = {prefix: index for index, prefix in enumerate(prefixes)}
     final = len(prefixes)
     table = np.full((final + 1, 256), final, np.int16)

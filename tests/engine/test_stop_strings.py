@@ -47,6 +47,15 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_package()
 
 
+def test_without_stop_strings_only_the_end_of_turn_id_ends_a_turn(tokenizer):
+    end = tokenizer.id("<|im_end|>")
+    automaton = StopAutomaton(tokenizer, [], [end])
+    text = tokenizer.encode("</code> and </tool_call>")
+    assert walk(automaton, text) is None
+    assert walk(automaton, [*text, end]) == len(text)
+    assert not automaton.is_final(START) and automaton.is_final(automaton.eos)
+
+
 def test_it_stops_where_searching_the_text_after_every_token_does(tokenizer):
     automaton = StopAutomaton(tokenizer, STOPS, [tokenizer.id("<|im_end|>")])
     # Tokens that occur in stop strings or look similar, so that random texts contain many near misses.
