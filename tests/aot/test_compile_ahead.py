@@ -282,7 +282,7 @@ def test_the_rows_and_pages_of_a_preset_are_sharded_evenly_over_its_devices(pres
     own = local_mesh(mesh, max_tensor_parallelism(abstract_params(model), logical_axes(model)), process=0)
     assert own.size == of_a_host
     engine = per_host(config.engine, devices // of_a_host)
-    Buckets.from_config(engine, config.agent.max_total_tokens, num_data_shards(own))
+    Buckets.from_config(engine, model.text, config.agent.max_total_tokens, num_data_shards(own))
     assert config.rl.microbatch_rows % num_data_shards(mesh) == 0
     per_step = config.rl.prompts_per_step * config.rl.group_size // config.rl.minibatches
     assert per_step == 512 and config.rl.row_tokens == 24_576, "the released batch and length"
