@@ -1,12 +1,13 @@
-"""Inference engine with continuous batching: prefills appended tokens and samples turns, one dispatch per step.
+"""Inference engine with continuous batching: a step prefills appended tokens or samples turns.
 
 A sequence exists from `add_sequence` to `free_sequence`. `append` queues ids (a prompt, an observation) for prefill,
 `request_turn` asks for a turn, and a later `step` returns it. Between its turns a sequence is parked: it keeps its
 pages and costs no compute. Sequences are admitted in the order of their first append (FIFO). Admission reserves the
 pages of a sequence of maximum length, so an admitted sequence never waits for pages and the engine cannot deadlock.
 
-A step first processes the outputs of the decode dispatch that the previous step launched, then launches the next
-dispatch and returns without waiting for it: the caller's work on finished turns overlaps with the device's.
+A step first processes the outputs of the decode dispatches that the previous step launched, then launches the next ones,
+one per group of sequences of similar length, and returns without waiting for them: the caller's work on finished turns
+overlaps with the device's.
 """
 
 from __future__ import annotations
@@ -191,7 +192,7 @@ class Engine:
     def sampled(self, seq_id: Hashable) -> tuple[list[int], list[float]]:
         """Returns ids and log-probs that the turn in progress has sampled so far; both empty if there is no such turn.
 
-        The tokens of the dispatch in flight are not among them.
+        The tokens of the dispatches in flight are not among them.
         """
         turn = self._sequences[seq_id].generation
         return ([], []) if turn is None else (list(turn.token_ids), list(turn.logprobs))
@@ -205,7 +206,7 @@ class Engine:
         self._kv_managers[sequence.shard].free_sequence(sequence)
 
     def step(self) -> list[TurnOutput]:
-        """Processes the outputs of the dispatch in flight, launches the next one and returns the finished turns.
+        """Processes the outputs of the dispatches in flight, launches the next ones and returns the finished turns.
 
         Prefill and decode dispatches alternate while both have work; a full prefill batch takes precedence.
 

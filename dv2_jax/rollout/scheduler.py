@@ -392,7 +392,7 @@ class RolloutRun:
         return [], []
 
     def step(self) -> list[tuple[int, Trajectory]]:
-        """Advances the run by one dispatch of the engine; returns (index, trajectory) of those that ended."""
+        """Advances the run by one step of the engine; returns (index, trajectory) of those that ended."""
         state = self._state
         if state.queue or state.running:
             self._scheduler._step(state)
