@@ -19,8 +19,7 @@ EVALUATION_PRESETS = run_path(str(Path(__file__).with_name("evaluate.py")))["PRE
 def serve_evaluation_preset(preset: str, name: str) -> Config:
     """Converts an evaluation preset to a server with its own run directory."""
     config = EVALUATION_PRESETS[preset]()
-    engine = replace(config.engine, shape_tolerance=1.8)  # requests arrive one by one: more row counts, less padding
-    return replace(config, recipe="serve", run=replace(config.run, name=name), engine=engine)
+    return replace(config, recipe="serve", run=replace(config.run, name=name))
 
 
 def laptop() -> Config:

@@ -98,7 +98,8 @@ def decode(
     """Samples up to K tokens for every row; a row ends at a final state of the stop automaton or with its budget.
 
     The dispatch ends when fewer than `min_live` rows have not ended: rows that go on continue in the next dispatch, with
-    other rows in the place of those that have ended. Seed, stop table and forbidden ids are arguments instead of constants, so that other runs reuse the program.
+    other rows in the place of those that have ended. Seed, stop table and forbidden ids are arguments instead of
+    constants, so that other runs reuse the program.
     """
     model = merge(graphdef, params)
     count, steps = rows.slots.shape

@@ -109,6 +109,7 @@ def test_the_cost_of_weights_is_counted_in_pages():
     ("fields", "message"),
     [
         ({"shape_tolerance": 0.9}, r"engine.shape_tolerance is 0.9; it must be at least 1"),
+        ({"min_live_rows": 1.5}, r"engine.min_live_rows is 1.5; it must be between 0 and 1"),
         ({"slots": 63}, r"engine.slots 63 is not a multiple of 2 data-parallel shards"),
     ],
 )
