@@ -37,6 +37,14 @@ def curate_command(folder: Path, *overrides: str) -> list[str]:
     ]  # fmt: skip
 
 
+def train_command(recipe: str, folder: Path, *overrides: str, module: str = "dv2_jax.train") -> list[str]:
+    """Returns the command of a recipe on the laptop's settings whose run directory is in `folder`."""
+    return [
+        sys.executable, "-m", module, f"--config={ROOT}/configs/{recipe}.py", f"--config.run.root={folder}",
+        *(f"--config.{override}" for override in overrides),
+    ]  # fmt: skip
+
+
 def run(command: Sequence[str]) -> tuple[float, str]:
     """Runs a command to its end; returns its seconds and its output, and raises RuntimeError if it fails."""
     started = time.monotonic()
@@ -69,16 +77,12 @@ def acceptance(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         seconds[f"check {name}"], _ = run(
             [sys.executable, "-m", "dv2_jax.data.check", str(output / name), "--no-cache"]
         )
-    train = [sys.executable, "-m", "dv2_jax.train"]
     seconds["cold start"], _ = run(
-        [*train, f"--config={ROOT}/configs/sft.py", f"--config.run.root={folder}", "--config.run.name=sft",
-         f"--config.sft.data={output}/sft.json", "--config.sft.steps=4"]
-    )  # fmt: skip
+        train_command("sft", folder, "run.name=sft", f"sft.data={output}/sft.json", "sft.steps=4")
+    )
     seconds["rl"], _ = run(
-        [*train, f"--config={ROOT}/configs/rl.py", f"--config.run.root={folder}", "--config.run.name=rl",
-         f"--config.task.source={output}/rl.parquet", "--config.rl.steps=2",
-         "--config.task.eval_size=4"]
-    )  # fmt: skip
+        train_command("rl", folder, "run.name=rl", f"task.source={output}/rl.parquet", "rl.steps=2", "task.eval_size=4")
+    )
     dropped = Counter(f"{line['stage']}: {re.sub(r'[0-9]+', '#', line['reason'])}" for line in lines if line["reason"])
     return {
         "questions": len(lines),

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dv2_jax.curation.overlap import OverlapIndex
+from dv2_jax.curation.overlap import BenchmarkOverlapIndex
 from dv2_jax.data.question import Question
 
 TILE = 256
@@ -91,8 +91,8 @@ def measure(seed: int = 0) -> dict[str, Any]:
     originals = [tile for image in images[::2] for tile in image]
     plain = [tile for image in images[1::2] for tile in image]
     plain = plain[:: max(1, len(plain) // 60)]
-    index = OverlapIndex(image_suffices=True)
-    alone = OverlapIndex(image_suffices=True)  # of the same questions without images
+    index = BenchmarkOverlapIndex()
+    alone = BenchmarkOverlapIndex()  # of the same questions without images
     texts = []
     for number, tile in enumerate(originals):
         pair = rng.sample(SUBJECTS, 2)

@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 DATA_ENDINGS = (".parquet", ".jsonl", ".json")  # of files of rows; a folder of such files is one data set
 PARTIAL = ".partial"  # suffix of a temporary file; a reader ignores it, and a killed writer may leave one
@@ -38,6 +39,28 @@ def atomic_write(path: str | Path, data: bytes | str, *, durable: bool = False) 
         raise
     if durable:
         _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_writer(path: str | Path) -> Iterator[IO[str]]:
+    """Opens a text file (UTF-8) that appears under `path` only when the block ends without an error.
+
+    It is written to a hidden temporary file in the same folder, so that a long file need not be held in memory.
+
+    Raises:
+        OSError: the file cannot be written, e.g. because the disk is full; an existing file is unchanged.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL}")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            yield file
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def file_digest(path: str | Path) -> str:

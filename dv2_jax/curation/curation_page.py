@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from dv2_jax.curation.card import CARD_FILE
 from dv2_jax.curation.curation import Curation
 from dv2_jax.curation.curation_rows import IMAGES
+from dv2_jax.curation.overlap import ROWS
 from dv2_jax.files import atomic_write
 from dv2_jax.report.page import to_data_uri
 
@@ -22,15 +24,13 @@ SHOWN_PAIRS = 100
 def write_page(curation: Curation) -> Path:
     """Writes the page of a curation that has been mixed and returns its path."""
     output = curation.folder / "output"
-    with open(output / "provenance.jsonl", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
     style = (files("dv2_jax.report") / "assets" / "style.css").read_text()
     title = escape(f"Curation {curation.config.run.name}")
     body = [
         f"<h1>{title}</h1>",
         markdown_tables((output / CARD_FILE).read_text(encoding="utf-8")),
-        "<h2>Solve rates without and with tools</h2>" + solve_rates(rows),
-        "<h2>Overlapping pairs</h2>" + pairs(rows, curation.folder / IMAGES),
+        "<h2>Solve rates without and with tools</h2>" + solve_rates(_rows(output)),
+        "<h2>Overlapping pairs</h2>" + pairs(_rows(output), curation),
     ]
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{style}</style></head>'
@@ -39,6 +39,12 @@ def write_page(curation: Curation) -> Path:
     path = curation.folder / PAGE
     atomic_write(path, page)
     return path
+
+
+def _rows(output: Path) -> Iterator[dict[str, Any]]:
+    """Reads the provenance of every row, one at a time."""
+    with open(output / "provenance.jsonl", encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
 
 
 def markdown_tables(card: str) -> str:
@@ -87,28 +93,32 @@ def solve_rates(rows: Iterable[Mapping[str, Any]]) -> str:
     return f'<div class="scroll"><table class="results"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def pairs(rows: Iterable[Mapping[str, Any]], folder: Path) -> str:
-    """Renders the first overlapping pairs with the image of the row; pairs for review come first."""
-    found = [(pair["drop"], row, pair) for row in rows for pair in row["pairs"]]
-    found.sort(key=lambda entry: (entry[0], entry[1]["id"], entry[2]["other"]))
-    images = {row["id"]: row["images"] for _, row, _ in found}
+def pairs(rows: Iterable[Mapping[str, Any]], curation: Curation) -> str:
+    """Renders the first overlapping pairs with the images of both; pairs for review come first."""
+    total = 0
+
+    def found() -> Iterator[tuple[bool, str, str, Mapping[str, Any], Sequence[str]]]:
+        nonlocal total
+        for row in rows:
+            for pair in row["pairs"]:
+                total += 1
+                yield pair["drop"], row["id"], pair["other"], pair, row["images"]
+
     body = []
-    for drop, row, pair in found[:SHOWN_PAIRS]:
-        shown = _image(folder, row["images"]) + _image(folder, images.get(pair["other"], pair.get("images", [])))
+    for drop, row_id, other, pair, images in heapq.nsmallest(SHOWN_PAIRS, found(), key=lambda entry: entry[:3]):
+        others = curation.store.document(other)["images"] if pair["set"] == ROWS else pair.get("images", [])
+        shown = _image(curation.folder / IMAGES, images) + _image(curation.folder / IMAGES, others)
         label = "dropped" if drop else "to review"
         body.append(
-            f"<p><b>{escape(label)}</b>: {escape(row['id'])} and {escape(pair['other'])} ({escape(pair['set'])}):"
+            f"<p><b>{escape(label)}</b>: {escape(row_id)} and {escape(other)} ({escape(pair['set'])}):"
             f' {escape(pair["reason"])}</p><div class="shots">{shown}</div>'
         )
-    rest = (
-        f'<p class="hint">{len(found) - SHOWN_PAIRS:,} more in provenance.jsonl.</p>'
-        if len(found) > SHOWN_PAIRS
-        else ""
-    )
-    return ("".join(body) or '<p class="hint">None.</p>') + rest
+    rest = total - SHOWN_PAIRS
+    more = f'<p class="hint">{rest:,} more in provenance.jsonl.</p>' if rest > 0 else ""
+    return ("".join(body) or '<p class="hint">None.</p>') + more
 
 
-def _image(folder: Path, names: list[str]) -> str:
+def _image(folder: Path, names: Sequence[str]) -> str:
     path = folder / names[0] if names else None
     if path is None or not path.is_file():
         return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from dv2_jax.agent.trajectory import TurnRecord
 from dv2_jax.config import ConfigError
+from dv2_jax.curation.temporary_database import key_text, open_temporary_database, text_key
 from dv2_jax.curation.trajectory_text import turns_from_json, turns_to_json
 from dv2_jax.data.images import ImageFile
 from dv2_jax.data.question import Question
@@ -29,7 +31,7 @@ RowForm = Literal["question", "long_cot", "trajectory"]
 class CurationRow:
     """A question with the name and the license of its source; `question.id` is unique in the curation.
 
-    `conversation` and `turns` are those of a stored trajectory, see `SourceRow`.
+    `conversation` and `turns` are those of a stored trajectory, see `SourceRow`. `position` is the row's place in its source.
     """
 
     question: Question
@@ -38,6 +40,7 @@ class CurationRow:
     form: RowForm = "question"
     conversation: tuple[dict[str, str], ...] | None = None
     turns: tuple[TurnRecord, ...] = ()
+    position: str = ""
 
     @property
     def id(self) -> str:
@@ -57,7 +60,11 @@ def question_digest(question: Question) -> str:
 
 
 class Shard:
-    """A part `index` of `count` of all rows. Rows are assigned by a digest of their id, so that sources mix evenly."""
+    """A part `index` of `count` of all rows.
+
+    Rows are assigned by a digest of their position in the source, which is known before a row is parsed, so that a shard
+    spends no time on the rows of others, and so that sources mix evenly.
+    """
 
     def __init__(self, index: int = 0, count: int = 1):
         self.index, self.count = index, count
@@ -79,14 +86,14 @@ class Shard:
         """The suffix of the shard's files."""
         return f"{self.index:03d}-of-{self.count:03d}"
 
-    def has(self, row_id: str) -> bool:
-        """Returns whether a row belongs to this shard."""
-        digest = hashlib.sha256(row_id.encode("utf-8", "surrogatepass")).digest()
+    def has(self, position: str) -> bool:
+        """Returns whether the row at a position belongs to this shard."""
+        digest = hashlib.sha256(position.encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8]) % self.count == self.index
 
 
 class RowStore:
-    """The rows of a curation on disk: a line per row, and every image once. Memory holds an offset per row.
+    """The rows of a curation on disk: a line per row, and every image once. Memory does not grow with the rows.
 
     Args:
         folder: of the curation; shared by all shards.
@@ -95,26 +102,48 @@ class RowStore:
 
     def __init__(self, folder: Path, shard: Shard):
         self.folder, self.shard = folder, shard
-        self._places: dict[str, tuple[Path, int, RowForm]] = {}
-        self._own_path = folder / "rows" / f"{shard.name}.jsonl"
-        for path in sorted((folder / "rows").glob(f"*-of-{shard.count:03d}.jsonl")):
-            for offset, line in read_lines(path):
-                self._places[line["id"]] = path, offset, line.get("form", "question")
-        self._file = RecordFile(self._own_path)
+        self._places = open_temporary_database(
+            "CREATE TABLE rows (id BLOB PRIMARY KEY, file INTEGER, place INTEGER, form TEXT) WITHOUT ROWID"
+        )
+        own = folder / "rows" / f"{shard.name}.jsonl"
+        self._paths = sorted({own, *(folder / "rows").glob(f"*-of-{shard.count:03d}.jsonl")})
+        self._own = self._paths.index(own)
+        for number, path in enumerate(self._paths):
+            lines = read_lines(path) if path.exists() else ()
+            rows = ((text_key(line["id"]), number, offset, line.get("form", "question")) for offset, line in lines)
+            try:
+                self._places.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", rows)
+            except sqlite3.IntegrityError as error:
+                raise ConfigError(
+                    f"curate.sources: two rows of a source have the same id, the second in {path}"
+                ) from error
+        self._file = RecordFile(own)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return self._places.execute("SELECT COUNT(*) FROM rows").fetchone()[0]
 
     def __contains__(self, row_id: str) -> bool:
-        return row_id in self._places
+        return self._place(row_id) is not None
 
     def ids(self) -> list[str]:
         """Returns the ids of all rows, sorted, which does not depend on the number of shards."""
-        return sorted(self._places)
+        return [key_text(key) for (key,) in self._places.execute("SELECT id FROM rows ORDER BY id")]
 
     def own_ids(self) -> list[str]:
         """Returns the ids of this shard's rows, sorted."""
-        return [row_id for row_id in self.ids() if self.shard.has(row_id)]
+        rows = self._places.execute("SELECT id FROM rows WHERE file = ? ORDER BY id", (self._own,))
+        return [key_text(key) for (key,) in rows]
+
+    def _place(self, row_id: str) -> tuple[int, int, RowForm] | None:
+        """Returns (number of the file, offset, form)."""
+        query = "SELECT file, place, form FROM rows WHERE id = ?"
+        return self._places.execute(query, (text_key(row_id),)).fetchone()
+
+    def _known_place(self, row_id: str) -> tuple[int, int, RowForm]:
+        place = self._place(row_id)
+        if place is None:
+            raise KeyError(row_id)
+        return place
 
     def add(self, row: CurationRow) -> None:
         """Stores a row of this shard.
@@ -129,6 +158,7 @@ class RowStore:
             "source": row.source,
             "license": row.license,
             "digest": row.digest,
+            "position": row.position,
             "skill": question.skill,
             "data_source": question.data_source,
             "text": question.text,
@@ -140,16 +170,17 @@ class RowStore:
             "conversation": None if row.conversation is None else list(row.conversation),
             "turns": turns_to_json(row.turns, lambda data: store_image(self.folder, data)),
         }
-        self._places[row.id] = self._own_path, self._file.append(document), row.form
+        place = text_key(row.id), self._own, self._file.append(document), row.form
+        self._places.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", place)
 
     def form(self, row_id: str) -> RowForm:
         """Returns what a row is, without reading it."""
-        return self._places[row_id][2]
+        return self._known_place(row_id)[2]
 
     def document(self, row_id: str) -> dict[str, Any]:
         """Returns the stored line of a row, without reading its images."""
-        path, offset, _ = self._places[row_id]
-        return read_line(path, offset)
+        number, offset, _ = self._known_place(row_id)
+        return read_line(self._paths[number], offset)
 
     def row(self, row_id: str) -> CurationRow:
         """Reads a row with its images."""
@@ -175,28 +206,29 @@ class RowStore:
 
     def close(self) -> None:
         self._file.close()
+        self._places.close()
 
 
 class Journal:
     """The labels of one stage: a line per entry, keyed by `row` and, where there are several, `sample`.
 
-    Of several lines with one key the newest counts, for which reason a failed entry can be repeated. Memory holds the place
-    of every entry, not the entry.
+    Of several lines with one key the newest counts, for which reason a failed entry can be repeated. The places of entries
+    are in a temporary database, so that memory does not grow with them.
     """
 
     def __init__(self, folder: Path, stage: str, shard: Shard):
         self.stage = stage
-        self._places: dict[str, dict[int, tuple[int, int]]] = {}  # row → sample → number of the file, offset
-        self._paths: list[Path] = []
-        for path in sorted((folder / "journal").glob(f"{stage}-*-of-{shard.count:03d}.jsonl")):
-            number = len(self._paths)
-            self._paths.append(path)
-            for offset, line in read_lines(path):
-                self._places.setdefault(line["row"], {})[line.get("sample", 0)] = number, offset
+        self._places = open_temporary_database(
+            "CREATE TABLE entries (row BLOB, sample INTEGER, file INTEGER, place INTEGER, PRIMARY KEY (row, sample))"
+            " WITHOUT ROWID"
+        )
         own = folder / "journal" / f"{stage}-{shard.name}.jsonl"
-        if own not in self._paths:
-            self._paths.append(own)
+        self._paths = sorted({own, *(folder / "journal").glob(f"{stage}-*-of-{shard.count:03d}.jsonl")})
         self._own = self._paths.index(own)
+        for number, path in enumerate(self._paths):
+            lines = read_lines(path) if path.exists() else ()
+            places = ((text_key(line["row"]), line.get("sample", 0), number, offset) for offset, line in lines)
+            self._places.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", places)
         self._file = RecordFile(own)
 
     def add(self, row: str, labels: Mapping[str, Any], sample: int = 0) -> None:
@@ -206,29 +238,29 @@ class Journal:
             RunFailure: the disk is full.
         """
         offset = self._file.append({"row": row, "sample": sample, **labels})
-        self._places.setdefault(row, {})[sample] = self._own, offset
+        place = text_key(row), sample, self._own, offset
+        self._places.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", place)
 
     def get(self, row: str, sample: int = 0) -> dict[str, Any] | None:
         """Returns the newest entry, or None."""
-        place = self._places.get(row, {}).get(sample)
+        query = "SELECT file, place FROM entries WHERE row = ? AND sample = ?"
+        place = self._places.execute(query, (text_key(row), sample)).fetchone()
         return None if place is None else self._read(*place)
 
     def of_row(self, row: str, samples: int) -> list[dict[str, Any]]:
         """Returns the entries of the samples 0 to `samples` - 1 that exist."""
-        places = self._places.get(row)
-        if not places:
-            return []
-        return [self._read(*places[sample]) for sample in sorted(places) if sample < samples]
+        query = "SELECT file, place FROM entries WHERE row = ? AND sample < ? ORDER BY sample"
+        return [self._read(*place) for place in self._places.execute(query, (text_key(row), samples)).fetchall()]
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """Yields the newest entry of every row and sample."""
-        for places in self._places.values():
-            for place in places.values():
-                yield self._read(*place)
+        for place in self._places.execute("SELECT file, place FROM entries"):
+            yield self._read(*place)
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+        self._places.close()
 
     def _read(self, number: int, offset: int) -> dict[str, Any]:
         return read_line(self._paths[number], offset)

@@ -13,7 +13,7 @@ DROPPED: Destination = "dropped"
 WAITING: Destination = "waiting"  # a stage has not labeled the row yet
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Decision:
     """The set that a row goes to, or that it is dropped or waits. `stage` is the one that dropped it or that it waits for."""
 

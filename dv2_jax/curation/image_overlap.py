@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import tempfile
 from dataclasses import dataclass
 from typing import Literal
 
 import cv2
 import numpy as np
 import scipy.fft
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt8, UInt32
 from PIL import Image
 
 STRONG_BITS, REVIEW_BITS = 4, 10
@@ -30,7 +32,11 @@ MIN_VOTES = 4  # descriptors of an image that two images share, by keys, to be c
 MIN_INLIERS = 12
 MIN_CORRELATION = 0.8  # of the aligned pixels; re-encoded crops have 0.9 to 1
 MIN_CONTRAST = 2.0  # gray values; hashes of nearly uniform images are noise
+MAX_CANDIDATES = 50  # images with most votes that are aligned
 _HASH_SIDE, _LOW = 32, 8
+_POINT_BYTES, _DESCRIPTOR_BYTES = 8, 32
+_rng = np.random.default_rng(0)
+_CHOSEN_BITS = np.stack([_rng.choice(256, KEY_BITS, replace=False) for _ in range(TABLES)])
 
 
 def decode_gray(data: bytes) -> UInt8[np.ndarray, "H W"]:
@@ -90,7 +96,7 @@ class ImageMatch:
 
 
 @dataclass(frozen=True)
-class _Features:
+class Features:
     """The keypoints of an image: positions (x, y) in `small`, and 256-bit descriptors."""
 
     small: UInt8[np.ndarray, "h w"]
@@ -101,7 +107,8 @@ class _Features:
 class ImageOverlapIndex:
     """An index of images by id, which finds those that a new image repeats, contains, or is a crop of.
 
-    Each image keeps its keypoints and a gray copy of at most 640 pixels per side: up to 430 kB.
+    Memory holds 64 kB per image, the keys of its keypoints. The keypoints and a gray copy of at most 640 pixels per side,
+    up to 430 kB, are in a temporary file.
     """
 
     def __init__(self) -> None:
@@ -109,10 +116,9 @@ class ImageOverlapIndex:
         self._digests: dict[str, list[int]] = {}
         self._hashes: list[int] = []
         self._is_flat: list[bool] = []
-        self._features: list[_Features] = []
+        self._features = _FeatureFile()
+        self._keys: list[UInt32[np.ndarray, "TABLES K"]] = []
         self._table: tuple[np.ndarray, np.ndarray] | None = None  # (sorted keys, number of their image)
-        rng = np.random.default_rng(0)
-        self._key_bits = np.stack([rng.choice(256, KEY_BITS, replace=False) for _ in range(TABLES)])
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -126,11 +132,13 @@ class ImageOverlapIndex:
         gray = decode_gray(data)
         number = len(self._ids)
         self._ids.append(id_)
-        for digest in _digests(data, gray):
+        for digest in image_digests(data, gray):
             self._digests.setdefault(digest, []).append(number)
         self._hashes.append(perceptual_hash(gray))
         self._is_flat.append(contrast(gray) < MIN_CONTRAST)
-        self._features.append(_find_features(gray))
+        features = find_features(gray)
+        self._features.append(features)
+        self._keys.append(keypoint_keys(features))
         self._table = None
 
     def matches(self, data: bytes) -> list[ImageMatch]:
@@ -141,7 +149,7 @@ class ImageOverlapIndex:
         """
         gray = decode_gray(data)
         found: dict[int, ImageMatch] = {}
-        for digest in _digests(data, gray):
+        for digest in image_digests(data, gray):
             for number in self._digests.get(digest, ()):
                 found.setdefault(number, ImageMatch(self._ids[number], "equal", 0, 1.0))
         if contrast(gray) >= MIN_CONTRAST and self._ids:
@@ -158,22 +166,22 @@ class ImageOverlapIndex:
                 found.setdefault(int(number), ImageMatch(self._ids[number], kind, int(bits[number])))
 
     def _add_crops(self, gray: np.ndarray, found: dict[int, ImageMatch]) -> None:
-        own = _find_features(gray)
+        own = find_features(gray)
         own_hash = perceptual_hash(gray)
         for number in self._candidates(own):
             known = found.get(number)
             if known is None or not known.is_strong:
-                correlation = aligned_correlation(own, self._features[number])
+                correlation = aligned_correlation(own, self._features.read(number))
                 if correlation >= MIN_CORRELATION:
                     bits = hamming(own_hash, self._hashes[number])
                     found[number] = ImageMatch(self._ids[number], "crop", bits, round(correlation, 4))
 
-    def _candidates(self, own: _Features) -> list[int]:
+    def _candidates(self, own: Features) -> list[int]:
         """Returns the images that share a key with at least `MIN_VOTES` descriptors, those with most votes first."""
         if not len(own.descriptors):
             return []
         table, owners = self._key_table()
-        keys = self._keys(own.descriptors)
+        keys = keypoint_keys(own)
         starts, ends = np.searchsorted(table, keys, "left"), np.searchsorted(table, keys, "right")
         votes = np.zeros(len(self._ids), np.int64)
         for per_table in range(TABLES):
@@ -181,35 +189,65 @@ class ImageOverlapIndex:
                 if 0 < end - start <= 64:  # a key of very many descriptors says nothing
                     np.add.at(votes, np.unique(owners[start:end]), 1)
         chosen = np.flatnonzero(votes >= MIN_VOTES)
-        return [int(number) for number in chosen[np.argsort(-votes[chosen], kind="stable")][:50]]
+        return [int(number) for number in chosen[np.argsort(-votes[chosen], kind="stable")][:MAX_CANDIDATES]]
 
     def _key_table(self) -> tuple[np.ndarray, np.ndarray]:
         if self._table is None:
-            keys = [self._keys(features.descriptors).ravel() for features in self._features]
-            owners = np.repeat(np.arange(len(keys)), [len(part) for part in keys])
-            joined = np.concatenate(keys) if keys else np.zeros(0, np.uint64)
+            owners = np.repeat(np.arange(len(self._keys), dtype=np.uint32), [keys.size for keys in self._keys])
+            joined = np.concatenate([keys.ravel() for keys in self._keys])
             order = np.argsort(joined, kind="stable")
             self._table = joined[order], owners[order]
         return self._table
 
-    def _keys(self, descriptors: UInt8[np.ndarray, "K 32"]) -> np.ndarray:
-        """Returns the keys of descriptors, [TABLES, K]: the number of the table and `KEY_BITS` bits."""
-        bits = np.unpackbits(descriptors, axis=1)
-        powers = np.uint64(1) << np.arange(KEY_BITS, dtype=np.uint64)
-        values = [bits[:, chosen].astype(np.uint64) @ powers for chosen in self._key_bits]
-        return np.stack([value | np.uint64(number << KEY_BITS) for number, value in enumerate(values)])
+
+class _FeatureFile:
+    """The features of images by number, in a temporary file without a name that disappears with the process."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the index
+        self._places: list[
+            tuple[int, int, tuple[int, int]]
+        ] = []  # (offset, number of keypoints, shape of the gray copy)
+        self._end = 0
+
+    def append(self, features: Features) -> None:
+        data = features.points.tobytes() + features.descriptors.tobytes() + features.small.tobytes()
+        self._places.append((self._end, len(features.points), features.small.shape))
+        position = 0
+        while position < len(data):
+            position += os.pwrite(self._file.fileno(), data[position:], self._end + position)
+        self._end += len(data)
+
+    def read(self, number: int) -> Features:
+        offset, count, shape = self._places[number]
+        points, descriptors = count * _POINT_BYTES, count * _DESCRIPTOR_BYTES
+        data = os.pread(self._file.fileno(), points + descriptors + shape[0] * shape[1], offset)
+        return Features(
+            np.frombuffer(data, np.uint8, offset=points + descriptors).reshape(shape),
+            np.frombuffer(data, np.float32, 2 * count).reshape(count, 2),
+            np.frombuffer(data, np.uint8, descriptors, points).reshape(count, _DESCRIPTOR_BYTES),
+        )
 
 
-def _find_features(gray: UInt8[np.ndarray, "H W"]) -> _Features:
+def keypoint_keys(features: Features) -> UInt32[np.ndarray, "TABLES K"]:
+    """Returns the keys of the descriptors: the number of the table and `KEY_BITS` chosen bits of a descriptor."""
+    bits = np.unpackbits(features.descriptors, axis=1)
+    powers = np.uint32(1) << np.arange(KEY_BITS, dtype=np.uint32)
+    values = [bits[:, chosen].astype(np.uint32) @ powers for chosen in _CHOSEN_BITS]
+    return np.stack([value | np.uint32(number << KEY_BITS) for number, value in enumerate(values)])
+
+
+def find_features(gray: UInt8[np.ndarray, "H W"]) -> Features:
+    """Finds at most `KEYPOINTS` keypoints (ORB) of an image, shrunk to `SIDE` pixels."""
     small = _shrink(gray, SIDE)
     orb = cv2.ORB_create(nfeatures=KEYPOINTS, scaleFactor=1.2, nlevels=10, fastThreshold=8, edgeThreshold=16)
     keypoints, descriptors = orb.detectAndCompute(small, None)
     if descriptors is None:
-        return _Features(small, np.zeros((0, 2), np.float32), np.zeros((0, 32), np.uint8))
-    return _Features(small, np.array([point.pt for point in keypoints], np.float32), descriptors)
+        return Features(small, np.zeros((0, 2), np.float32), np.zeros((0, 32), np.uint8))
+    return Features(small, np.array([point.pt for point in keypoints], np.float32), descriptors)
 
 
-def aligned_correlation(first: _Features, second: _Features) -> float:
+def aligned_correlation(first: Features, second: Features) -> float:
     """Returns the correlation (-1 to 1) of two images where a similarity transform aligns their keypoints; else -1.
 
     The transform is rotation, uniform scale and translation, from matches that are mutual nearest neighbors. At least
@@ -246,7 +284,7 @@ def _shrink(gray: UInt8[np.ndarray, "H W"], side: int) -> UInt8[np.ndarray, "h w
     return cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _digests(data: bytes, gray: Float[np.ndarray, "H W"]) -> tuple[str, str]:
+def image_digests(data: bytes, gray: Float[np.ndarray, "H W"]) -> tuple[str, str]:
     """Returns digests of the file and of its pixels (and size)."""
     pixels = hashlib.sha256(str(gray.shape).encode() + gray.tobytes()).hexdigest()
     return hashlib.sha256(data).hexdigest(), "pixels:" + pixels

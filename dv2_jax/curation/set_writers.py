@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dv2_jax.data.question import Question
-from dv2_jax.files import PARTIAL
+from dv2_jax.files import PARTIAL, atomic_writer
 
 RL_FILE, SFT_FILE = "rl.parquet", "sft.json"
 ROW_GROUP = 64  # rows; a row may hold megabytes of images
@@ -47,12 +47,10 @@ class SFTWriter:
 @contextlib.contextmanager
 def sft_writer(path: Path) -> Iterator[SFTWriter]:
     """Opens a writer whose file appears under `path` only when the block ends without an error."""
-    partial = _partial(path)
-    with open(partial, "w", encoding="utf-8") as file:
+    with atomic_writer(path) as file:
         writer = SFTWriter(file)
         yield writer
         writer.finish()
-    os.replace(partial, path)
 
 
 def write_rl_file(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dv2_jax.config import Config, ConfigError
-from dv2_jax.curation.curation_rows import CurationRow, RowForm
+from dv2_jax.curation.curation_rows import CurationRow, RowForm, Shard
 from dv2_jax.curation.mixture import LONG_COT
 from dv2_jax.curation.source_form import SourceRow, parse_source_row
 from dv2_jax.data.faults import DataReport
@@ -36,34 +36,43 @@ class Source:
     license: str
     kind: str = ""
 
-    def rows(self, config: Config) -> Iterator[CurationRow]:
-        """Yields the usable rows in the order of the source; ids are the source's name and the row's own id.
+    def rows(self, config: Config, shard: Shard | None = None) -> Iterator[CurationRow]:
+        """Yields the usable rows of a shard, by default all, in the order of the source.
+
+        Ids are the source's name and the row's own id. Rows of other shards are neither checked nor converted.
 
         Raises:
             RowError: a file cannot be read; or, after the last row, rows cannot be used and `data` does not permit that.
         """
-        for row in self._source_rows(config):
+        for position, row in self._source_rows(config, shard or Shard()):
             form: RowForm = "question" if row.conversation is None else "trajectory"
             if self.kind == LONG_COT and form == "question":
                 form = LONG_COT
             data_source = "reason" if self.kind == LONG_COT else self.kind or row.question.data_source
             question = replace(row.question, id=f"{self.name}/{row.question.id}", data_source=data_source)
-            yield CurationRow(question, self.name, self.license, form, row.conversation, row.turns)
+            yield CurationRow(question, self.name, self.license, form, row.conversation, row.turns, position)
 
-    def _source_rows(self, config: Config) -> Iterator[SourceRow]:
+    def _source_rows(self, config: Config, shard: Shard) -> Iterator[tuple[str, SourceRow]]:
+        """Yields the shard's rows with their positions."""
         size = config.curate.size
         if not self.path:
             task = config.task
-            for question in make_questions("train", size or task.train_size, task.seed, task.skills):
-                yield SourceRow(question)
+            questions = make_questions("train", size or task.train_size, task.seed, task.skills)
+            for number in range(len(questions)):
+                position = f"{self.name}/{number}"
+                if shard.has(position):
+                    yield position, SourceRow(questions[number])
             return
         report = DataReport(self.path)
         for file, raw in iter_source(self.path, SOURCE_ENDINGS, size or None):
+            position = f"{self.name}/{file.name}:{raw.number}"
+            if not shard.has(position):
+                continue
             parsed = parse_row(raw, file, parse_source_row)
             report.rows += 1
             report.faults += parsed.faults(file, raw)
             if parsed.record is not None:
-                yield parsed.record
+                yield position, parsed.record
         apply_bad_rows(report, config.data)
 
 

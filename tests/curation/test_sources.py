@@ -10,6 +10,7 @@ import base64
 import csv
 import dataclasses
 import json
+from contextlib import closing
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ import pytest
 
 from dv2_jax import curate
 from dv2_jax.config import ConfigError, load
+from dv2_jax.curation.curation_rows import RowStore, Shard
 from dv2_jax.curation.sources import run_sources
 from dv2_jax.data.rows import RowError, read_conversations, read_questions
 from tests.curation import small_sets
@@ -135,6 +137,35 @@ def test_a_source_that_changes_after_an_interrupted_reading_is_refused(tmp_path)
     path.write_text("question,answer\nb,2\n")
     with pytest.raises(ConfigError, match="'mine/mine:0' has changed since it was stored"):
         curate.run(config(tmp_path, f"mine={path}", stages, other))
+
+
+def test_shards_store_every_row_once_and_convert_only_their_own(tmp_path):
+    """Catches rows that no shard or two shards have, and a shard that reports the faults of others' rows."""
+    path, stages = tmp_path / "mine.csv", "--config.curate.stages=read"
+    path.write_text("question,answer\n" + "".join(f"q{number},{number}\n" for number in range(40)))
+    settings = config(tmp_path, f"mine={path}")
+    (source,) = run_sources(settings)
+    parts = [[row.id for row in source.rows(settings, Shard(index, 3))] for index in range(3)]
+    assert sorted(sum(parts, [])) == sorted(f"mine/mine:{number}" for number in range(40)) and all(parts)
+    for index in range(3):
+        curate.run(config(tmp_path, f"mine={path}", stages, f"--config.curate.shard={index}/3"))
+    with closing(RowStore(tmp_path / "curate", Shard(1, 3))) as store:
+        assert store.own_ids() == sorted(parts[1]) and store.ids() == sorted(sum(parts, []))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_two_rows_with_the_same_id_are_refused(tmp_path, count):
+    """Catches a second row that replaces the first, also where shards read them at the same time."""
+    path, stages = tmp_path / "mine.csv", "--config.curate.stages=read,mix"
+    path.write_text("id,question,answer\nz,zero,0\na,one,1\na,two,2\n")
+    if count == 2:  # positions decide on the shard, not ids
+        assert Shard(0, 2).has("mine/mine.csv:1") != Shard(0, 2).has("mine/mine.csv:2")
+    with pytest.raises(ConfigError, match="two rows.* the (same )?id"):
+        for index in range(count):
+            curate.run(
+                config(tmp_path, f"mine={path}", stages.replace(",mix", ""), f"--config.curate.shard={index}/{count}")
+            )
+        curate.run(config(tmp_path, f"mine={path}", stages, f"--config.curate.shard=0/{count}"))
 
 
 @pytest.mark.parametrize(

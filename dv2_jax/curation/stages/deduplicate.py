@@ -10,9 +10,10 @@ from dv2_jax.config import CurateConfig
 from dv2_jax.curation.benchmark_sets import benchmark_sets
 from dv2_jax.curation.curation import Curation
 from dv2_jax.curation.decisions import DROPPED, Decision
-from dv2_jax.curation.overlap import Overlap, OverlapIndex
+from dv2_jax.curation.overlap import BENCHMARK, ROWS, BenchmarkOverlapIndex, Overlap, RowOverlapIndex
 from dv2_jax.curation.stage import CurationStage, StagePlan, register_stage
 from dv2_jax.curation.text_overlap import TemplateSentences
+from dv2_jax.data.question import Question
 
 
 @register_stage
@@ -37,21 +38,30 @@ class Deduplicate(CurationStage):
         store, journal = curation.store, curation.journal(self.name)
         ids = curation.reaching_ids(self.name)
         templates = TemplateSentences.fit(store.document(row_id)["text"] for row_id in ids)
-        benchmarks = OverlapIndex(templates, image_suffices=True)
+        benchmarks = BenchmarkOverlapIndex(templates)
+        places: dict[str, tuple[Sequence[Question], int]] = {}
         for name, questions in benchmark_sets(curation.config):
             with curation.display.track(f"indexing {name}", len(questions), unit="questions") as bar:
                 for number in range(len(questions)):
                     question = questions[number]
-                    benchmarks.add(f"{name}:{question.id}", question)
+                    key = f"{name}:{question.id}"
+                    benchmarks.add(key, question)
+                    places[key] = questions, number
                     bar.advance()
-        rows = OverlapIndex(templates, image_suffices=False)
+        rows = RowOverlapIndex(templates, lambda row_id: store.row(row_id).question.images)
         with curation.display.track(self.name, len(ids), unit="rows") as bar:
             for row_id in ids:
                 question = store.row(row_id).question
                 if row_id in waiting:
-                    found = benchmarks.overlaps(question), rows.overlaps(question)
-                    journal.add(row_id, _labels(*found))
-                if not journal.get(row_id)["drop"]:
+                    labels = _labels(benchmarks.overlaps(question), rows.overlaps(question))
+                    for pair in labels["pairs"]:
+                        if pair["set"] == BENCHMARK:
+                            questions, number = places[pair["other"]]
+                            pair["images"] = [curation.store_image(image) for image in questions[number].images]
+                    journal.add(row_id, labels)
+                label = journal.get(row_id)
+                assert label is not None
+                if not label["drop"]:
                     rows.add(row_id, question)
                 bar.advance()
 
@@ -60,8 +70,8 @@ class Deduplicate(CurationStage):
 
 
 def _labels(with_benchmarks: Iterable[Overlap], with_rows: Iterable[Overlap]) -> dict[str, Any]:
-    pairs = [asdict(overlap) | {"set": "benchmark"} for overlap in with_benchmarks]
-    pairs += [asdict(overlap) | {"set": "rows"} for overlap in with_rows]
+    pairs = [asdict(overlap) | {"set": BENCHMARK} for overlap in with_benchmarks]
+    pairs += [asdict(overlap) | {"set": ROWS} for overlap in with_rows]
     strong = next((pair for pair in pairs if pair["drop"]), None)
     reason = "" if strong is None else f"{strong['reason']} of {strong['other']}"
     return {"drop": strong is not None, "reason": reason, "pairs": pairs[:10]}

@@ -21,7 +21,7 @@ from dv2_jax.curation.set_writers import RL_FILE, SFT_FILE, find_other_fields, s
 from dv2_jax.curation.stage import CurationStage, StagePlan, register_stage
 from dv2_jax.curation.trajectory_text import sft_messages
 from dv2_jax.data.question import Question
-from dv2_jax.files import atomic_write, file_digest
+from dv2_jax.files import atomic_write, atomic_writer, file_digest
 
 OUTPUT = "output"
 PROVENANCE_FILE, MANIFEST_FILE = "provenance.jsonl", "manifest.json"
@@ -122,4 +122,5 @@ def _write_provenance(
 ) -> None:
     sets = {row_id: destination for destination, ids in chosen.items() for row_id in ids}
     lines = (provenance(curation, row_id, decision, sets.get(row_id)) for row_id, decision in decisions.items())
-    atomic_write(path, "".join(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines))
+    with atomic_writer(path) as file:
+        file.writelines(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dv2_jax.config import ConfigError
 from dv2_jax.curation.curation import Curation
+from dv2_jax.curation.curation_rows import CurationRow
 from dv2_jax.curation.sources import run_sources
 from dv2_jax.curation.stage import CurationStage, StagePlan, register_stage
 
@@ -23,23 +24,26 @@ class Read(CurationStage):
         for source in run_sources(curation.config):
             if journal.get(source.name, curation.shard.index) is not None:
                 continue
-            count, seen = 0, set()
+            count = 0
             curation.display.line(f"reading {source.name}")
-            for row in source.rows(curation.config):
-                if row.id in seen:
-                    raise ConfigError(f"curate.sources: {source.name} has two rows with the id {row.id!r}")
-                seen.add(row.id)
+            for row in source.rows(curation.config, curation.shard):
                 count += 1
-                if not curation.shard.has(row.id):
-                    continue
-                if row.id not in curation.store:
+                if row.id in curation.store:
+                    self._check_stored(curation, source.name, row)
+                else:
                     curation.store.add(row)
-                elif curation.store.document(row.id)["digest"] != row.digest:  # of an interrupted reading
-                    raise ConfigError(
-                        f"curate.sources: {row.id!r} has changed since it was stored in {curation.folder}: choose another"
-                        " folder with --config.run.name=NAME"
-                    )
             journal.add(source.name, {"rows": count}, sample=curation.shard.index)
+
+    def _check_stored(self, curation: Curation, source: str, row: CurationRow) -> None:
+        """Raises ConfigError unless the stored row with this id is this row, which an interrupted reading has stored."""
+        stored = curation.store.document(row.id)
+        if stored.get("position", row.position) != row.position:
+            raise ConfigError(f"curate.sources: {source} has two rows with the id {row.id!r}")
+        if stored["digest"] != row.digest:
+            raise ConfigError(
+                f"curate.sources: {row.id!r} has changed since it was stored in {curation.folder}: choose another"
+                " folder with --config.run.name=NAME"
+            )
 
     def unread_shards(self, curation: Curation) -> list[int]:
         """Returns the shards that have not stored all of their rows."""

@@ -71,7 +71,7 @@ class SamplingStage(CurationStage):
         sampling = endpoint_sampling(settings, settings.temperature)
         for request in self._requests(curation, missing):
             messages = prompt_messages(request.question, without_tools(curation.config.agent), ())
-            parameters = request_parameters(sampling, request)
+            parameters = request_parameters(sampling, request, attempt=request.attempt)
             yield SingleRequest(settings.endpoint_model, messages, parameters, request_key(request))
 
     def _missing(self, curation: Curation) -> Iterator[tuple[str, int, int]]:

@@ -46,10 +46,11 @@ def request_key(request: AnswerRequest) -> str:
 
 
 def request_parameters(
-    sampling: EndpointSampling, request: AnswerRequest, stop_strings: Sequence[str] = ()
+    sampling: EndpointSampling, request: AnswerRequest, stop_strings: Sequence[str] = (), *, attempt: int = 1
 ) -> dict[str, Any]:
-    """Returns the parameters of a request, as the API names them."""
-    found = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens, "seed": request.seed}
+    """Returns the parameters of a request, as the API names them. Each attempt has a seed of its own (32 bits)."""
+    seed = (request.seed + attempt - 1) % 2**32
+    found = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens, "seed": seed}
     return found | ({"stop": list(stop_strings)} if stop_strings else {})
 
 
@@ -172,18 +173,28 @@ class _Run:
         self._asks.put(entry)
 
     def _work(self) -> None:
-        sampling, endpoint = self._settings.sampling, self._settings.endpoint
         while (entry := self._asks.get()) is not None and not self._closed:
             try:
-                reply: ChatReply | Exception = endpoint.complete(
-                    entry.dialogue.messages,
-                    allow_empty=True,
-                    key=request_key(entry.request),
-                    **request_parameters(sampling, entry.request, entry.dialogue.stop_strings),
-                )
+                reply: ChatReply | Exception = self._complete(entry)
             except Exception as error:  # raised again in the thread of the caller
                 reply = error
             self._replies.put((entry, reply))
+
+    def _complete(self, entry: _OpenAnswer) -> ChatReply:
+        """Returns the reply to the conversation so far.
+
+        A further attempt reuses the stored replies of earlier ones, except those that failed (no content, a filter): the
+        request is then sent with another seed, for which a reply is stored in turn.
+        """
+        settings, request = self._settings, entry.request
+        for attempt in range(1, request.attempt + 1):
+            parameters = request_parameters(settings.sampling, request, entry.dialogue.stop_strings, attempt=attempt)
+            reply = settings.endpoint.complete(
+                entry.dialogue.messages, allow_empty=True, key=request_key(request), **parameters
+            )
+            if not reply.failure:
+                break
+        return reply
 
     def _step(self) -> None:
         """Waits for a reply or a tool result, and handles all that have arrived."""

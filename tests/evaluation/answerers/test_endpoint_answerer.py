@@ -226,6 +226,22 @@ def test_samples_are_separate_requests(serve, tmp_path):
     assert len({final_answer(answer.text) for answer in answers}) == len(server.requests) == 3
 
 
+def test_a_further_attempt_sends_only_what_failed_again(serve, tmp_path, client):
+    """Catches a failed reply that is read from storage at every attempt, and good turns that are paid for twice."""
+
+    def reply(body, _):
+        if turn_number(body) == 0:
+            return completion(code("print(6 * 7)"))
+        return completion("", finish="content_filter") if body["seed"] == 0 else completion(ANSWER)
+
+    server, tools = serve(reply), client
+    for attempt, wanted in ((1, 2), (2, 3), (2, 3)):  # the last has all its replies stored
+        with closing(ReplyJournal(tmp_path / "replies.jsonl")) as journal:
+            (answer,) = ask(answerer(server, tools=tools, journal=journal), attempt=attempt)
+        assert bool(answer.failure) == (attempt == 1)
+        assert len(server.requests) == wanted
+
+
 def test_closing_abandons_what_is_open(serve):
     server = serve("<answer>7</answer>", delay_s=0.2)
     answers = answerer(server, PLAIN, concurrency=2).answers(AnswerRequest(question(n)) for n in range(50))
