@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dv2_jax.aot.hlo_parser import Computation, Op, Shape
+from dv2_jax.aot.paged_kernel import is_paged_kernel, paged_kernel_costs
 
 # These move no data, or the computations that they call are counted instead.
 _FREE = frozenset(
@@ -24,12 +25,19 @@ def hbm_bytes(op: Op, ops: Computation, computations: Mapping[str, Computation])
         return 0
     if op.kind == "fusion":
         return _fusion(op, ops, computations)
+    if is_paged_kernel(op):
+        return paged_kernel_costs(op.shapes, operand_shapes(op, ops))[1]
     written = _bytes(op.shapes[:1] if op.kind.endswith("-start") else op.shapes)
     if op.kind in ("dynamic-slice", "gather", "slice"):
         return 2 * written
     if op.kind in ("dynamic-update-slice", "scatter"):
         return 2 * _bytes(_shapes(ops, op.operands[-1 if op.kind == "scatter" else 1]))
     return written + sum(_bytes(_shapes(ops, name)) for name in dict.fromkeys(op.operands))
+
+
+def operand_shapes(op: Op, ops: Computation) -> list[Shape]:
+    """Returns the shapes of an operation's operands; an operand that occurs several times is listed once."""
+    return [shape for name in dict.fromkeys(op.operands) for shape in _shapes(ops, name)]
 
 
 def _bytes(shapes: tuple[Shape, ...]) -> int:

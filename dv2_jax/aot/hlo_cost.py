@@ -1,7 +1,7 @@
 """Cost model of a compiled program: FLOPs, HBM bytes and collective bytes from its HLO text, with loops multiplied out.
 
 XLA's own cost analysis counts a loop's body once, so a scan over 28 layers costs as much as one layer. Here every
-computation is counted as often as it runs. FLOPs are those of matmuls and of the attention kernel; element-wise work
+computation is counted as often as it runs. FLOPs are those of matmuls and of the attention kernels; element-wise work
 counts only as HBM traffic. Collective bytes are those that one device sends in a ring: for n devices and a full array of
 b bytes, an all-gather or reduce-scatter sends b (n-1)/n, an all-reduce twice that, and a permutation its operand.
 """
@@ -13,8 +13,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dv2_jax.aot.hlo_bytes import hbm_bytes
+from dv2_jax.aot.hlo_bytes import hbm_bytes, operand_shapes
 from dv2_jax.aot.hlo_parser import Op, Shape, parse
+from dv2_jax.aot.paged_kernel import is_paged_kernel, paged_kernel_costs
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # Matmuls of the attention kernels, each of 2 T T hd FLOPs per head: forward QK and PV; backward QK, dO V, and dQ or dK
@@ -147,6 +148,8 @@ def _count(op: Op, ops: Mapping[str, Op], total: Costs, computation: str, device
             total.flops += (_dot if op.kind == "dot" else _convolution)(op, *shapes)
     elif op.kind == "custom-call" and "splash_mha" in op.attributes:
         total.flops += _attention_kernel(op, [ops[name].shapes[0] for name in op.operands if name in ops])
+    elif is_paged_kernel(op):
+        total.flops += paged_kernel_costs(op.shapes, operand_shapes(op, ops))[0]
 
 
 def _group_size(op: Op, devices: int) -> int:

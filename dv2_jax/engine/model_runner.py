@@ -16,7 +16,7 @@ from dv2_jax.engine.sampling import sample, token_uniforms
 from dv2_jax.engine.stop_strings import FINAL_STATES
 from dv2_jax.model.params import GraphDef, Params, merge
 from dv2_jax.model.vision_inputs import VisionBatch
-from dv2_jax.ops.paged_attention import Pages, Prefix, copy_pages, paged_attention, read_pages, write_pages
+from dv2_jax.ops.paged_attention import Pages, cached_rows, copy_pages, write_pages
 from dv2_jax.ops.scan_layers import unrolls
 from dv2_jax.parallel.mesh import constrain_batch
 
@@ -74,14 +74,14 @@ def prefill(
     """Writes the keys and values of the batch's tokens into the KV cache."""
     model = merge(graphdef, params)
     tokens = rows.token_ids.shape[1]
-    prefix = _prefix(pages, rows.page_table)
+    cached = cached_rows(pages, rows.page_table, rows.cached)
     causal = jnp.tril(jnp.ones((tokens, tokens), bool))[None]
 
-    def attend(q, k, v, prefix):
-        return paged_attention(q, k, v, prefix, rows.cached, causal), (k, v)
+    def attend(q, k, v, layer):
+        return cached.attend(q, k, v, layer, causal), (k, v)
 
     embeds = constrain_batch(model.embed(rows.token_ids, image_embeddings, rows.image_index))
-    _, fresh = model.hidden(embeds, rows.positions, attend, prefix)
+    _, fresh = model.hidden(embeds, rows.positions, attend, cached.layers)
     return write_pages(pages, *_stacked(fresh), rows.slots)
 
 
@@ -104,23 +104,23 @@ def decode(
     model = merge(graphdef, params)
     count, steps = rows.slots.shape
     first_final = stop_table.shape[0] - FINAL_STATES
-    prefix = _prefix(pages, rows.page_table)
-    layers, _, page_size, heads, dim = pages.k.shape
-    empty = jnp.zeros((count, steps, heads, dim), pages.k.dtype)
-    fresh: Any = [(empty, empty)] * layers if isinstance(prefix, list) else (jnp.stack([empty] * layers),) * 2
+    cached = cached_rows(pages, rows.page_table, rows.cached)
+    layers = pages.k.shape[0]
+    empty = jnp.zeros((count, steps, pages.kv_heads, pages.head_dim), pages.k.dtype)
+    fresh: Any = [(empty, empty)] * layers if unrolls(layers) else (jnp.stack([empty] * layers),) * 2
 
     def step(carry):
         j, token, fresh, state, left, tokens, logprobs = carry
         seen = (jnp.arange(steps) <= j)[None, None]
 
         def attend(q, new_k, new_v, cache):
-            prefix, (k, v) = cache
+            layer, (k, v) = cache
             k = jax.lax.dynamic_update_slice_in_dim(k, new_k.astype(k.dtype), j, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(v, new_v.astype(v.dtype), j, axis=1)
-            return paged_attention(q, k, v, prefix, rows.cached, seen), (k, v)
+            return cached.attend(q, k, v, layer, seen), (k, v)
 
         positions = jnp.broadcast_to((rows.position + j)[None, :, None], (3, count, 1))
-        cache = list(zip(prefix, fresh, strict=True)) if isinstance(prefix, list) else (prefix, fresh)
+        cache = list(zip(cached.layers, fresh, strict=True)) if unrolls(layers) else (cached.layers, fresh)
         hidden, fresh = model.hidden(constrain_batch(model.embed(token[:, None])), positions, attend, cache)
         uniforms = token_uniforms(seed, rows.key, rows.index + j)
         sampled, logprob = sample(model.logits(hidden[:, 0]), uniforms, rows.temperature, forbidden)
@@ -141,16 +141,8 @@ def decode(
     _, _, fresh, state, _, tokens, logprobs = jax.lax.while_loop(more, step, start)
     done = tokens >= 0
     # Step j writes the key and value of its input; steps after the end of a row write to the padding slot.
-    slots = jnp.where(done, rows.slots, pages.per_group * page_size)
+    slots = jnp.where(done, rows.slots, pages.per_group * pages.page_size)
     return write_pages(pages, *_stacked(fresh), slots), DecodeOutput(tokens, logprobs, done.sum(-1), state)
-
-
-def _prefix(pages: Pages, page_table: Int[Array, "B n"]) -> Prefix | list[Prefix]:
-    """Reads the cached prefix of each row: a list over layers if the model unrolls its layers, stacked if it scans."""
-    layers = pages.k.shape[0]
-    if not unrolls(layers):
-        return read_pages(pages, page_table)
-    return [read_pages(pages, page_table, layer) for layer in range(layers)]
 
 
 def _stacked(fresh: tuple[Array, Array] | list[tuple[Array, Array]]) -> tuple[Array, Array]:

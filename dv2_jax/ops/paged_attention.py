@@ -1,17 +1,23 @@
 """Attention of new tokens over cached pages and over themselves, for prefill and decode.
 
-A dispatch gathers the pages of its rows once (`read_pages`), attends once per step (`paged_attention`), and writes its
-keys and values at the end (`write_pages`). The gather is only as wide as the longest row of the dispatch needs, because
-attention on CPU is limited by memory bandwidth.
+A dispatch reads the cached tokens of its rows (`cached_rows`), attends once per step, and writes its keys and values at the
+end (`write_pages`). On a TPU a kernel reads the pages in place (`ops.paged_attention_tpu`). Elsewhere the pages are gathered
+once per dispatch (`read_pages`), only as wide as its longest row needs, because attention on CPU is limited by memory
+bandwidth.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from dv2_jax.ops import paged_attention_tpu
+from dv2_jax.ops.scan_layers import unrolls
 
 
 @jax.tree_util.register_dataclass  # every field is a child of the pytree, except static ones
@@ -23,8 +29,9 @@ class Pages:
     compute its rows, and page numbers count within the group, so reads and writes need no communication.
     """
 
-    k: Float[Array, "L N p K hd"]
-    v: Float[Array, "L N p K hd"]
+    k: Float[Array, "L N p C"]  # C = K * hd: the features of all heads, which a TPU's tiles divide
+    v: Float[Array, "L N p C"]
+    kv_heads: int = field(metadata={"static": True})
     groups: int = field(default=1, metadata={"static": True})
 
     @property
@@ -32,9 +39,19 @@ class Pages:
         """Returns the number of pages of one group, which is also the first invalid page number."""
         return self.k.shape[1] // self.groups
 
-    def grouped(self, x: Float[Array, "*L N p K hd"]) -> Float[Array, "*L G n p K hd"]:
+    @property
+    def page_size(self) -> int:
+        """Returns the number of tokens of a page."""
+        return self.k.shape[2]
+
+    @property
+    def head_dim(self) -> int:
+        """Returns the number of features of a head."""
+        return self.k.shape[3] // self.kv_heads
+
+    def grouped(self, x: Float[Array, "*L N p C"]) -> Float[Array, "*L G n p C"]:
         """Splits the page dimension of `k`, `v` or one layer of them into (group, page)."""
-        at = x.ndim - 4
+        at = x.ndim - 3
         return x.reshape(*x.shape[:at], self.groups, self.per_group, *x.shape[at + 1 :])
 
 
@@ -50,14 +67,55 @@ class Prefix:
     v: Float[Array, "*L B K W hd"]
 
 
+@dataclass(frozen=True)
+class CachedRows:
+    """The cached tokens of the rows of a dispatch, as its layers read them.
+
+    Attributes:
+        layers: what each layer reads: a list over layers, or stacked if the model scans its layers.
+        attend: computes attention from (q, k, v, the layer's entry of `layers`, mask), which are those of `paged_attention`.
+    """
+
+    layers: Any
+    attend: Callable[[Array, Array, Array, Any, Array], Array]
+
+
+def cached_rows(pages: Pages, page_table: Int[Array, "B n"], lengths: Int[Array, "B"]) -> CachedRows:
+    """Prepares the attention of a dispatch over the first `lengths` tokens in the pages of each row."""
+    layers = pages.k.shape[0]
+    if paged_attention_tpu.available(pages.head_dim, pages.page_size):
+        return in_place(pages, page_table, lengths)
+    prefix = (
+        [read_pages(pages, page_table, layer) for layer in range(layers)]
+        if unrolls(layers)
+        else read_pages(pages, page_table)
+    )
+    return CachedRows(prefix, lambda q, k, v, prefix, mask: paged_attention(q, k, v, prefix, lengths, mask))
+
+
+def in_place(
+    pages: Pages, page_table: Int[Array, "B n"], lengths: Int[Array, "B"], *, interpret: bool = False
+) -> CachedRows:
+    """Returns the cached rows that a kernel reads in place; `interpret` runs it in interpret mode, for tests on CPU."""
+    blocks = paged_attention_tpu.page_blocks(page_table, lengths, pages.page_size, pages.groups)
+    layers = jnp.arange(pages.k.shape[0], dtype=jnp.int32)
+
+    def attend(q, k, v, layer, mask):
+        queries = _grouped_queries(q, k.shape[2])
+        out, lse = paged_attention_tpu.attend_pages(queries, pages.k, pages.v, layer, blocks, interpret=interpret)
+        return _merge(q, queries, k, v, mask, out, lse)
+
+    return CachedRows(list(layers) if unrolls(len(layers)) else layers, attend)
+
+
 def empty_pages(
     layers: int, pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: jnp.dtype, groups: int = 1
 ) -> Pages:
     """Allocates zeroed pages. Raises ValueError if `groups` does not divide `pages`."""
     if pages % groups:
         raise ValueError(f"{pages} pages cannot be split over {groups} groups")
-    shape = (layers, pages, page_size, kv_heads, head_dim)
-    return Pages(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), groups)
+    shape = (layers, pages, page_size, kv_heads * head_dim)
+    return Pages(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), kv_heads, groups)
 
 
 def read_pages(pages: Pages, page_table: Int[Array, "B n"], layer: int | None = None) -> Prefix:
@@ -65,12 +123,12 @@ def read_pages(pages: Pages, page_table: Int[Array, "B n"], layer: int | None = 
 
     Entries beyond a row's last page may name any page of its group: they are beyond the row's length and masked.
     """
-    size, heads, dim = pages.k.shape[2:]
+    size, heads, dim = pages.page_size, pages.kv_heads, pages.head_dim
     rows, count = page_table.shape
 
-    def gather(layer: Float[Array, "N p K hd"]) -> Float[Array, "B n p K hd"]:
+    def gather(layer: Float[Array, "N p C"]) -> Float[Array, "B n p K hd"]:
         if pages.groups == 1:  # a plain gather compiles faster than a batched one
-            return layer[page_table]
+            return layer[page_table].reshape(rows, count, size, heads, dim)
         table = page_table.reshape(pages.groups, rows // pages.groups, count)
         return jax.vmap(lambda x, t: x[t])(pages.grouped(layer), table).reshape(rows, count, size, heads, dim)
 
@@ -88,23 +146,31 @@ def write_pages(
 ) -> Pages:
     """Writes token (b, t) to `slots[b, t]` = page * p + offset in the page; slots beyond the last page are dropped."""
 
+    if paged_attention_tpu.available(pages.head_dim, pages.page_size):
+        write_tokens = paged_attention_tpu.write_tokens
+        return replace(pages, k=write_tokens(pages.k, k, slots), v=write_tokens(pages.v, v, slots))
+
     def write(old, new):
-        layers, _, _, heads, dim = old.shape
-        new = new.astype(old.dtype)
+        layers, _, _, features = old.shape
+        new = new.astype(old.dtype).reshape(*new.shape[:3], features)
         if pages.groups == 1:
-            flat = old.reshape(layers, -1, heads, dim)
+            flat = old.reshape(layers, -1, features)
             return flat.at[:, slots].set(new, mode="drop").reshape(old.shape)
-        flat = pages.grouped(old).reshape(layers, pages.groups, -1, heads, dim)
-        new = new.reshape(layers, pages.groups, -1, heads, dim)
+        flat = pages.grouped(old).reshape(layers, pages.groups, -1, features)
+        new = new.reshape(layers, pages.groups, -1, features)
         slots_of_group = slots.reshape(pages.groups, -1)
         scatter = jax.vmap(lambda x, y, at: x.at[:, at].set(y, mode="drop"), in_axes=(1, 1, 0), out_axes=1)
         return scatter(flat, new, slots_of_group).reshape(old.shape)
 
-    return Pages(write(pages.k, k), write(pages.v, v), pages.groups)
+    return replace(pages, k=write(pages.k, k), v=write(pages.v, v))
 
 
 def copy_pages(pages: Pages, source: Int[Array, "G C"], target: Int[Array, "G C"]) -> Pages:
     """Copies pages within their groups (for copy-on-write); targets beyond the last page are dropped."""
+
+    if paged_attention_tpu.available(pages.head_dim, pages.page_size):
+        copy_within = paged_attention_tpu.copy_within_groups
+        return replace(pages, k=copy_within(pages.k, source, target), v=copy_within(pages.v, source, target))
 
     def copy_group(x, source, target):
         return x.at[:, target].set(x[:, source], mode="drop")
@@ -136,8 +202,7 @@ def paged_attention(
     """
     batch, tokens, heads, dim = q.shape
     kv_heads, width = k.shape[2], prefix.v.shape[-2]
-    grouped = q.reshape(batch, tokens, kv_heads, heads // kv_heads, dim) * dim**-0.5
-    queries = grouped.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, dim)  # [B K G*T hd]
+    queries = _grouped_queries(q, kv_heads)
 
     def masked_scores(product, visible):
         product = product.reshape(batch, kv_heads, heads // kv_heads, tokens, -1)
@@ -167,3 +232,35 @@ def paged_attention(
         )
     out = out.reshape(batch, kv_heads, heads // kv_heads, tokens, dim) / row_sum[..., None]
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, heads, dim).astype(q.dtype)
+
+
+def _grouped_queries(q: Float[Array, "B T H hd"], kv_heads: int) -> Float[Array, "B K GT hd"]:
+    """Scales queries and groups them by key/value head; the tokens of one query head are consecutive."""
+    batch, tokens, heads, dim = q.shape
+    grouped = q.reshape(batch, tokens, kv_heads, heads // kv_heads, dim) * dim**-0.5
+    return grouped.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, dim)
+
+
+def _merge(
+    q: Float[Array, "B T H hd"],
+    queries: Float[Array, "B K GT hd"],
+    k: Float[Array, "B N K hd"],
+    v: Float[Array, "B N K hd"],
+    mask: Bool[Array, "B T N"],
+    prefix_out: Float[Array, "B K GT hd"],
+    prefix_lse: Float[Array, "B K GT"],
+) -> Float[Array, "B T H hd"]:
+    """Attends to the new tokens and merges the result with that over the prefix, which is normalized by itself."""
+    batch, tokens, heads, dim = q.shape
+    kv_heads, groups = k.shape[2], heads // k.shape[2]
+    scores = jnp.einsum("bkqd,bnkd->bkqn", queries, k, preferred_element_type=jnp.float32)
+    visible = jnp.broadcast_to(mask[:, None, None], (mask.shape[0], 1, groups, *mask.shape[1:]))
+    visible = visible.reshape(visible.shape[0], 1, groups * tokens, -1)
+    scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
+    highest = jnp.maximum(scores.max(-1), prefix_lse)
+    weights = jnp.exp(scores - highest[..., None])
+    prefix_weight = jnp.exp(prefix_lse - highest)
+    out = jnp.einsum("bkqn,bnkd->bkqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = (out + prefix_weight[..., None] * prefix_out) / (weights.sum(-1) + prefix_weight)[..., None]
+    out = out.reshape(batch, kv_heads, groups, tokens, dim).transpose(0, 3, 1, 2, 4)
+    return out.reshape(batch, tokens, heads, dim).astype(q.dtype)
