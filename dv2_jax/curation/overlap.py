@@ -220,7 +220,7 @@ class RowOverlapIndex:
 
 @dataclass(frozen=True)
 class _Image:
-    """What is compared of an image; `keys` are sorted."""
+    """Holds what is compared of an image; `keys` are sorted."""
 
     digests: tuple[str, str]
     hash: int

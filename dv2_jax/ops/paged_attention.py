@@ -180,7 +180,7 @@ def copy_pages(pages: Pages, source: Int[Array, "G C"], target: Int[Array, "G C"
             return copy_group(x, source[0], target[0])
         return jax.vmap(copy_group, in_axes=(1, 0, 0), out_axes=1)(pages.grouped(x), source, target).reshape(x.shape)
 
-    return Pages(copy(pages.k), copy(pages.v), pages.groups)
+    return replace(pages, k=copy(pages.k), v=copy(pages.v))
 
 
 def paged_attention(

@@ -74,7 +74,9 @@ def test_service__as_root_gives_each_session_an_unprivileged_user_of_its_own(iso
         "child = subprocess.run([sys.executable, '-I', '-S', '-c', 'import os, json; print(os.getuid())'], capture_output=True)\n"
         "print(sorted(ids), child.stdout.decode().strip(), child.returncode)"
     )
-    texts = [bench.run(bench.new_session(), code).stdout for _ in range(2)]
+    results = [bench.run(bench.new_session(), code, timeout_s=60.0) for _ in range(2)]
+    assert [result.status for result in results] == [Status.OK] * 2, results
+    texts = [result.stdout for result in results]
     users = {eval(text.split("]")[0] + "]")[0] for text in texts}
     for text in texts:
         assert text == f"[{(user := eval(text.split(']')[0] + ']')[0])}] {user} 0\n"
