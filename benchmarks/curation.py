@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -187,37 +188,53 @@ def scale(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             )
             for index in range(count)
         ]
-        peaks = [_finish(part) for part in parts]
+        usage = [_finish(part) for part in parts]
         seconds = time.monotonic() - started
-        result[f"read, {count} shard{'s' * (count > 1)}"] = _speed(arguments.rows, seconds, peaks)
+        result[f"read, {count} shard{'s' * (count > 1)}"] = _speed(arguments.rows, seconds, usage)
     for stages in ("read,deduplicate", "read,deduplicate,mix"):
         started = time.monotonic()
-        peak = _finish(_measured(curate_command(folder, *common, "run.name=shards1", f"curate.stages={stages}")))
-        result[stages.rpartition(",")[2]] = _speed(arguments.rows, time.monotonic() - started, [peak])
+        usage = [_finish(_measured(curate_command(folder, *common, "run.name=shards1", f"curate.stages={stages}")))]
+        result[stages.rpartition(",")[2]] = _speed(arguments.rows, time.monotonic() - started, usage)
     lines = (folder / "shards1" / "output" / "provenance.jsonl").read_bytes().count(b"\n")
     if lines != arguments.rows:
         raise RuntimeError(f"{lines:,} of {arguments.rows:,} rows have come through")
     return result
 
 
+@dataclass(frozen=True)
+class Usage:
+    """Peak memory and processor time of a command."""
+
+    peak_bytes: int
+    cpu_s: float
+
+
 def _measured(command: list[str]) -> subprocess.Popen:
-    """Starts a command whose last line of output is its peak memory in bytes."""
+    """Starts a command whose last line of output has its peak memory in bytes and its processor time in seconds."""
     program = (
         "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode;"
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024); sys.exit(code)"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN);"
+        "print(used.ru_maxrss * 1024, used.ru_utime + used.ru_stime); sys.exit(code)"
     )
     return subprocess.Popen([sys.executable, "-c", program, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
-def _finish(process: subprocess.Popen) -> int:
+def _finish(process: subprocess.Popen) -> Usage:
     out, _ = process.communicate()
     if process.returncode:
         raise RuntimeError(f"a command failed with exit code {process.returncode}")
-    return int(out.split()[-1])
+    peak, seconds = out.split()[-2:]
+    return Usage(int(peak), float(seconds))
 
 
-def _speed(rows: int, seconds: float, peaks: list[int]) -> dict[str, float]:
-    return {"seconds": round(seconds, 1), "rows/s": round(rows / seconds), "peak MB": round(max(peaks) / 1e6)}
+def _speed(rows: int, seconds: float, usage: Sequence[Usage]) -> dict[str, float]:
+    """Returns the numbers of processes that ran at the same time; processor time is that of the slowest."""
+    return {
+        "seconds": round(seconds, 1),
+        "rows/s": round(rows / seconds),
+        "CPU s of each": round(max(used.cpu_s for used in usage), 1),
+        "peak MB": round(max(used.peak_bytes for used in usage) / 1e6),
+    }
 
 
 def parser() -> argparse.ArgumentParser:

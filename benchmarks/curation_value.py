@@ -127,6 +127,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Trains and evaluates every set with every seed."""
     result: dict[str, Any] = {"questions": arguments.questions, "rows": arguments.rows}
     for part in parts(arguments.rl_steps, arguments.sft_steps):
+        if part.name not in arguments.recipes.split(","):
+            continue
         sets = dict(write_sets(part, folder, arguments.questions))
         found: dict[str, Any] = {name: {"rows of the set": 0, "runs": []} for name in sets}
         for seed in range(arguments.seeds):
@@ -163,6 +165,7 @@ def parser() -> argparse.ArgumentParser:
         ("eval-questions", 500, "held-out questions"),
     ):
         result.add_argument(f"--{name}", type=int, default=default, help=text)
+    result.add_argument("--recipes", default="sft,rl", help="recipes to measure")
     result.add_argument("--json", type=Path, help="file to write the numbers to")
     result.add_argument("--folder", type=Path, help="folder for the runs; by default a temporary one")
     return result

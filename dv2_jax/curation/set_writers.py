@@ -13,7 +13,7 @@ from dv2_jax.data.question import Question
 from dv2_jax.files import PARTIAL, atomic_writer
 
 RL_FILE, SFT_FILE = "rl.parquet", "sft.json"
-ROW_GROUP = 64  # rows; a row may hold megabytes of images
+GROUP_ROWS, GROUP_BYTES = 1024, 32 << 20  # of one row group of parquet; a row may hold megabytes of images
 ENV_NAME = "deepeyes_v2"  # selects the environment in the released trainer
 # The fields of `extra_info` that every row has, with their types.
 _FIELDS = {
@@ -90,12 +90,14 @@ def write_rl_file(
     partial, count = _partial(path), 0
     with pq.ParquetWriter(partial, schema) as writer:
         batch: list[dict[str, Any]] = []
+        size = 0
         for question, prompt in questions:
             batch.append(rl_row(question, prompt, other_fields))
             count += 1
-            if len(batch) == ROW_GROUP:
+            size += sum(map(len, question.images))
+            if len(batch) == GROUP_ROWS or size >= GROUP_BYTES:
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))
-                batch = []
+                batch, size = [], 0
         if batch or not count:
             writer.write_table(pa.Table.from_pylist(batch, schema=schema))
     os.replace(partial, path)

@@ -36,7 +36,9 @@ class Mix(CurationStage):
     is_global = True
 
     def run(self, curation: Curation) -> None:
-        decisions = {row_id: curation.decision(row_id) for row_id in curation.store.ids()}
+        equal: dict[Decision, Decision] = {}  # equal decisions are stored once
+        decided = ((row_id, curation.decision(row_id)) for row_id in curation.store.ids())
+        decisions = {row_id: equal.setdefault(decision, decision) for row_id, decision in decided}
         waiting = Counter(d.stage for d in decisions.values() if d.destination == WAITING)
         if waiting:
             counts = ", ".join(f"{count:,} for {stage}" for stage, count in waiting.items())
