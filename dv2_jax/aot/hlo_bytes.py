@@ -69,7 +69,7 @@ def _read(name: str, ops: Computation, computations: Mapping[str, Computation]) 
     for user in (o for o in ops.values() if name in o.operands):
         if user.kind in ("dynamic-slice", "gather", "slice") and user.operands[0] == name:
             total += sum(shape.bytes for shape in user.shapes)
-        elif user.kind == "dynamic-update-slice" and user.operands[0] == name:
+        elif user.kind in ("dynamic-update-slice", "scatter") and user.operands[0] == name:
             continue
         elif user.kind in _VIEWS and not user.root:
             total += _read(user.name, ops, computations)
@@ -88,8 +88,8 @@ def _written(op: Op | None, ops: Computation, computations: Mapping[str, Computa
         op = ops.get(op.operands[0])
     if op is None or op.kind == "parameter":
         return 0
-    if op.kind == "dynamic-update-slice":
-        return sum(shape.bytes for shape in _shapes(ops, op.operands[1]))
+    if op.kind in ("dynamic-update-slice", "scatter"):
+        return sum(shape.bytes for shape in _shapes(ops, op.operands[-1 if op.kind == "scatter" else 1]))
     if op.kind == "fusion" and len(op.shapes) == 1:
         inner = computations[op.calls("calls")[0]]
         return _written(next((o for o in inner.values() if o.root), None), inner, computations)

@@ -182,3 +182,41 @@ def test_a_loop_of_unknown_trip_count_is_reported():
     assert costs.unknown_loops == 1 and costs.calls["all-gather"] == 1
     bounded = analyze(unknown, max_trip_count=5)
     assert bounded.unknown_loops == 0 and bounded.calls["all-gather"] == 5
+
+
+PAGED = """HloModule paged, num_partitions=1
+
+%write.1 (pool.1: bf16[6144,128], at.1: s32[32,1], new.1: bf16[32,128]) -> bf16[6144,128] {
+  %pool.1 = bf16[6144,128]{1,0} parameter(0)
+  %at.1 = s32[32,1]{1,0} parameter(1)
+  %new.1 = bf16[32,128]{1,0} parameter(2)
+  ROOT %scatter.1 = bf16[6144,128]{1,0} scatter(%pool.1, %at.1, %new.1), update_window_dims={1}, to_apply=%other.1
+}
+
+ENTRY %main.1 (k.1: bf16[3,32,64,128], v.1: bf16[3,32,64,128], q.1: bf16[4,1,7,128], at.2: s32[32,1], new.2: bf16[32,128]) -> bf16[6144,128] {
+  %k.1 = bf16[3,32,64,128]{3,2,1,0} parameter(0)
+  %v.1 = bf16[3,32,64,128]{3,2,1,0} parameter(1)
+  %q.1 = bf16[4,1,7,128]{3,2,1,0} parameter(2)
+  %at.2 = s32[32,1]{1,0} parameter(3)
+  %new.2 = bf16[32,128]{1,0} parameter(4)
+  %count.1 = s32[] constant(2)
+  %list.1 = s32[24]{0} constant({0})
+  %attended.1 = (f32[4,1,7,128]{3,2,1,0}, f32[4,1,7,128]{3,2,1,0}) custom-call(%count.1, %list.1, %q.1, %k.1, %k.1, %v.1, %v.1), custom_call_target="tpu_custom_call", metadata={op_name="jit(f)/shard_map/paged_attention/pallas_call"}
+  %pool.2 = bf16[6144,128]{1,0} bitcast(%k.1)
+  ROOT %written.1 = bf16[6144,128]{1,0} fusion(%pool.2, %at.2, %new.2), kind=kCustom, calls=%write.1
+}
+"""
+
+
+def test_the_paged_kernel_and_writes_in_place_count_the_pages_that_they_touch():
+    """Catches all pages of the cache counted in every layer, and a written token that counts as a copy of the cache."""
+    costs = analyze(PAGED)
+    page = 64 * 128 * 2
+    results, queries, lists = 2 * 4 * 7 * 128 * 4, 4 * 7 * 128 * 2, 24 * 4 + 4
+    written = 32 * 4 + 32 * 128 * 2 + 32 * 128 * 2  # indices, updates read, updates written
+    assert costs.hbm_bytes == 2 * 24 * page + results + queries + lists + written
+    assert costs.flops == 2 * 2 * 7 * 128 * 24 * 64
+    tiled = analyze(PAGED.replace("[4,1,7,128]", "[4,1,1024,128]"))
+    assert tiled.flops == 2 * 2 * 1024 * 128 * 24 * 64
+    grown = 2 * 4 * (1024 - 7) * 128 * 4 + 4 * (1024 - 7) * 128 * 2
+    assert tiled.hbm_bytes - costs.hbm_bytes == 2 * 24 * page + grown  # two tiles of queries read the pages twice
