@@ -106,6 +106,14 @@ class EngineConfig:
     slots: int = setting(64, "Sequences that decode concurrently.")
     page_size: int = setting(32, "Tokens per KV-cache page.")
     pages: int = setting(2560, "KV-cache pages in total.")
+    page_allocation: Literal["reserved", "on_demand"] = setting(
+        "reserved",
+        "Pages of an admitted sequence: reserved for its maximum length | on_demand, as it grows; if none is free, another"
+        " sequence is preempted and computed again later.",
+    )
+    page_watermark: float = setting(
+        0.02, "Share of the pages that an admission leaves free if page_allocation is on_demand."
+    )
     prefill_rows: int = setting(16, "Sequences per prefill dispatch.")
     prefill_tokens: int = setting(128, "Tokens per row of a prefill dispatch.")
     decode_tokens: int = setting(16, "Tokens per sequence of a decode dispatch.")

@@ -113,7 +113,7 @@ def build_decode_batch(
         manager = managers[sequence.shard]
         generation, cached = sequence.generation, sequence.cached
         assert generation is not None  # the sequence is ready
-        budget = generation.max_new_tokens - len(generation.token_ids)
+        budget = sequence.budget
         end = cached + min(steps, budget)
         manager.allocate_pages(sequence, end)
         out.token[row] = sequence.token_ids[-1]

@@ -2,8 +2,13 @@
 
 A sequence exists from `add_sequence` to `free_sequence`. `append` queues ids (a prompt, an observation) for prefill,
 `request_turn` asks for a turn, and a later `step` returns it. Between its turns a sequence is parked: it keeps its
-pages and costs no compute. Sequences are admitted in the order of their first append (FIFO). Admission reserves the
-pages of a sequence of maximum length, so an admitted sequence never waits for pages and the engine cannot deadlock.
+pages and costs no compute. Sequences are admitted in the order of their first append (FIFO).
+
+With `engine.page_allocation` = reserved, admission reserves the pages of a sequence of maximum length, so that an admitted
+sequence never waits for pages. With on_demand, sequences take pages as they grow. If none is free, a parked sequence is
+preempted, or else the youngest: its pages are freed, and its ids are prefilled again when it is its turn. A sequence is
+preempted for an older one, or while it is parked; the oldest with work therefore always proceeds, and the engine cannot
+deadlock. Parked sequences are also preempted if all admitted ones are parked and others wait for pages.
 
 A step first processes the outputs of the decode dispatches that the previous step launched, then launches the next ones,
 one per group of sequences of similar length, and returns without waiting for them: the caller's work on finished turns
@@ -65,6 +70,8 @@ class EngineStats:
     decode_keys_needed: int = 0  # those of sampled tokens, each up to the length that its sequence had at the dispatch
     encoded_images: int = 0
     shared_tokens: int = 0  # prompt tokens whose pages another sequence of the group had filled
+    preemptions: int = 0  # sequences whose pages were freed for others
+    recomputed_tokens: int = 0  # cached tokens that they lost; part of `prefilled_tokens` once they are admitted again
 
 
 class Engine:
@@ -107,8 +114,13 @@ class Engine:
         self.version = -1
         self._stats = EngineStats()
         self._image_buckets = sorted(image_buckets)
+        pages = engine.pages // num_shards
+        self._on_demand = engine.page_allocation == "on_demand"
+        if not 0 <= engine.page_watermark < 1:
+            raise ValueError(f"engine.page_watermark is {engine.page_watermark}; it must be at least 0 and below 1")
+        watermark = math.ceil(engine.page_watermark * pages) if self._on_demand else None
         self._kv_managers = [
-            KVCacheManager(engine.pages // num_shards, engine.page_size, max_tokens_per_sequence)
+            KVCacheManager(pages, engine.page_size, max_tokens_per_sequence, watermark=watermark)
             for _ in range(num_shards)
         ]
         self._image_cache = ImageEmbeddingCache(engine.image_cache_tokens)
@@ -217,18 +229,23 @@ class Engine:
             raise RuntimeError("set_params has not been called")
         self._process_outputs()
         finished = self._take_finished_turns()
-        for manager in self._kv_managers:
+        for shard, manager in enumerate(self._kv_managers):
             manager.admit()
+            self._admit_instead_of_parked(shard, manager)
         self._copy_partial_pages()
         sequences = self._sequences.values()
         waiting = [s for s in sequences if s.to_prefill and not self._kv_managers[s.shard].blocked_on_shared_prefix(s)]
         ready = [s for s in sequences if s.ready]
         full = len(waiting) >= self.config.prefill_rows
         self._idle = not waiting and not ready
+        launched = False
         if waiting and (full or not ready or not self._last_was_prefill):
-            self._prefill(batch_builder.select_per_shard(waiting, self._num_shards, self.config.prefill_rows))
+            launched = self._prefill(
+                batch_builder.select_per_shard(waiting, self._num_shards, self.config.prefill_rows)
+            )
+        if launched:
             self._last_was_prefill = True
-        elif ready:
+        elif ready := [s for s in ready if s.ready]:  # others were preempted
             self._decode(batch_builder.select_per_shard(ready, self._num_shards, self.config.slots))
             self._last_was_prefill = False
         return finished
@@ -329,7 +346,57 @@ class Engine:
                 copies[sequence.shard] += [copy] if copy else []
         self._dispatcher.copy_pages(copies)
 
-    def _prefill(self, sequences: list[SequenceState]) -> None:
+    def _admit_instead_of_parked(self, shard: int, manager: KVCacheManager) -> None:
+        """Preempts parked sequences while all admitted ones of a shard are parked and others wait for pages.
+
+        Those that wait may be what the callers of the parked ones wait for.
+        """
+        while self._on_demand and manager.waits_for_pages:
+            admitted = [s for s in self._sequences.values() if s.admitted and s.shard == shard]
+            if not admitted or not all(s.parked for s in admitted):
+                return
+            self._preempt(manager, max(admitted, key=lambda s: s.arrival))
+            manager.admit()
+
+    def _preempt(self, manager: KVCacheManager, sequence: SequenceState) -> None:
+        self._stats.preemptions += 1
+        self._stats.recomputed_tokens += sequence.cached
+        manager.preempt(sequence)
+
+    def _with_room(self, sequences: list[SequenceState], tokens: Callable[[SequenceState], int]) -> list[SequenceState]:
+        """Allocates pages for the first `tokens` tokens of each sequence; returns those for which there are any.
+
+        Older sequences come first; for them others are preempted.
+        """
+        if not self._on_demand:
+            return sequences
+        with_room = set()
+        for sequence in sorted(sequences, key=lambda s: s.arrival):
+            manager, end = self._kv_managers[sequence.shard], tokens(sequence)
+            while sequence.admitted and not manager.has_room(sequence, end):
+                victim = self._victim(sequence)
+                if victim is None:
+                    break
+                self._preempt(manager, victim)
+            if sequence.admitted and manager.has_room(sequence, end):
+                manager.allocate_pages(sequence, end)
+                with_room.add(sequence)
+        return [sequence for sequence in sequences if sequence in with_room]
+
+    def _victim(self, sequence: SequenceState) -> SequenceState | None:
+        """Returns the sequence to preempt for `sequence`: a parked one, or else a younger one, the youngest first."""
+        others = [
+            other
+            for other in self._sequences.values()
+            if other.admitted and other.shard == sequence.shard and other is not sequence
+        ]
+        found = [other for other in others if other.parked or other.arrival > sequence.arrival]
+        return max(found, key=lambda other: (other.parked, other.arrival), default=None)
+
+    def _prefill(self, sequences: list[SequenceState]) -> bool:
+        """Launches the next prefill chunk of each sequence that has room; returns whether there was any."""
+        chunk = self.config.prefill_tokens
+        sequences = self._with_room(sequences, lambda s: s.cached + min(chunk, s.to_prefill))
         for chunks, shape in self.buckets.plan_prefill(
             self._prepare_prefill(sequences), self.config.page_size, self._num_shards
         ):
@@ -342,6 +409,7 @@ class Engine:
             self._stats.prefill_dispatches += 1
             self._stats.prefilled_tokens += sum(count for _, count in chunks)
             self._stats.prefill_slots += shape[0] * shape[1]
+        return bool(sequences)
 
     def _prepare_prefill(self, sequences: list[SequenceState]) -> list[batch_builder.PrefillChunk]:
         """Chooses the next prefill chunk of each sequence and encodes its images that are not cached.
@@ -384,6 +452,7 @@ class Engine:
         return fresh[count:]
 
     def _decode(self, sequences: list[SequenceState]) -> None:
+        sequences = self._with_room(sequences, lambda s: s.cached + min(self.config.decode_tokens, s.budget))
         for group, shape in self.buckets.plan_decode(sequences, self.config.page_size, self._num_shards):
             rows, width = shape
             batch = batch_builder.build_decode_batch(group, (rows, self.config.decode_tokens, width), self._kv_managers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+import bisect
 
 import numpy as np
 from jaxtyping import Int
@@ -17,9 +17,16 @@ class KVCacheManager:
 
     Samples of one prompt share its full pages; the last, partial page is copied per sample (copy-on-write). The first
     sample that is admitted prefills the prompt.
+
+    Args:
+        watermark: pages that an admission must leave free; a sequence then reserves pages for the tokens that it has, and
+            takes others as it grows. None: it reserves pages for `max_tokens` tokens.
+
+    Raises:
+        ValueError: the pages do not hold one sequence of `max_tokens` tokens.
     """
 
-    def __init__(self, pages: int, page_size: int, max_tokens: int):
+    def __init__(self, pages: int, page_size: int, max_tokens: int, *, watermark: int | None = None):
         self.page_size = page_size
         self.max_pages = num_pages(max_tokens, page_size)
         self.pad_slot = pages * page_size  # out of range, so that writes to it are dropped (vLLM: PAD_SLOT_ID)
@@ -29,13 +36,20 @@ class KVCacheManager:
                 f"at least {self.max_pages} are needed"
             )
         self.page_table = PageTable(pages, page_size)
-        self._waiting: deque[SequenceState] = deque()
+        self.watermark = watermark
+        self._waiting: list[SequenceState] = []  # in the order of arrival
+        self._arrivals = self._admitted = 0
         self._shared_tokens = 0
 
     @property
     def waiting(self) -> int:
         """Number of sequences that wait for admission."""
         return len(self._waiting)
+
+    @property
+    def waits_for_pages(self) -> bool:
+        """True if a sequence with work waits for admission."""
+        return any(not (sequence.parked and sequence.preempted) for sequence in self._waiting)
 
     @property
     def shared_tokens(self) -> int:
@@ -48,18 +62,30 @@ class KVCacheManager:
         images = [(first, image.tokens, image.digest) for first, image in sequence.images]
         prompt = sequence.token_ids[: sequence.prompt_end]
         sequence.prompt_keys, sequence.partial_page_key = prefix_keys(prompt, images, self.page_size)
+        sequence.arrival = self._arrivals
+        self._arrivals += 1
         self._waiting.append(sequence)
 
     def admit(self) -> None:
-        """Admits sequences from the head of the queue, in FIFO order, while there are enough pages."""
-        while self._waiting:
-            sequence = self._waiting[0]
-            found = self.page_table.admit(sequence.id, self.max_pages, sequence.prompt_keys, sequence.partial_page_key)
+        """Admits sequences in the order of their arrival while there are enough pages.
+
+        A preempted sequence that is parked keeps its place, but the others do not wait for it.
+        """
+        for sequence in list(self._waiting):
+            if sequence.parked and sequence.preempted:
+                continue
+            wanted, spare = self.max_pages, 0
+            if self.watermark is not None:
+                wanted = max(1, num_pages(len(sequence.token_ids) - 1, self.page_size))
+                spare = self.watermark if self._admitted else 0
+            keys = sequence.prompt_keys, sequence.partial_page_key
+            found = self.page_table.admit(sequence.id, wanted, *keys, spare=spare)
             if found is None:
                 return
-            self._waiting.popleft()
+            self._waiting.remove(sequence)
+            self._admitted += 1
             shared, sequence.copy_on_write_source = found
-            sequence.pages, sequence.admitted = list(shared), True
+            sequence.pages, sequence.admitted, sequence.preempted = list(shared), True, False
             # Allocate and register prompt pages at admission, so that the next sample of the group can share them
             # before they are filled.
             self.allocate_pages(sequence, sequence.prompt_end)
@@ -71,7 +97,21 @@ class KVCacheManager:
     def allocate_pages(self, sequence: SequenceState, tokens: int) -> None:
         """Allocates pages until the sequence has room for its first `tokens` tokens."""
         while len(sequence.pages) * self.page_size < tokens:
-            sequence.pages.append(self.page_table.allocate(sequence.id))
+            page = self.page_table.allocate(sequence.id, beyond_reservation=self.watermark is not None)
+            sequence.pages.append(page)
+
+    def has_room(self, sequence: SequenceState, tokens: int) -> bool:
+        """Returns whether pages for the first `tokens` tokens of an admitted sequence can be allocated now."""
+        return num_pages(tokens, self.page_size) - len(sequence.pages) <= self.page_table.available(sequence.id)
+
+    def preempt(self, sequence: SequenceState) -> None:
+        """Frees the pages of an admitted sequence and puts it back into the queue, at the place of its arrival.
+
+        All its tokens are prefilled again once it is admitted, sampled ones included.
+        """
+        self.free_sequence(sequence)
+        sequence.cached, sequence.preempted = 0, True
+        bisect.insort(self._waiting, sequence, key=lambda other: other.arrival)
 
     def advance_shared_prefix(self, sequence: SequenceState) -> tuple[int, int] | None:
         """Marks tokens as cached whose shared pages other sequences have filled since the last call.
@@ -136,3 +176,4 @@ class KVCacheManager:
             sequence.copy_on_write_source = None
         self.page_table.free_sequence(sequence.id, sequence.pages)
         sequence.pages, sequence.admitted = [], False
+        self._admitted -= 1

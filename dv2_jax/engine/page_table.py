@@ -1,7 +1,7 @@
 """Allocation of KV-cache pages with reference counts, reservations and a prefix registry; host bookkeeping only.
 
-Invariant: the free pages suffice for all reservations of admitted sequences, so an admitted sequence never waits for
-a page and the engine cannot deadlock.
+Invariant: the free pages suffice for all reservations of admitted sequences. A sequence that has reserved pages for its maximum
+length therefore never waits for a page; one that has reserved fewer may take pages beyond them that nobody has reserved.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PrefixKey = bytes
 
 
 class OutOfPages(RuntimeError):
-    """Raised when a sequence allocates more pages than it reserved at admission."""
+    """Raised when a sequence allocates a page that it has not reserved, or that others have reserved."""
 
 
 @dataclass
@@ -55,14 +55,25 @@ class PageTable:
         """Number of pages that admitted sequences may still allocate."""
         return sum(self._reserved.values())
 
+    def available(self, sequence: Hashable) -> int:
+        """Returns the number of pages that a sequence can allocate: those it has reserved, and those that nobody has."""
+        return self._reserved.get(sequence, 0) + max(0, self.num_free - self.reserved)
+
     def admit(
-        self, sequence: Hashable, max_pages: int, prefix: Sequence[PrefixKey], partial_key: PrefixKey | None = None
+        self,
+        sequence: Hashable,
+        count: int,
+        prefix: Sequence[PrefixKey],
+        partial_key: PrefixKey | None = None,
+        *,
+        spare: int = 0,
     ) -> tuple[list[Page], Page | None] | None:
-        """Reserves `max_pages` pages for a sequence whose full pages of prompt have the keys `prefix`.
+        """Reserves `count` pages for a sequence whose full pages of prompt have the keys `prefix`.
 
         Args:
             prefix: keys of the prompt's full pages.
             partial_key: key of the prompt's last, partial page, if any.
+            spare: free pages without a reservation that must be left.
 
         Returns:
             The leading pages that some sequence has filled or is filling, and the page to copy the partial page from
@@ -77,22 +88,23 @@ class PageTable:
         source = self._registry.get(partial_key) if partial_key is not None else None
         found = shared if source is None else [*shared, source]
         reused = sum(page.ref_count == 0 for page in found)
-        if max_pages - len(shared) + reused > self.num_free - self.reserved:
+        if count - len(shared) + reused + spare > self.num_free - self.reserved:
             return None
         for page in found:
             self.incref(page)
-        self._reserved[sequence] = max_pages - len(shared)
+        self._reserved[sequence] = count - len(shared)
         return shared, source
 
-    def allocate(self, sequence: Hashable) -> Page:
-        """Allocates an empty page from the sequence's reservation.
+    def allocate(self, sequence: Hashable, *, beyond_reservation: bool = False) -> Page:
+        """Allocates an empty page from the sequence's reservation, or one beyond it that nobody has reserved.
 
         Raises:
-            OutOfPages: if the reservation is used up.
+            OutOfPages: if the reservation is used up, and no other page may be taken.
         """
-        if self._reserved.get(sequence, 0) < 1:
+        if self._reserved.get(sequence, 0) > 0:
+            self._reserved[sequence] -= 1
+        elif not beyond_reservation or not self.available(sequence):
             raise OutOfPages(f"sequence {sequence!r} has allocated all pages it reserved")
-        self._reserved[sequence] -= 1
         number, _ = self._free.popitem(last=False)
         page = self.pages[number]
         self._unregister(page)

@@ -42,6 +42,8 @@ class SequenceState:
     shard: int = 0  # data-parallel shard: its devices hold the pages and compute the rows of this sequence
     pages: list[Page] = field(default_factory=list)
     admitted: bool = False
+    arrival: int = 0  # number of its first append among those of its shard
+    preempted: bool = False  # its pages were freed for another sequence; it is computed again when it has work
     cached: int = 0
     prompt_keys: list[PrefixKey] = field(default_factory=list)  # prefix keys of the prompt's full pages
     partial_page_key: PrefixKey | None = None  # prefix key of the prompt's last, partial page
@@ -58,6 +60,16 @@ class SequenceState:
     def ready(self) -> bool:
         """True if the sequence can be decoded."""
         return self.admitted and self.generation is not None and not self.to_prefill
+
+    @property
+    def budget(self) -> int:
+        """Number of tokens that the turn in progress may still sample."""
+        return 0 if self.generation is None else self.generation.max_new_tokens - len(self.generation.token_ids)
+
+    @property
+    def parked(self) -> bool:
+        """True if the sequence has nothing to compute until its caller appends tokens or requests a turn."""
+        return self.generation is None and (self.preempted or not self.to_prefill)
 
     def images_between(self, start: int, end: int) -> list[tuple[int, ImageInput]]:
         """Returns the images with a placeholder among tokens start ... end - 1."""
