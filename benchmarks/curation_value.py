@@ -83,7 +83,7 @@ def write_sets(part: Part, folder: Path, questions: int) -> Iterator[tuple[str, 
             stages = ["read", "deduplicate", *filters, *writers, "mix"]
             overrides = [f"curate.size={questions}", f"curate.stages={','.join(stages)}", f"model.init={part.policy}"]
             if part.name == "rl":
-                overrides.append("curate.sft_mixture=long_cot=1")  # no row: unsolved questions need a teacher
+                overrides.append("curate.sft_mixture=none=1")  # unsolved questions would need a teacher
             run(curate_command(folder, f"run.name=labels-{part.name}", *overrides))
             (folder / f"labels-{part.name}" / "output").rename(target)
         yield name, target

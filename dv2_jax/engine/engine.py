@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import jax
@@ -33,9 +32,11 @@ from dv2_jax.data.chat_encoder import ImageInput
 from dv2_jax.engine import batch_builder, model_runner
 from dv2_jax.engine.buckets import Buckets, Shape
 from dv2_jax.engine.dispatcher import Dispatcher
+from dv2_jax.engine.engine_outputs import EngineStats, TurnOutput
 from dv2_jax.engine.executables import Key
 from dv2_jax.engine.image_cache import ImageEmbeddingCache
 from dv2_jax.engine.kv_cache_manager import KVCacheManager
+from dv2_jax.engine.preemption import Preemption, page_watermark
 from dv2_jax.engine.sequence_state import Generation, SequenceState
 from dv2_jax.engine.stop_strings import StopAutomaton
 from dv2_jax.model.image_grid import num_image_tokens
@@ -43,35 +44,6 @@ from dv2_jax.model.model_config import ModelConfig
 from dv2_jax.model.params import GraphDef, Params
 from dv2_jax.model.vision_inputs import VisionBucket, fits, vision_batch
 from dv2_jax.parallel.mesh import num_data_shards
-
-
-@dataclass(frozen=True)
-class TurnOutput:
-    """One sampled turn. `finish` says whether a stop string, the end-of-turn id or `max_new_tokens` ended it."""
-
-    seq_id: Hashable
-    token_ids: list[int]
-    logprobs: list[float]
-    finish: Literal["stop", "eos", "length"]
-    version: int  # version of the weights that sampled it
-
-
-@dataclass
-class EngineStats:
-    """Counters since the engine was created."""
-
-    prefill_dispatches: int = 0
-    decode_dispatches: int = 0
-    prefilled_tokens: int = 0
-    sampled_tokens: int = 0
-    prefill_slots: int = 0  # tokens of all prefill dispatches, padding included
-    decode_row_steps: int = 0  # rows times steps of all decode dispatches, padding and ended rows included
-    decode_keys: int = 0  # cached keys that these rows and steps attended to, padding included
-    decode_keys_needed: int = 0  # those of sampled tokens, each up to the length that its sequence had at the dispatch
-    encoded_images: int = 0
-    shared_tokens: int = 0  # prompt tokens whose pages another sequence of the group had filled
-    preemptions: int = 0  # sequences whose pages were freed for others
-    recomputed_tokens: int = 0  # cached tokens that they lost; part of `prefilled_tokens` once they are admitted again
 
 
 class Engine:
@@ -114,17 +86,14 @@ class Engine:
         self.version = -1
         self._stats = EngineStats()
         self._image_buckets = sorted(image_buckets)
-        pages = engine.pages // num_shards
-        self._on_demand = engine.page_allocation == "on_demand"
-        if not 0 <= engine.page_watermark < 1:
-            raise ValueError(f"engine.page_watermark is {engine.page_watermark}; it must be at least 0 and below 1")
-        watermark = math.ceil(engine.page_watermark * pages) if self._on_demand else None
+        pages, watermark = engine.pages // num_shards, page_watermark(engine, num_shards)
         self._kv_managers = [
             KVCacheManager(pages, engine.page_size, max_tokens_per_sequence, watermark=watermark)
             for _ in range(num_shards)
         ]
         self._image_cache = ImageEmbeddingCache(engine.image_cache_tokens)
         self._sequences: dict[Hashable, SequenceState] = {}
+        self._preemption = Preemption(self._kv_managers, self._sequences, self._stats)
         self._inflight: list[tuple[list[SequenceState], Shape, model_runner.DecodeOutput]] = []
         self._last_was_prefill = False
         self._idle = True
@@ -229,9 +198,9 @@ class Engine:
             raise RuntimeError("set_params has not been called")
         self._process_outputs()
         finished = self._take_finished_turns()
-        for shard, manager in enumerate(self._kv_managers):
+        for manager in self._kv_managers:
             manager.admit()
-            self._admit_instead_of_parked(shard, manager)
+        self._preemption.admit_instead_of_parked()
         self._copy_partial_pages()
         sequences = self._sequences.values()
         waiting = [s for s in sequences if s.to_prefill and not self._kv_managers[s.shard].blocked_on_shared_prefix(s)]
@@ -346,57 +315,10 @@ class Engine:
                 copies[sequence.shard] += [copy] if copy else []
         self._dispatcher.copy_pages(copies)
 
-    def _admit_instead_of_parked(self, shard: int, manager: KVCacheManager) -> None:
-        """Preempts parked sequences while all admitted ones of a shard are parked and others wait for pages.
-
-        Those that wait may be what the callers of the parked ones wait for.
-        """
-        while self._on_demand and manager.waits_for_pages:
-            admitted = [s for s in self._sequences.values() if s.admitted and s.shard == shard]
-            if not admitted or not all(s.parked for s in admitted):
-                return
-            self._preempt(manager, max(admitted, key=lambda s: s.arrival))
-            manager.admit()
-
-    def _preempt(self, manager: KVCacheManager, sequence: SequenceState) -> None:
-        self._stats.preemptions += 1
-        self._stats.recomputed_tokens += sequence.cached
-        manager.preempt(sequence)
-
-    def _with_room(self, sequences: list[SequenceState], tokens: Callable[[SequenceState], int]) -> list[SequenceState]:
-        """Allocates pages for the first `tokens` tokens of each sequence; returns those for which there are any.
-
-        Older sequences come first; for them others are preempted.
-        """
-        if not self._on_demand:
-            return sequences
-        with_room = set()
-        for sequence in sorted(sequences, key=lambda s: s.arrival):
-            manager, end = self._kv_managers[sequence.shard], tokens(sequence)
-            while sequence.admitted and not manager.has_room(sequence, end):
-                victim = self._victim(sequence)
-                if victim is None:
-                    break
-                self._preempt(manager, victim)
-            if sequence.admitted and manager.has_room(sequence, end):
-                manager.allocate_pages(sequence, end)
-                with_room.add(sequence)
-        return [sequence for sequence in sequences if sequence in with_room]
-
-    def _victim(self, sequence: SequenceState) -> SequenceState | None:
-        """Returns the sequence to preempt for `sequence`: a parked one, or else a younger one, the youngest first."""
-        others = [
-            other
-            for other in self._sequences.values()
-            if other.admitted and other.shard == sequence.shard and other is not sequence
-        ]
-        found = [other for other in others if other.parked or other.arrival > sequence.arrival]
-        return max(found, key=lambda other: (other.parked, other.arrival), default=None)
-
     def _prefill(self, sequences: list[SequenceState]) -> bool:
         """Launches the next prefill chunk of each sequence that has room; returns whether there was any."""
         chunk = self.config.prefill_tokens
-        sequences = self._with_room(sequences, lambda s: s.cached + min(chunk, s.to_prefill))
+        sequences = self._preemption.with_room(sequences, lambda s: s.cached + min(chunk, s.to_prefill))
         for chunks, shape in self.buckets.plan_prefill(
             self._prepare_prefill(sequences), self.config.page_size, self._num_shards
         ):
@@ -452,7 +374,7 @@ class Engine:
         return fresh[count:]
 
     def _decode(self, sequences: list[SequenceState]) -> None:
-        sequences = self._with_room(sequences, lambda s: s.cached + min(self.config.decode_tokens, s.budget))
+        sequences = self._preemption.with_room(sequences, lambda s: s.cached + min(self.config.decode_tokens, s.budget))
         for group, shape in self.buckets.plan_decode(sequences, self.config.page_size, self._num_shards):
             rows, width = shape
             batch = batch_builder.build_decode_batch(group, (rows, self.config.decode_tokens, width), self._kv_managers)

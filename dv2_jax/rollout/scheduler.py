@@ -25,7 +25,8 @@ from dv2_jax.agent.trajectory_builder import TrajectoryBuilder
 from dv2_jax.config import AgentConfig, SamplingConfig, ToolsConfig
 from dv2_jax.data.chat_encoder import Segment
 from dv2_jax.data.question import Question
-from dv2_jax.engine.engine import Engine, TurnOutput
+from dv2_jax.engine.engine import Engine
+from dv2_jax.engine.engine_outputs import TurnOutput
 from dv2_jax.rollout.stats import RolloutStats
 from dv2_jax.rollout.tool_requests import AttemptId, ToolBackend, make_request
 from tools_service.client import ExecRequest, Request, Status, ToolResult

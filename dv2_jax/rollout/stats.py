@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from dv2_jax.engine.engine import EngineStats
+from dv2_jax.engine.engine_outputs import EngineStats
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Literal
 
 from dv2_jax.agent.prompt_encoder import PromptEncoder
 from dv2_jax.config import EngineConfig
-from dv2_jax.engine.engine import EngineStats, TurnOutput
+from dv2_jax.engine.engine_outputs import EngineStats, TurnOutput
 from dv2_jax.rollout.scheduler import AttemptId
 
 

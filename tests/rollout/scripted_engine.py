@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from dv2_jax.config import EngineConfig
 from dv2_jax.data.chat_encoder import ChatEncoder
-from dv2_jax.engine.engine import EngineStats, TurnOutput
+from dv2_jax.engine.engine_outputs import EngineStats, TurnOutput
 from dv2_jax.rollout.scheduler import AttemptId
 from tools_service.client import Status, ToolResult, ToolsClient
 
