@@ -59,7 +59,10 @@ def measure(size: str, slots: int, topology: str) -> Traffic:
     from dv2_jax.ops.paged_attention_tpu import live_bytes
     from dv2_jax.parallel.mesh import num_data_shards, use_mesh
 
-    config = load([f"--config=configs/rl.py:{size}", f"--config.engine.slots={slots}"], command="train")
+    config = load(
+        [f"--config=configs/rl.py:{size}", f"--config.engine.slots={slots}", "--config.engine.pages=4096"],
+        command="train",
+    )
     devices = topology_devices(topology)
     policy = abstract_policy(config, devices, devices)
     program = next(found for found in engine_programs(policy, config) if found.name == "decode")
