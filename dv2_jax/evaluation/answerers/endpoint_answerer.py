@@ -48,8 +48,8 @@ def request_key(request: AnswerRequest) -> str:
 def request_parameters(
     sampling: EndpointSampling, request: AnswerRequest, stop_strings: Sequence[str] = (), *, attempt: int = 1
 ) -> dict[str, Any]:
-    """Returns the parameters of a request, as the API names them. Each attempt has a seed of its own (32 bits)."""
-    seed = (request.seed + attempt - 1) % 2**32
+    """Returns the parameters of a request, as the API names them. Sampled attempts have seeds of their own (32 bits)."""
+    seed = (request.seed + (attempt - 1) * (sampling.temperature > 0)) % 2**32
     found = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens, "seed": seed}
     return found | ({"stop": list(stop_strings)} if stop_strings else {})
 
@@ -183,11 +183,13 @@ class _Run:
     def _complete(self, entry: _OpenAnswer) -> ChatReply:
         """Returns the reply to the conversation so far.
 
-        A further attempt reuses the stored replies of earlier ones, except those that failed (no content, a filter): the
-        request is then sent with another seed, for which a reply is stored in turn.
+        A further attempt reuses the stored replies of earlier ones. Where replies are sampled, those that failed (cut, a
+        filter) are excepted: the request is then sent with another seed, for which a reply is stored in turn. Greedy replies
+        would fail again.
         """
         settings, request = self._settings, entry.request
-        for attempt in range(1, request.attempt + 1):
+        attempts = request.attempt if settings.sampling.temperature > 0 else 1
+        for attempt in range(1, attempts + 1):
             parameters = request_parameters(settings.sampling, request, entry.dialogue.stop_strings, attempt=attempt)
             reply = settings.endpoint.complete(
                 entry.dialogue.messages, allow_empty=True, key=request_key(request), **parameters

@@ -234,12 +234,16 @@ def test_a_further_attempt_sends_only_what_failed_again(serve, tmp_path, client)
             return completion(code("print(6 * 7)"))
         return completion("", finish="content_filter") if body["seed"] == 0 else completion(ANSWER)
 
-    server, tools = serve(reply), client
+    server, path = serve(reply), tmp_path / "replies.jsonl"
     for attempt, wanted in ((1, 2), (2, 3), (2, 3)):  # the last has all its replies stored
-        with closing(ReplyJournal(tmp_path / "replies.jsonl")) as journal:
-            (answer,) = ask(answerer(server, tools=tools, journal=journal), attempt=attempt)
+        with closing(ReplyJournal(path)) as journal:
+            (answer,) = ask(answerer(server, tools=client, journal=journal, temperature=1.0), attempt=attempt)
         assert bool(answer.failure) == (attempt == 1)
         assert len(server.requests) == wanted
+    for attempt in (1, 2):  # greedy replies would fail again
+        with closing(ReplyJournal(path)) as journal:
+            (answer,) = ask(answerer(server, tools=client, journal=journal), attempt=attempt)
+        assert answer.failure and len(server.requests) == 5
 
 
 def test_closing_abandons_what_is_open(serve):

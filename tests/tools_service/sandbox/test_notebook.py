@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tools_service.client import ExecRequest, Status, ToolsClient
@@ -46,6 +47,13 @@ def test_only_the_last_expression_is_shown_and_a_semicolon_or_none_hides_it(benc
     assert bench.run(session, "x = 5").stdout == ""
     assert bench.run(session, "None").stdout == ""
     assert bench.run(session, "import asyncio\nawait asyncio.sleep(0, 'awaited')").stdout == "'awaited'\n"
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_carets_mark_the_place_of_an_error_on_every_version_of_python(bench, session, end):
+    """Catches carets one column to the right of it, where a cell does not end with a line break."""
+    stderr = bench.run(session, f"x = 1\nprnt(x * 69){end}").stderr
+    assert "    prnt(x * 69)\n    ^^^^\n" in stderr, stderr
 
 
 def test_a_traceback_names_the_cell_and_line_and_shows_no_frame_of_ours(bench, session):

@@ -92,7 +92,8 @@ class Interpreter:
         return ok and not self.images.failed
 
     def _execute(self, source: str, name: str) -> bool:
-        lines = source.splitlines(keepends=True)
+        # Without the last line break, Python before 3.13 marks the place of an error one column too far to the right.
+        lines = (source if source.endswith("\n") else source + "\n").splitlines(keepends=True)
         linecache.cache[name] = (len(source), None, lines, name)
         tree = compile(source, name, "exec", ast.PyCF_ONLY_AST | _FLAGS, dont_inherit=True)
         last = None
