@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -250,22 +250,34 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(function=function)
         for name, default in options.items():
             command.add_argument(f"--{name}", type=int, default=default)
-        command.add_argument("--json", type=Path, help="file to write the numbers to")
-        command.add_argument("--folder", type=Path, help="folder for the runs; by default a temporary one")
+        add_output_options(command)
     return result
+
+
+def run_in_folder(
+    function: Callable[[argparse.Namespace, Path], dict[str, Any]], arguments: argparse.Namespace
+) -> None:
+    """Runs a measurement in `--folder` or a temporary folder; prints its numbers and writes them to `--json`."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (arguments.folder or Path(temporary)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        result = function(arguments, folder)
+    print(json.dumps(result, indent=2))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options `--json` and `--folder` of `run_in_folder`."""
+    parser.add_argument("--json", type=Path, help="file to write the numbers to")
+    parser.add_argument("--folder", type=Path, help="folder for the runs; by default a temporary one")
 
 
 def main() -> None:
     """Runs one measurement."""
     arguments = parser().parse_args()
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        result = arguments.function(arguments, folder)
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    run_in_folder(arguments.function, arguments)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +27,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmarks.curation import curate_command, run, train_command
+from benchmarks.curation import add_output_options, curate_command, run, run_in_folder, train_command
 
-ROOT = Path(__file__).resolve().parent.parent
 FILTERS = {
     "uncurated": (),
     "difficulty": ("difficulty",),
@@ -166,22 +163,13 @@ def parser() -> argparse.ArgumentParser:
     ):
         result.add_argument(f"--{name}", type=int, default=default, help=text)
     result.add_argument("--recipes", default="sft,rl", help="recipes to measure")
-    result.add_argument("--json", type=Path, help="file to write the numbers to")
-    result.add_argument("--folder", type=Path, help="folder for the runs; by default a temporary one")
+    add_output_options(result)
     return result
 
 
 def main() -> None:
     """Runs the measurement."""
-    arguments = parser().parse_args()
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = (arguments.folder or Path(temporary)).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        result = measure(arguments, folder)
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    run_in_folder(measure, parser().parse_args())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 DATA_ENDINGS = (".parquet", ".jsonl", ".json")  # of files of rows; a folder of such files is one data set
 PARTIAL = ".partial"  # suffix of a temporary file; a reader ignores it, and a killed writer may leave one
@@ -17,18 +17,32 @@ PARTIAL = ".partial"  # suffix of a temporary file; a reader ignores it, and a k
 def atomic_write(path: str | Path, data: bytes | str, *, durable: bool = False) -> None:
     """Writes a file so that readers see the old content or all of the new one; missing parent folders are created.
 
-    The data goes to a hidden temporary file in the same folder, which is then renamed; text is encoded as UTF-8. With
-    `durable`, file and folder are flushed to the disk (fsync), so that the content also survives a power failure.
+    Text is encoded as UTF-8. With `durable`, file and folder are flushed to the disk (fsync), so that the content also survives
+    a power failure.
 
     Raises:
         OSError: the file cannot be written, e.g. because the disk is full; an existing file is unchanged.
     """
-    path = Path(path)
+    with _replaced_at_end(Path(path), "wb", durable) as file:
+        file.write(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def atomic_writer(path: str | Path) -> contextlib.AbstractContextManager[IO[str]]:
+    """Opens a text file (UTF-8) that appears under `path` only when the block ends without an error.
+
+    It need not be held in memory, unlike the data of `atomic_write`, whose guarantees it has.
+    """
+    return _replaced_at_end(Path(path), "w", durable=False)
+
+
+@contextlib.contextmanager
+def _replaced_at_end(path: Path, mode: str, durable: bool) -> Iterator[IO[Any]]:
+    """Opens a hidden temporary file in the same folder, which replaces `path` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL}")
     try:
-        with open(partial, "wb") as file:
-            file.write(data.encode("utf-8") if isinstance(data, str) else data)
+        with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -39,28 +53,6 @@ def atomic_write(path: str | Path, data: bytes | str, *, durable: bool = False) 
         raise
     if durable:
         _sync_folder(path.parent)
-
-
-@contextlib.contextmanager
-def atomic_writer(path: str | Path) -> Iterator[IO[str]]:
-    """Opens a text file (UTF-8) that appears under `path` only when the block ends without an error.
-
-    It is written to a hidden temporary file in the same folder, so that a long file need not be held in memory.
-
-    Raises:
-        OSError: the file cannot be written, e.g. because the disk is full; an existing file is unchanged.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL}")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            yield file
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
 
 
 def file_digest(path: str | Path) -> str:

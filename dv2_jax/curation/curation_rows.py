@@ -105,19 +105,10 @@ class RowStore:
         self._places = open_temporary_database(
             "CREATE TABLE rows (id BLOB PRIMARY KEY, file INTEGER, place INTEGER, form TEXT) WITHOUT ROWID"
         )
-        own = folder / "rows" / f"{shard.name}.jsonl"
-        self._paths = sorted({own, *(folder / "rows").glob(f"*-of-{shard.count:03d}.jsonl")})
-        self._own = self._paths.index(own)
-        for number, path in enumerate(self._paths):
-            lines = read_lines(path) if path.exists() else ()
-            rows = ((text_key(line["id"]), number, offset, line.get("form", "question")) for offset, line in lines)
-            try:
-                self._places.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", rows)
-            except sqlite3.IntegrityError as error:
-                raise ConfigError(
-                    f"curate.sources: two rows of a source have the same id, the second in {path}"
-                ) from error
-        self._file = RecordFile(own)
+        self._paths, self._own = _files_of_shards(folder / "rows", "", shard)
+        for number, offset, line in _stored_lines(self._paths):
+            self._insert(line["id"], number, offset, line.get("form", "question"))
+        self._file = RecordFile(self._paths[self._own])
 
     def __len__(self) -> int:
         return self._places.execute("SELECT COUNT(*) FROM rows").fetchone()[0]
@@ -170,8 +161,13 @@ class RowStore:
             "conversation": None if row.conversation is None else list(row.conversation),
             "turns": turns_to_json(row.turns, lambda data: store_image(self.folder, data)),
         }
-        place = text_key(row.id), self._own, self._file.append(document), row.form
-        self._places.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", place)
+        self._insert(row.id, self._own, self._file.append(document), row.form)
+
+    def _insert(self, row_id: str, number: int, offset: int, form: RowForm) -> None:
+        try:
+            self._places.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", (text_key(row_id), number, offset, form))
+        except sqlite3.IntegrityError as error:
+            raise ConfigError(f"curate.sources: two rows have the id {row_id!r}, in {self.folder / 'rows'}") from error
 
     def form(self, row_id: str) -> RowForm:
         """Returns what a row is, without reading it."""
@@ -222,14 +218,10 @@ class Journal:
             "CREATE TABLE entries (row BLOB, sample INTEGER, file INTEGER, place INTEGER, PRIMARY KEY (row, sample))"
             " WITHOUT ROWID"
         )
-        own = folder / "journal" / f"{stage}-{shard.name}.jsonl"
-        self._paths = sorted({own, *(folder / "journal").glob(f"{stage}-*-of-{shard.count:03d}.jsonl")})
-        self._own = self._paths.index(own)
-        for number, path in enumerate(self._paths):
-            lines = read_lines(path) if path.exists() else ()
-            places = ((text_key(line["row"]), line.get("sample", 0), number, offset) for offset, line in lines)
-            self._places.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", places)
-        self._file = RecordFile(own)
+        self._paths, self._own = _files_of_shards(folder / "journal", f"{stage}-", shard)
+        for number, offset, line in _stored_lines(self._paths):
+            self._insert(line["row"], line.get("sample", 0), number, offset)
+        self._file = RecordFile(self._paths[self._own])
 
     def add(self, row: str, labels: Mapping[str, Any], sample: int = 0) -> None:
         """Appends the labels of a row, or of one of its samples.
@@ -238,7 +230,10 @@ class Journal:
             RunFailure: the disk is full.
         """
         offset = self._file.append({"row": row, "sample": sample, **labels})
-        place = text_key(row), sample, self._own, offset
+        self._insert(row, sample, self._own, offset)
+
+    def _insert(self, row: str, sample: int, number: int, offset: int) -> None:
+        place = text_key(row), sample, number, offset
         self._places.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", place)
 
     def get(self, row: str, sample: int = 0) -> dict[str, Any] | None:
@@ -264,6 +259,20 @@ class Journal:
 
     def _read(self, number: int, offset: int) -> dict[str, Any]:
         return read_line(self._paths[number], offset)
+
+
+def _files_of_shards(folder: Path, prefix: str, shard: Shard) -> tuple[list[Path], int]:
+    """Returns the existing files of all shards and this shard's own, and the index of its own among them."""
+    own = folder / f"{prefix}{shard.name}.jsonl"
+    paths = sorted({own, *folder.glob(f"{prefix}*-of-{shard.count:03d}.jsonl")})
+    return paths, paths.index(own)
+
+
+def _stored_lines(paths: Iterable[Path]) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Yields (index of the file, offset, document) of every complete line of the files that exist."""
+    for number, path in enumerate(paths):
+        if path.exists():
+            yield from ((number, offset, line) for offset, line in read_lines(path))
 
 
 def store_image(folder: Path, data: bytes) -> str:

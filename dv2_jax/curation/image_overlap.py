@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import tempfile
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +21,8 @@ import numpy as np
 import scipy.fft
 from jaxtyping import Float, UInt8, UInt32
 from PIL import Image
+
+from dv2_jax.curation.temporary_database import open_temporary_database
 
 STRONG_BITS, REVIEW_BITS = 4, 10
 SIDE = 640  # pixels of the longer side at which keypoints are found
@@ -34,7 +34,6 @@ MIN_CORRELATION = 0.8  # of the aligned pixels; re-encoded crops have 0.9 to 1
 MIN_CONTRAST = 2.0  # gray values; hashes of nearly uniform images are noise
 MAX_CANDIDATES = 50  # images with most votes that are aligned
 _HASH_SIDE, _LOW = 32, 8
-_POINT_BYTES, _DESCRIPTOR_BYTES = 8, 32
 _rng = np.random.default_rng(0)
 _CHOSEN_BITS = np.stack([_rng.choice(256, KEY_BITS, replace=False) for _ in range(TABLES)])
 
@@ -107,8 +106,8 @@ class Features:
 class ImageOverlapIndex:
     """An index of images by id, which finds those that a new image repeats, contains, or is a crop of.
 
-    Memory holds 64 kB per image, the keys of its keypoints. The keypoints and a gray copy of at most 640 pixels per side,
-    up to 430 kB, are in a temporary file.
+    Memory holds at most 48 kB per image, the keys of its keypoints and their table. The keypoints and a gray copy of at most
+    640 pixels per side, up to 430 kB, are in a temporary database on disk.
     """
 
     def __init__(self) -> None:
@@ -116,7 +115,9 @@ class ImageOverlapIndex:
         self._digests: dict[str, list[int]] = {}
         self._hashes: list[int] = []
         self._is_flat: list[bool] = []
-        self._features = _FeatureFile()
+        self._features = open_temporary_database(
+            "CREATE TABLE features (number INTEGER PRIMARY KEY, height INTEGER, small BLOB, points BLOB, descriptors BLOB)"
+        )
         self._keys: list[UInt32[np.ndarray, "TABLES K"]] = []
         self._table: tuple[np.ndarray, np.ndarray] | None = None  # (sorted keys, number of their image)
 
@@ -137,7 +138,10 @@ class ImageOverlapIndex:
         self._hashes.append(perceptual_hash(gray))
         self._is_flat.append(contrast(gray) < MIN_CONTRAST)
         features = find_features(gray)
-        self._features.append(features)
+        arrays = features.small, features.points, features.descriptors
+        self._features.execute(
+            "INSERT INTO features VALUES (?, ?, ?, ?, ?)", (number, len(features.small), *(x.tobytes() for x in arrays))
+        )
         self._keys.append(keypoint_keys(features))
         self._table = None
 
@@ -171,7 +175,7 @@ class ImageOverlapIndex:
         for number in self._candidates(own):
             known = found.get(number)
             if known is None or not known.is_strong:
-                correlation = aligned_correlation(own, self._features.read(number))
+                correlation = aligned_correlation(own, self._read_features(number))
                 if correlation >= MIN_CORRELATION:
                     bits = hamming(own_hash, self._hashes[number])
                     found[number] = ImageMatch(self._ids[number], "crop", bits, round(correlation, 4))
@@ -191,6 +195,15 @@ class ImageOverlapIndex:
         chosen = np.flatnonzero(votes >= MIN_VOTES)
         return [int(number) for number in chosen[np.argsort(-votes[chosen], kind="stable")][:MAX_CANDIDATES]]
 
+    def _read_features(self, number: int) -> Features:
+        query = "SELECT height, small, points, descriptors FROM features WHERE number = ?"
+        height, small, points, descriptors = self._features.execute(query, (number,)).fetchone()
+        return Features(
+            np.frombuffer(small, np.uint8).reshape(height, -1),
+            np.frombuffer(points, np.float32).reshape(-1, 2),
+            np.frombuffer(descriptors, np.uint8).reshape(-1, 32),
+        )
+
     def _key_table(self) -> tuple[np.ndarray, np.ndarray]:
         if self._table is None:
             owners = np.repeat(np.arange(len(self._keys), dtype=np.uint32), [keys.size for keys in self._keys])
@@ -198,35 +211,6 @@ class ImageOverlapIndex:
             order = np.argsort(joined, kind="stable")
             self._table = joined[order], owners[order]
         return self._table
-
-
-class _FeatureFile:
-    """The features of images by number, in a temporary file without a name that disappears with the process."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the index
-        self._places: list[
-            tuple[int, int, tuple[int, int]]
-        ] = []  # (offset, number of keypoints, shape of the gray copy)
-        self._end = 0
-
-    def append(self, features: Features) -> None:
-        data = features.points.tobytes() + features.descriptors.tobytes() + features.small.tobytes()
-        self._places.append((self._end, len(features.points), features.small.shape))
-        position = 0
-        while position < len(data):
-            position += os.pwrite(self._file.fileno(), data[position:], self._end + position)
-        self._end += len(data)
-
-    def read(self, number: int) -> Features:
-        offset, count, shape = self._places[number]
-        points, descriptors = count * _POINT_BYTES, count * _DESCRIPTOR_BYTES
-        data = os.pread(self._file.fileno(), points + descriptors + shape[0] * shape[1], offset)
-        return Features(
-            np.frombuffer(data, np.uint8, offset=points + descriptors).reshape(shape),
-            np.frombuffer(data, np.float32, 2 * count).reshape(count, 2),
-            np.frombuffer(data, np.uint8, descriptors, points).reshape(count, _DESCRIPTOR_BYTES),
-        )
 
 
 def keypoint_keys(features: Features) -> UInt32[np.ndarray, "TABLES K"]:

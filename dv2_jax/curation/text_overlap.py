@@ -104,7 +104,7 @@ class TextOverlapIndex:
         min_coverage: share of n-grams from which on a text counts as covered.
         min_similarity: estimated Jaccard similarity from which on two texts count as similar.
 
-    The index is a temporary database on disk, about 2 kB for a question; memory does not grow with it.
+    The index is a temporary database on disk, about 1 kB for a question of 24 words; memory does not grow with it.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class TextOverlapIndex:
 
         Args:
             among: numbers to which the search is limited, None: all.
-            limit: number of texts with one n-gram or hash that are looked at, the oldest ones; None: all.
+            limit: number of texts with one n-gram or hash that are looked at, the oldest ones; None: all. Not with `among`.
         """
         found = words(self.templates.remove(text))
         if not found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 
@@ -34,3 +34,7 @@ class EngineStats:
     shared_tokens: int = 0  # prompt tokens whose pages another sequence of the group had filled
     preemptions: int = 0  # sequences whose pages were freed for others
     recomputed_tokens: int = 0  # cached tokens that they lost; part of `prefilled_tokens` once they are admitted again
+
+    def since(self, before: EngineStats) -> dict[str, int]:
+        """Returns by how much each counter has grown since `before`, which is a copy of earlier counters."""
+        return {field.name: getattr(self, field.name) - getattr(before, field.name) for field in fields(self)}

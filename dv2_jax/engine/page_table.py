@@ -43,17 +43,13 @@ class PageTable:
         self.pages = [Page(number) for number in range(pages)]
         self._free: OrderedDict[int, None] = OrderedDict((number, None) for number in range(pages))
         self._reserved: dict[Hashable, int] = {}  # pages that an admitted sequence may still allocate
+        self.reserved = 0  # the sum of these, which is needed for every page and row
         self._registry: dict[PrefixKey, Page] = {}
 
     @property
     def num_free(self) -> int:
         """Number of pages without a reference."""
         return len(self._free)
-
-    @property
-    def reserved(self) -> int:
-        """Number of pages that admitted sequences may still allocate."""
-        return sum(self._reserved.values())
 
     def available(self, sequence: Hashable) -> int:
         """Returns the number of pages that a sequence can allocate: those it has reserved, and those that nobody has."""
@@ -93,6 +89,7 @@ class PageTable:
         for page in found:
             self.incref(page)
         self._reserved[sequence] = count - len(shared)
+        self.reserved += count - len(shared)
         return shared, source
 
     def allocate(self, sequence: Hashable, *, beyond_reservation: bool = False) -> Page:
@@ -103,6 +100,7 @@ class PageTable:
         """
         if self._reserved.get(sequence, 0) > 0:
             self._reserved[sequence] -= 1
+            self.reserved -= 1
         elif not beyond_reservation or not self.available(sequence):
             raise OutOfPages(f"sequence {sequence!r} has allocated all pages it reserved")
         number, _ = self._free.popitem(last=False)
@@ -131,7 +129,7 @@ class PageTable:
             if page.owner == sequence:
                 page.owner = ""
             self.decref(page)
-        del self._reserved[sequence]
+        self.reserved -= self._reserved.pop(sequence)
 
     def register_prefix(self, key: PrefixKey, page: Page) -> None:
         """Registers `page` under its prefix key, so that sequences with the same prefix share it."""

@@ -230,8 +230,7 @@ def paged_attention(
             prefix.v,
             preferred_element_type=jnp.float32,
         )
-    out = out.reshape(batch, kv_heads, heads // kv_heads, tokens, dim) / row_sum[..., None]
-    return out.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, heads, dim).astype(q.dtype)
+    return _ungrouped(out / row_sum.reshape(flat)[..., None], q)
 
 
 def _grouped_queries(q: Float[Array, "B T H hd"], kv_heads: int) -> Float[Array, "B K GT hd"]:
@@ -239,6 +238,14 @@ def _grouped_queries(q: Float[Array, "B T H hd"], kv_heads: int) -> Float[Array,
     batch, tokens, heads, dim = q.shape
     grouped = q.reshape(batch, tokens, kv_heads, heads // kv_heads, dim) * dim**-0.5
     return grouped.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, dim)
+
+
+def _ungrouped(out: Float[Array, "B K GT hd"], q: Float[Array, "B T H hd"]) -> Float[Array, "B T H hd"]:
+    """Reverses the grouping of `_grouped_queries`; the result has the type of `q`."""
+    batch, tokens, heads, dim = q.shape
+    kv_heads = out.shape[1]
+    out = out.reshape(batch, kv_heads, heads // kv_heads, tokens, dim).transpose(0, 3, 1, 2, 4)
+    return out.reshape(batch, tokens, heads, dim).astype(q.dtype)
 
 
 def _merge(
@@ -251,8 +258,7 @@ def _merge(
     prefix_lse: Float[Array, "B K GT"],
 ) -> Float[Array, "B T H hd"]:
     """Attends to the new tokens and merges the result with that over the prefix, which is normalized by itself."""
-    batch, tokens, heads, dim = q.shape
-    kv_heads, groups = k.shape[2], heads // k.shape[2]
+    groups, tokens = q.shape[2] // k.shape[2], q.shape[1]
     scores = jnp.einsum("bkqd,bnkd->bkqn", queries, k, preferred_element_type=jnp.float32)
     visible = jnp.broadcast_to(mask[:, None, None], (mask.shape[0], 1, groups, *mask.shape[1:]))
     visible = visible.reshape(visible.shape[0], 1, groups * tokens, -1)
@@ -261,6 +267,4 @@ def _merge(
     weights = jnp.exp(scores - highest[..., None])
     prefix_weight = jnp.exp(prefix_lse - highest)
     out = jnp.einsum("bkqn,bnkd->bkqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    out = (out + prefix_weight[..., None] * prefix_out) / (weights.sum(-1) + prefix_weight)[..., None]
-    out = out.reshape(batch, kv_heads, groups, tokens, dim).transpose(0, 3, 1, 2, 4)
-    return out.reshape(batch, tokens, heads, dim).astype(q.dtype)
+    return _ungrouped((out + prefix_weight[..., None] * prefix_out) / (weights.sum(-1) + prefix_weight)[..., None], q)

@@ -109,6 +109,7 @@ class Training:
         spans, number = self.run.spans, self.done + 1
         spans.take_totals()
         started = time.monotonic()
+        engine_before = replace(self.session.engine.stats)
         with spans.span("rollout", step=number):
             rollout = self.rollouts.collect(number, self.next_prompt)
         self.next_prompt = rollout.next_prompt
@@ -146,6 +147,7 @@ class Training:
                 "recompilations": self.recompilations(),
             }
             | {f"seconds/{name}": value for name, value in spans.take_totals().items()}
+            | {f"engine/{name}": value for name, value in self.session.engine.stats.since(engine_before).items()}
         )
 
     def train_on(self, minibatches: Sequence[Minibatch]) -> dict[str, float]:

@@ -42,8 +42,7 @@ class RolloutStats:
     def finish(self, engine: EngineStats) -> None:
         """Ends the rollout: stores its duration and the engine's counters since its start."""
         self.seconds = time.perf_counter() - self._began
-        now, before = dataclasses.asdict(engine), dataclasses.asdict(self.engine_at_start)
-        self._engine = {name: now[name] - before[name] for name in now}
+        self._engine = engine.since(self.engine_at_start)
 
     def summary(self) -> dict[str, float]:
         """Returns all numbers in one flat dictionary: counts, seconds, milliseconds, tokens per second."""
