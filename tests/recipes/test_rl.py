@@ -44,6 +44,7 @@ def test_a_run_writes_its_outputs_and_a_killed_run_resumes(config):
     rows = read_metrics(directory)
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert all(row["logprob_gap_max"] <= 1e-4 and row["grad_norm"] > 0 for row in rows)
+    assert all(row["engine/sampled_tokens"] > 0 and row["engine/preemptions"] == 0 for row in rows)
     assert (directory / "report" / "index.html").exists() and (directory / "export" / "config.json").exists()
     trained = list(read_trajectories(directory / "trajectories", "train"))
     assert len(trained) == 3 * 8 and len({t["id"] for t in trained}) == 24
